@@ -1,0 +1,182 @@
+"""The one place that writes files: whole or not at all, on disk before it is named.
+
+A file is written beside its final name, flushed to the disk and renamed over it; a folder is filled as `.tmp-*` and renamed when complete.
+A reader therefore sees the old state or the new one, never half of it. `FAULT=point[:n]` in the environment makes the n-th passing
+of a point fail or kill the process, which is how the tests prove this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from positron_mini.errors import PositronError, from_os_error
+
+_passed: dict[str, int] = {}
+
+
+def fault_point(name: str) -> None:
+    """Nothing, unless `FAULT` names this point: `NAME[:n][:kill|exit|raise]` acts on its n-th passing (default 1, kill)."""
+    wanted = os.environ.get("FAULT")
+    if not wanted:
+        return
+    point, _, rest = wanted.partition(":")
+    if point != name:
+        return
+    count, _, action = rest.partition(":")
+    _passed[name] = _passed.get(name, 0) + 1
+    if _passed[name] != int(count or 1):
+        return
+    if action == "raise":
+        raise OSError(28, "No space left on device (injected)")
+    if action == "exit":
+        os._exit(137)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's list of names, so that a rename in it survives a power cut. Windows cannot open folders, and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_synced(path: Path, fill: Callable[[Any], None]) -> None:
+    with open(path, "wb") as handle:
+        fill(handle)
+        handle.flush()
+        fault_point("before_fsync")
+        os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def translate_os_errors(doing: str) -> Iterator[None]:
+    """Turn an operating-system error into a PositronError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Replace the file at `path` by `data`, atomically. Errors: DiskFullError, PositronError; the old file then still stands."""
+    stream_file(path, lambda handle: handle.write(data))
+
+
+def stream_file(path: Path, fill: Callable[[Any], Any]) -> None:
+    """Replace the file at `path` by what `fill(handle)` writes into an open binary handle, atomically."""
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with translate_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fault_point("before_write")
+            _write_synced(temporary, fill)
+            fault_point("before_replace")
+            os.replace(temporary, path)
+            fault_point("after_replace")
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` as UTF-8 with \\n line ends, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at `path` by indented JSON, atomically. Non-finite numbers are refused."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a final newline, the form in which all our JSON files stand."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line. A line cut off by a crash is recognised by its missing newline and dropped by readers."""
+    with translate_os_errors(f"writing {path}"), open(path, "a", encoding="utf-8", newline="\n") as handle:
+        handle.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a line file, in order; a missing file has none, an unfinished or damaged last line is dropped."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines) - 1:
+                raise PositronError(f"{path}, line {number}: not JSON ({error})", f"remove that line from {path}") from error
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file. Errors: PositronError with the path when it is missing, not UTF-8 or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise PositronError(f"{path}: cannot be read as JSON ({error})", "restore the file, or use another checkpoint") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Files inside are to be written with `write_bytes` and its kin, so each is on the disk before the rename. An existing `path` is replaced.
+    """
+    path = Path(path)
+    with translate_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with translate_os_errors(f"writing {path}"):
+            _sync_folder(temporary)
+            fault_point("before_rename")
+            if path.exists():
+                old = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
+                os.rename(path, old)
+                os.rename(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(temporary, path)
+            fault_point("after_rename")
+            _sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the `.tmp-*` entries that a killed process left in `folder`. Call it only while holding the folder's lock."""
+    for entry in folder.glob(".tmp-*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""A checkpoint: one folder that is a Hugging Face model folder, whole or absent, with a checksum of every file.
+
+`training/` inside it holds what is needed to go on exactly. Only safetensors and JSON are read, so loading never runs code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from positron_mini import files
+from positron_mini.config import ModelConfig
+from positron_mini.errors import CheckpointError
+from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from positron_mini.model import GPT
+
+FORMAT = 1
+MODEL_FILE = "model.safetensors"
+STATE_FILE = "training/state.safetensors"
+STATE_JSON = "training/state.json"
+MANIFEST = "manifest.json"
+NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run needs to go on from a step: tensors by name, and the numbers of `state.json`."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str | None, card: str) -> dict[str, bytes]:
+    """Every file of a model folder except the weights, by name. `chat_template` None makes a base model's folder."""
+    ends = [2, tokenizer.im_end_id] if chat_template is not None else [2]
+    settings = {**config.to_huggingface(), "eos_token_id": ends if len(ends) > 1 else 2}
+    generation = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 3, "do_sample": True, "temperature": 0.7}
+    return {
+        "config.json": files.json_text(settings).encode(),
+        "generation_config.json": files.json_text(generation).encode(),
+        **huggingface_files(tokenizer, context_len=config.context_len, chat_template=chat_template),
+        "README.md": card.encode(),
+    }
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file's content. The same tensors give the same bytes in every process: metadata is `{"format": "pt"}` alone."""
+    from safetensors.torch import save
+
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, metadata={"format": "pt"})
+
+
+def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
+    """Write a checkpoint folder atomically; the manifest is the last file in it. Errors: DiskFullError, PositronError; then nothing is left."""
+    needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
+    check_free_space(folder.parent, needed + sum(map(len, texts.values())))
+    with files.atomic_folder(folder) as temporary:
+        contents = dict(texts)
+        for name, data in contents.items():
+            files.write_bytes(temporary / name, data)
+        files.write_bytes(temporary / MODEL_FILE, tensor_bytes(weights))
+        if training is not None:
+            files.write_bytes(temporary / STATE_FILE, tensor_bytes(training.tensors))
+            files.write_json(temporary / STATE_JSON, {"format": FORMAT, **training.state})
+        write_manifest(temporary)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Nothing, or DiskFullError when fewer than `needed` bytes (and 16 MiB to spare) are free. Looks at the nearest existing folder."""
+    from positron_mini.errors import DiskFullError
+
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + (16 << 20):
+        raise DiskFullError(
+            f"{folder}: a checkpoint needs {needed / 1e6:,.0f} MB and only {free / 1e6:,.0f} MB are free",
+            "free some space, then start the same command again; the last checkpoint is intact",
+        )
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of all files now in `folder`."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": files.sha256_of(folder / name)} for name in names}
+    files.write_json(folder / MANIFEST, {"format": FORMAT, "files": entries})
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of a checkpoint, by name. Errors: CheckpointError when it is missing or not a manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {MANIFEST}, so this is not a complete checkpoint", "use another step of the run, or the run folder itself")
+    data = files.read_json(path)
+    entries = data.get("files") if isinstance(data, dict) else None
+    if not isinstance(entries, dict) or data.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a manifest of format {FORMAT}", "the checkpoint is damaged or was written by a newer version")
+    for name, entry in entries.items():
+        plain = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\\" not in name
+        if not (plain and isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)):
+            raise CheckpointError(f"{path}: the entry {name!r} is damaged", "use another step of the run")
+    missing = [name for name in NEEDED if name not in entries]
+    if missing:
+        raise CheckpointError(f"{path}: {', '.join(missing)} is not listed", "use another step of the run")
+    return entries
+
+
+def verify(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest, after checking every file against it. Errors: CheckpointError naming the first file that differs."""
+    entries = read_manifest(folder)
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise CheckpointError(f"{path}: missing", "use another step of the run")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}", "the file is damaged; use another step of the run")
+        if files.sha256_of(path) != entry["sha256"]:
+            raise CheckpointError(f"{path}: its content differs from its checksum", "the file is damaged; use another step of the run")
+    return entries
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder, its shape and its tokenizer; `load_model` reads the weights."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    is_chat: bool
+    has_training: bool
+
+    @property
+    def step(self) -> int | None:
+        """The step in the folder's name, or None for a folder that was renamed."""
+        return step_number(self.folder.resolve().name)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens after which the model has finished: eos, and for chat models also the end of a message."""
+        return frozenset({2, self.tokenizer.im_end_id}) if self.is_chat else frozenset({2})
+
+
+def step_number(name: str) -> int | None:
+    """The step in a folder's name such as `step_001000`, or None."""
+    digits = name.removeprefix("step_")
+    return int(digits) if name.startswith("step_") and digits.isascii() and digits.isdigit() and len(digits) <= 12 else None
+
+
+def step_name(step: int) -> str:
+    """The folder's name of a step."""
+    return f"step_{step:06d}"
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, with every file verified. Errors: CheckpointError."""
+    entries = verify(folder)
+    data = files.read_json(folder / "config.json")
+    config = ModelConfig.from_huggingface(data, str(folder / "config.json"))
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model expects {config.vocab_size:,}",
+            "copy the tokenizer that the model was trained with into the folder",
+        )
+    return Checkpoint(folder, config, tokenizer, "chat_template.jinja" in entries, STATE_FILE in entries and STATE_JSON in entries)
+
+
+def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. With `expected` names and shapes, exactly these in fp32 or fp16/bf16 widened to fp32.
+
+    Errors: CheckpointError for another format (a `.pt` is never unpickled), missing or extra names, other shapes, non-finite values.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as handle:
+            names = list(handle.keys())
+            if expected is not None:
+                _compare(path, expected, {name: tuple(handle.get_slice(name).get_shape()) for name in names})
+            tensors = {name: handle.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})", "use another step of the run") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite numbers", "use an earlier step of the run")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{path}: names differ; missing: {', '.join(missing[:4]) or 'none'}; unknown: {', '.join(extra[:4]) or 'none'}",
+            "the file belongs to another model; use another step of the run",
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{path}: {name} has the shape {found[name]}, config.json says {shape}", "the file belongs to another model")
+
+
+def load_model(checkpoint: Checkpoint) -> GPT:
+    """The model of a checkpoint on the CPU, in fp32, ready to use."""
+    import torch
+
+    from positron_mini.model import GPT
+
+    with torch.device("meta"):  # shapes only: nothing is allocated or drawn before the file has been checked
+        model = GPT(checkpoint.config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    model.load_state_dict(read_tensors(checkpoint.folder / MODEL_FILE, shapes), assign=True)
+    return model.eval()
+
+
+def load_training(checkpoint: Checkpoint) -> TrainingState:
+    """What a run needs to go on from this checkpoint. Errors: CheckpointError when it was kept as a model only."""
+    if not checkpoint.has_training:
+        raise CheckpointError(f"{checkpoint.folder}: kept as a model only, without training state", "resume from a newer step of the run")
+    state = files.read_json(checkpoint.folder / STATE_JSON)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint.folder / STATE_JSON}: not a training state of format {FORMAT}", "use another step of the run")
+    return TrainingState(read_tensors(checkpoint.folder / STATE_FILE, None), state)
+
+
+def drop_training(folder: Path) -> None:
+    """Keep `folder` as a plain model folder: first the manifest forgets `training/`, then it goes."""
+    entries = {name: entry for name, entry in read_manifest(folder).items() if not name.startswith("training/")}
+    files.write_json(folder / MANIFEST, {"format": FORMAT, "files": entries})
+    files.fault_point("before_drop_training")
+    shutil.rmtree(folder / "training", ignore_errors=True)
+
+
+def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
+    """The `README.md` of a model folder: what it is, what it was trained on, how to use it. `facts` are shown as they are."""
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["positron-mini", "qwen3", "small-language-model"]}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    verb = "answers questions about what it was trained on" if is_chat else "continues a text"
+    return (
+        f"---\n{json.dumps(front)}\n---\n# {title}\n\n"
+        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {verb}.\n"
+        f"It knows nothing but its training text; do not rely on what it says.\n\n"
+        f"| | |\n|---|---|\n| shape | {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, "
+        f"context {config.context_len} |\n| vocabulary | {config.vocab_size:,} pieces |\n{rows}\n\n"
+        f"```\npositron {'chat' if is_chat else 'generate'} --ckpt .\n```\n\n"
+        f"In transformers: `AutoModelForCausalLM.from_pretrained(folder)`"
+        f"{f'; a message ends with {IM_END}' if is_chat else ''}.\n"
+    )

@@ -1,0 +1,208 @@
+"""The whole GPT and its key/value cache: Qwen3's block, small enough to read in one sitting.
+
+Shapes: B batch, T time in tokens, C = n_embd, H heads, K key/value heads, D = head_dim, F = ffn, V vocabulary, P positions already cached.
+Module and parameter names are Hugging Face's, so `state_dict()` is the checkpoint file and transformers loads it as it lies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from positron_mini.config import ModelConfig, embedding_std
+
+IGNORED = -100  # a target with this value is not predicted
+
+
+class RMSNorm(nn.Module):
+    """Scale a vector to root-mean-square 1, then by a learned weight per channel. Source: Zhang and Sennrich 2019 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` normalised over its last dimension, in fp32, returned in the dtype of `x`."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, for every layer: room for `context_len` positions, filled from the left."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        shape = (config.n_layer, batch, config.n_kv_head, config.context_len, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layers, B, K, context, D)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # P, advanced once per forward pass by GPT.hidden
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of `layer`, (B, K, P + T, D) each, after storing the new ones, (B, K, T, D)."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def rope_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position and channel, (context_len, D) each. Source: Su et al. 2021 (arXiv 2104.09864).
+
+    "Half rotation": channel i is paired with channel i + D/2, as in Llama's Hugging Face layout, so both halves share one angle.
+    """
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim  # (D/2,)
+    angle = torch.outer(torch.arange(config.context_len, dtype=torch.float32, device=device), config.rope_theta**-half)  # (context, D/2)
+    angle = torch.cat((angle, angle), dim=-1)  # (context, D)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` (B, heads, T, D) turned by the angles of its positions, (T, D): the dot product of two tokens then depends on their distance."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal self-attention with a norm on queries and keys, which keeps the logits bounded at high learning rates."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        q_size, kv_size = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+        self.q_proj = nn.Linear(config.n_embd, q_size, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.n_embd, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """What each position gathers from the positions it may see, (B, T, C). `mask` (.., T, P + T) True where seeing is allowed; None: causal."""
+        B, T, _ = x.shape
+        D = self.config.head_dim
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, D)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, D)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, D).transpose(1, 2)  # (B, K, T, D)
+        q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, K, P + T, D)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """SwiGLU: one branch decides how much of the other passes. Source: Shazeer 2020 (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.ffn, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.ffn, bias=False)
+        self.down_proj = nn.Linear(config.ffn, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each position by itself, (B, T, C) -> (B, T, C)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each reads a normalised copy of the stream and adds its result to it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, dropout: float) -> Tensor:
+        """The stream after this block, (B, T, C)."""
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rope, mask, cache), dropout, training=dropout > 0)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), dropout, training=dropout > 0)
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and final norm; a module of its own only because Hugging Face's names say `model.layers...`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd, config.norm_eps)
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer whose output head is its embedding table."""
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = 0.0  # set by the trainer while it trains; never stored
+        self.model = Backbone(config)
+        cos, sin = rope_table(config)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> GPT:
+        """This model with fresh weights, the same on every device: drawn on the CPU, one generator, in the order of the parameters.
+
+        Projections that write to the stream start at zero: every block is the identity at first, and the loss starts at ln(V).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif parameter.ndim == 2:
+                std = embedding_std(self.config.n_embd) if "embed_tokens" in name else self.config.n_embd**-0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            else:
+                parameter.fill_(1.0)
+        return self
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
+        """The final, normalised stream, (B, T, C), for `ids` (B, T).
+
+        With `cache`, `ids` continue the P tokens it holds. With `segments` (B, T), a position sees only positions of its own segment.
+        Errors: ValueError when P + T exceeds context_len.
+        """
+        T = ids.shape[1]
+        past = cache.length if cache is not None else 0
+        if past + T > self.config.context_len:
+            raise ValueError(f"{past} cached + {T} new tokens exceed the context of {self.config.context_len}")
+        rope = (self.rope_cos[past : past + T], self.rope_sin[past : past + T])
+        mask = self._mask(T, past, segments)
+        x = self.model.embed_tokens(ids)  # (B, T, C)
+        for block in self.model.layers:
+            x = block(x, rope, mask, cache, self.dropout)
+        if cache is not None:
+            cache.length += T
+        return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def _mask(self, T: int, past: int, segments: Tensor | None) -> Tensor | None:
+        """None where plain causal attention serves, else True where a query (row) may see a key (column)."""
+        if segments is None and (past == 0 or T == 1):
+            return None
+        causal = torch.ones(T, past + T, dtype=torch.bool, device=self.rope_cos.device).tril(past)  # (T, P + T)
+        if segments is None:
+            return causal
+        return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]  # (B, 1, T, T)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the next token, (..., V) in fp32. The head is the embedding table."""
+        flat = hidden.reshape(-1, hidden.shape[-1])  # 2-D: MPS computes large 3-D products wrongly in some releases
+        return F.linear(flat, self.model.embed_tokens.weight).float().view(*hidden.shape[:-1], -1)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T)."""
+        return self.logits(self.hidden(ids, cache))
+
+    def loss(self, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Sum over all positions of -ln p(target), in nats: a scalar. Targets equal to IGNORED do not count. Divide by their number for a mean."""
+        logits = self.logits(self.hidden(ids, segments=segments)).view(-1, self.config.vocab_size)  # (B*T, V)
+        return F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,217 @@
+"""How weights change: Muon for the matrices, AdamW for the rest, the learning-rate schedule, the running average.
+
+A new optimizer is a class with `step`, `state` and `load_state` like MuonAdamW, chosen in `build_optimizer`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, constant, cool-down, in steps. `horizon` None: open-ended, the rate stays constant."""
+
+    warmup_steps: int
+    cooldown_steps: int = 0
+    horizon: int | None = None
+
+    @property
+    def cooldown_start(self) -> int | None:
+        """Finished steps after which the rate begins to fall, or None when it never does."""
+        return None if self.horizon is None or self.cooldown_steps == 0 else self.horizon - self.cooldown_steps
+
+
+def make_schedule(warmup_steps: int, cooldown_steps: int | None, horizon: int | None) -> Schedule:
+    """A schedule that fits its horizon: by default 60 % cool-down; warm-up and cool-down shrink in proportion where they do not fit."""
+    if horizon is None:
+        return Schedule(warmup_steps)
+    cooldown = round(0.6 * horizon) if cooldown_steps is None else cooldown_steps
+    total = warmup_steps + cooldown
+    if total > horizon:
+        warmup_steps = warmup_steps * horizon // total
+        cooldown = horizon - warmup_steps
+    return Schedule(warmup_steps, cooldown, horizon)
+
+
+def lr_at(step: int, schedule: Schedule) -> float:
+    """Learning-rate multiplier in (0, 1] for the update after `step` finished ones: linear warm-up, constant, linear cool-down.
+
+    Step 0 gives 1 / warmup_steps; the last step of the cool-down gives 1 / (cooldown_steps + 1), so that no update is wasted on a rate
+    of zero. Source: Hägele et al. 2024 (arXiv 2405.18392).
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    start = schedule.cooldown_start
+    if start is None or step < start:
+        return 1.0
+    assert schedule.horizon is not None
+    return max(schedule.horizon - step, 1) / (schedule.cooldown_steps + 1)
+
+
+def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The matrices (G, m, n) with all singular values moved near 1, each keeping its singular vectors.
+
+    A quintic iteration X <- aX + b(XX')X + c(XX')²X whose coefficients favour speed over exactness (values end within about 0.7 to 1.2).
+    It runs in the dtype it is given: fp32 on a CPU, where bf16 may be hundreds of times slower. Source: Jordan et al. 2024 (Muon).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # wide: the product XX' is then the small one
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm at most 1, where the iteration converges
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer."""
+
+    def step(self, multiplier: float) -> None:
+        """Update the weights from their `.grad`, with every learning rate multiplied by `multiplier`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors needed to go on, by name."""
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+
+
+class Muon:
+    """Momentum, orthogonalised: every direction of a weight matrix moves equally far. Source: Jordan et al. 2024.
+
+    Updates are scaled to the size AdamW's have (root-mean-square about 0.2; Liu et al. 2025, arXiv 2502.16982), so both share a learning
+    rate. Matrices of equal shape are stacked and orthogonalised in one batched product.
+    """
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+        self.groups: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in named:
+            self.groups.setdefault(tuple(parameter.shape), []).append((name, parameter))
+        self.buffers = {
+            shape: torch.zeros(len(group), *shape, device=group[0][1].device) for shape, group in self.groups.items()
+        }  # (G, m, n) each
+
+    @torch.no_grad()
+    def step(self, multiplier: float) -> None:
+        """One update of every matrix."""
+        lr = self.lr * multiplier
+        for shape, group in self.groups.items():
+            gradient = torch.stack([p.grad for _, p in group if p.grad is not None])  # (G, m, n)
+            buffer = self.buffers[shape]
+            buffer.mul_(self.momentum).add_(gradient)
+            lookahead = gradient.add_(buffer, alpha=self.momentum)  # Nesterov
+            update = newton_schulz(lookahead).mul_(-lr * 0.2 * math.sqrt(max(shape)))
+            weights = [p for _, p in group]
+            torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+            torch._foreach_add_(weights, list(update.unbind()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Momentum per parameter, so that files do not depend on how matrices are grouped."""
+        return {f"muon.momentum.{name}": self.buffers[shape][i] for shape, group in self.groups.items() for i, (name, _) in enumerate(group)}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
+
+class AdamW:
+    """Adam with decoupled weight decay. Source: Kingma and Ba 2014, Loshchilov and Hutter 2017 (arXiv 1711.05101)."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> None:
+        self.lr, self.weight_decay, self.beta1, self.beta2, self.eps = lr, weight_decay, 0.9, 0.95, 1e-8
+        self.named = named
+        self.mean = [torch.zeros_like(p) for _, p in named]
+        self.square = [torch.zeros_like(p) for _, p in named]
+        self.count = torch.zeros(1)  # updates so far, for the bias correction
+
+    @torch.no_grad()
+    def step(self, multiplier: float) -> None:
+        """One update of every parameter."""
+        lr = self.lr * multiplier
+        self.count += 1
+        count = float(self.count)
+        weights = [p for _, p in self.named]
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        torch._foreach_mul_(self.mean, self.beta1)
+        torch._foreach_add_(self.mean, gradients, alpha=1 - self.beta1)
+        torch._foreach_mul_(self.square, self.beta2)
+        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - self.beta2)
+        divisor = torch._foreach_sqrt(self.square)
+        torch._foreach_div_(divisor, math.sqrt(1 - self.beta2**count))
+        torch._foreach_add_(divisor, self.eps)
+        if self.weight_decay:
+            torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+        torch._foreach_addcdiv_(weights, self.mean, divisor, -lr / (1 - self.beta1**count))
+
+    def state(self) -> dict[str, Tensor]:
+        """First and second moments per parameter, and the number of updates."""
+        names = [name for name, _ in self.named]
+        return {
+            **{f"adamw.mean.{name}": tensor for name, tensor in zip(names, self.mean, strict=True)},
+            **{f"adamw.square.{name}": tensor for name, tensor in zip(names, self.square, strict=True)},
+            f"adamw.count.{names[0]}": self.count,
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
+
+class Combined:
+    """Several optimizers, each with its own parameters, as one."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self.parts = parts
+
+    def step(self, multiplier: float) -> None:
+        """One update of every part."""
+        for part in self.parts:
+            part.step(multiplier)
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of all parts."""
+        return {name: tensor for part in self.parts for name, tensor in part.state().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        for part in self.parts:
+            part.load_state(tensors)
+
+
+def build_optimizer(model: nn.Module, kind: str, *, lr: float, muon_lr: float | None, weight_decay: float) -> Optimizer:
+    """The optimizer of `--optimizer kind` for this model.
+
+    muon: matrices inside blocks by Muon; embedding and norms by AdamW without decay. adamw: everything by AdamW, matrices decayed.
+    """
+    named = list(model.named_parameters())
+    matrices = [(name, p) for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
+    rest = [(name, p) for name, p in named if p.ndim != 2 or "embed_tokens" in name]
+    first: Optimizer = AdamW(matrices, lr, weight_decay) if kind == "adamw" else Muon(matrices, lr if muon_lr is None else muon_lr, weight_decay)
+    return Combined([first, AdamW(rest, lr, 0.0)])
+
+
+def average_weight(step: int) -> float:
+    """Share of the newest weights in the running average after finished step `step` (from 1): about 9 / step.
+
+    Polynomial-decay averaging: the average covers about the last ninth of the run at any length, with no horizon to choose.
+    Source: Shamir and Zhang 2013 (arXiv 1212.1824).
+    """
+    return min(1.0, 9.0 / (step + 8.0))
+
+
+@torch.no_grad()
+def update_average(average: list[Tensor], weights: list[Tensor], step: int) -> None:
+    """Move `average` in place towards `weights`, after finished step `step`."""
+    share = average_weight(step)
+    torch._foreach_mul_(average, 1 - share)
+    torch._foreach_add_(average, weights, alpha=share)

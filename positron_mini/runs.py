@@ -1,0 +1,341 @@
+"""A run folder: run.json, the logs, the step folders, `latest`; and what "going on" means for it.
+
+The folder is the truth: everything shown about a run is read from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from positron_mini import checkpoint as ckpt
+from positron_mini import files
+from positron_mini.config import is_milestone
+from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
+from positron_mini.optim import Schedule, make_schedule
+
+FORMAT = 1
+STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. It creates nothing until something is written."""
+
+    path: Path
+
+    @property
+    def run_json(self) -> Path:
+        """The file that says what the run is."""
+        return self.path / "run.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """The content of run.json, or None for a folder without one. Errors: RunError when it is of an unknown format."""
+        if not self.run_json.is_file():
+            return None
+        data = files.read_json(self.run_json)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RunError(f"{self.run_json}: not a run of format {FORMAT}", "choose another --out_dir")
+        return data
+
+    def write(self, data: dict[str, Any]) -> None:
+        """Replace run.json."""
+        files.write_json(self.run_json, {"format": FORMAT, **data})
+
+    def steps(self) -> list[int]:
+        """The saved steps, ascending, without checking them."""
+        if not self.path.is_dir():
+            return []
+        found = (ckpt.step_number(entry.name) for entry in self.path.iterdir() if entry.is_dir() and not entry.is_symlink())
+        return sorted(step for step in found if step is not None)
+
+    def folder(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.path / ckpt.step_name(step)
+
+    def resumable(self) -> list[int]:
+        """The saved steps whose manifest lists a training state, ascending; damaged ones are left out."""
+        return [step for step in self.steps() if _lists_training(self.folder(step))]
+
+    def newest(self, *, training: bool, say: Say) -> ckpt.Checkpoint | None:
+        """The newest checkpoint that is complete and undamaged, or None. Each one passed over is said."""
+        for step in reversed(self.steps()):
+            if training and not _lists_training(self.folder(step), damaged=True):
+                continue
+            try:
+                return ckpt.open_checkpoint(self.folder(step))
+            except PositronError as error:
+                say(f"warning: {error.message}; falling back to an earlier step")
+        return None
+
+    def point_latest(self, step: int) -> None:
+        """Make `latest` name this step: a link, or where links are not allowed a text file with the name."""
+        name, latest = ckpt.step_name(step), self.path / "latest"
+        temporary = self.path / f".tmp-latest-{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        files.fault_point("before_latest")
+        try:
+            temporary.symlink_to(name, target_is_directory=True)
+        except OSError:
+            files.write_text(temporary, name + "\n")
+        with files.translate_os_errors(f"writing {latest}"):
+            os.replace(temporary, latest)
+
+    def log(self, name: str, record: dict[str, Any]) -> None:
+        """Append a record to one of the run's line files."""
+        files.append_line(self.path / f"{name}.jsonl", record)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All reports of the run so far."""
+        return files.read_lines(self.path / "metrics.jsonl")
+
+    def rewind(self, step: int, *, keep_lines: bool) -> None:
+        """Make `step` the newest: later folders move to superseded/, later log lines are cut (and with `keep_lines` move there too)."""
+        later = [s for s in self.steps() if s > step]
+        attic = next(self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000) if not (self.path / "superseded" / f"{n:03d}").exists())
+        for name in STEP_LOGS:
+            path = self.path / name
+            rows = files.read_lines(path)
+            cut = [row for row in rows if row["step"] > step]
+            if cut and keep_lines:
+                files.write_text(attic / name, _lines(cut))
+            if path.is_file():
+                files.write_text(path, _lines([row for row in rows if row["step"] <= step]))
+        for old in later:
+            attic.mkdir(parents=True, exist_ok=True)
+            os.replace(self.folder(old), attic / ckpt.step_name(old))
+
+    def prune(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> None:
+        """Apply the retention rule after `newest` was saved: the two newest and `keep_training` keep their state, milestones their model."""
+        states = self.resumable()
+        spared = set(states[-2:]) | keep_training | {newest}
+        for step in self.steps():
+            if step in spared or step > newest:
+                continue
+            if is_milestone(step, milestones):
+                if step in states:
+                    ckpt.drop_training(self.folder(step))
+            else:
+                files.fault_point("before_prune")
+                doomed = self.path / f".tmp-old-{ckpt.step_name(step)}"
+                os.replace(self.folder(step), doomed)  # out of sight first: a half-removed step is never seen
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run for this process. Errors: RunError naming the process that holds it. A dead process holds nothing."""
+        from filelock import FileLock, Timeout
+
+        with files.translate_os_errors(f"writing {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock, owner = FileLock(self.path / ".lock"), self.path / ".lock.json"
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                pid = files.read_json(owner).get("pid") if owner.is_file() else "unknown"
+                raise RunError(
+                    f"{self.path}: process {pid} is training in this folder", f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir"
+                ) from None
+        try:
+            files.write_json(owner, {"pid": os.getpid()})
+            files.remove_leftovers(self.path)
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
+    """Whether a manifest lists a training state; `damaged` is the answer for a manifest that cannot be read."""
+    try:
+        return ckpt.STATE_FILE in ckpt.read_manifest(folder)
+    except PositronError:
+        return damaged
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    import json
+
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Checkpoint:
+    """The checkpoint that a command was given: a step folder, a run folder, `runs/x/latest`, or `latest.pt` / `step_1000.pt` as older
+    commands spell them. Errors: CheckpointError, listing the runs there are."""
+    given = Path(path)
+    if given.is_file() and given.name != "latest":
+        raise CheckpointError(
+            f"{given}: a single file is not a checkpoint of this project; a checkpoint is a folder, and .pt files are never unpickled",
+            _known_runs(),
+        )
+    target = given if given.exists() or given.is_symlink() else given.with_suffix("") if given.suffix in (".pt", ".pth") else given
+    step = ckpt.step_number(target.name)
+    if step is not None and not target.exists():
+        target = target.with_name(ckpt.step_name(step))
+    if (target / ckpt.MANIFEST).is_file() and target.name != "latest":
+        return ckpt.open_checkpoint(target)
+    if target.name in ("latest", "best"):
+        return _follow(target, say)
+    if (target / "run.json").is_file() or RunFolder(target).steps():
+        return _newest_of(RunFolder(target), say)
+    if target.is_dir():
+        ckpt.read_manifest(target)
+    raise CheckpointError(f"{given}: no checkpoint there", _known_runs())
+
+
+def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
+    """The checkpoint that `latest` or `best` names; the newest undamaged one when it names none."""
+    run = RunFolder(pointer.parent)
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else os.readlink(pointer) if pointer.is_symlink() else ""
+    if ckpt.step_number(name) is not None:
+        try:
+            return ckpt.open_checkpoint(run.path / name)
+        except PositronError as error:
+            say(f"warning: {error.message}; falling back to the newest complete step")
+    elif pointer.is_dir():
+        return ckpt.open_checkpoint(pointer)
+    return _newest_of(run, say)
+
+
+def _newest_of(run: RunFolder, say: Say) -> ckpt.Checkpoint:
+    found = run.newest(training=False, say=say)
+    if found is None:
+        raise CheckpointError(f"{run.path}: no complete checkpoint there", _known_runs())
+    return found
+
+
+def list_runs(root: Path = Path("runs")) -> list[Path]:
+    """The run folders under `root`, newest first."""
+    found = [path.parent for path in root.glob("*/run.json")] if root.is_dir() else []
+    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+
+
+def _known_runs() -> str:
+    runs = list_runs()
+    return f"runs here: {', '.join(map(str, runs[:8]))}" if runs else "no runs here yet; train one with: positron train --dataset_path FILE"
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks about steps."""
+
+    max_steps: int | None = None
+    until_step: int | None = None
+    more_steps: int | None = None
+    resume_from_step: int | None = None
+    finish: bool = False
+    cooldown_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do: start at `start` with `schedule`, pause at `until`. `changed` schedules are recorded as an event at `start`."""
+
+    start: int
+    until: int | None
+    schedule: Schedule
+    changed: bool = False
+    rewinds: bool = False
+    finished: bool = False
+    say: str = ""
+
+
+def plan_new(request: Request, warmup_steps: int) -> Plan:
+    """The plan of a run that does not exist yet. Errors: UsageError."""
+    if request.finish or (request.resume_from_step or 0) > 0:
+        flag = "--finish" if request.finish else f"--resume_from_step {request.resume_from_step}"
+        raise UsageError(f"{flag}: there is no run to go on with", "name its folder with --out_dir, or leave the flag out to start one")
+    return Plan(0, _until(0, request, None), make_schedule(warmup_steps, request.cooldown_steps, request.max_steps))
+
+
+def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], request: Request) -> Plan:
+    """How to go on with a run that has `schedule` and whose newest usable step is `newest`. `resumable`: all steps with training state.
+
+    Same horizon: go on. Smaller: pause there. Larger: the horizon moves, or, when the cool-down has begun, training goes back to the last
+    step of the constant rate. Errors: UsageError, RunError.
+    """
+    start, rewinds, say = newest, False, ""
+    if request.resume_from_step is not None:
+        start, rewinds = _resume_step(request.resume_from_step, newest, resumable), request.resume_from_step < newest
+    plan = Plan(start, None, schedule, rewinds=rewinds)
+    if request.finish:
+        plan = _finish(plan, request)
+    elif request.max_steps is not None and request.max_steps != schedule.horizon:
+        plan = _other_horizon(plan, request, resumable)
+    until = _until(plan.start, request, plan.until)
+    horizon = plan.schedule.horizon
+    finished = horizon is not None and plan.start >= horizon
+    if finished:
+        say = f"this run is finished: {horizon:,} of {horizon:,} steps are done"
+    elif until is not None and plan.start >= until:
+        finished, say = True, f"step {until:,} is already done (the newest is {plan.start:,})"
+    return replace(plan, until=until, finished=finished, say=say or plan.say)
+
+
+def _resume_step(wanted: int, newest: int, resumable: list[int]) -> int:
+    if wanted == 0 or wanted in resumable:
+        return wanted
+    have = ", ".join(f"{step:,}" for step in resumable[-6:]) or "none"
+    raise RunError(
+        f"step {wanted:,} has no training state to resume from (the newest step is {newest:,}); steps that have one: {have}",
+        f"--resume_from_step {resumable[-1] if resumable else 0}",
+    )
+
+
+def _finish(plan: Plan, request: Request) -> Plan:
+    start, schedule = plan.start, plan.schedule
+    if schedule.cooldown_start is not None and start >= schedule.cooldown_start:
+        return plan  # already cooling down or done
+    if start == 0:
+        raise UsageError("--finish: no step is done yet, there is nothing to cool down", "train some steps first")
+    cooldown = request.cooldown_steps or max(1, start // 4)
+    finishing = Schedule(min(schedule.warmup_steps, start), cooldown, start + cooldown)
+    return replace(plan, schedule=finishing, changed=True, say=f"cooling down over {cooldown:,} steps, to end at step {start + cooldown:,}")
+
+
+def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
+    wanted, schedule, start = request.max_steps, plan.schedule, plan.start
+    assert wanted is not None
+    if schedule.horizon is not None and wanted < schedule.horizon:
+        return replace(plan, until=wanted, say=f"the run's horizon stays {schedule.horizon:,} steps; pausing at {wanted:,}")
+    say = f"the horizon moves to {wanted:,} steps"
+    cooldown_start = schedule.cooldown_start
+    if cooldown_start is not None and start > cooldown_start:
+        if cooldown_start not in resumable:
+            raise RunError(
+                f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to", "start a new run in another --out_dir"
+            )
+        start, say = cooldown_start, f"{say}; going back to step {cooldown_start:,}, the last before the cool-down"
+    if start >= wanted:
+        raise UsageError(f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now")
+    moved = make_schedule(schedule.warmup_steps, request.cooldown_steps, wanted)
+    if moved.cooldown_start is not None and moved.cooldown_start < start:
+        moved = replace(moved, cooldown_steps=wanted - start)
+    return replace(plan, start=start, schedule=moved, changed=True, rewinds=plan.rewinds or start < plan.start, say=say)
+
+
+def _until(start: int, request: Request, planned: int | None) -> int | None:
+    wanted = [planned, request.until_step, start + request.more_steps if request.more_steps is not None else None]
+    return min((step for step in wanted if step is not None), default=None)
+
+
+def schedule_record(schedule: Schedule, step: int) -> dict[str, Any]:
+    """The event that records a schedule taking effect at `step`."""
+    return {"kind": "schedule", "step": step, **asdict(schedule)}
+
+
+def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> Schedule:
+    """The schedule in force according to a run's events (up to `step`). Errors: RunError when there is none."""
+    found = [event for event in events if event.get("kind") == "schedule" and (step is None or event["step"] <= step)]
+    if not found:
+        raise RunError("run.json records no schedule", "choose another --out_dir")
+    return Schedule(found[-1]["warmup_steps"], found[-1]["cooldown_steps"], found[-1]["horizon"])

@@ -1,0 +1,20 @@
+"""Text to ids and back: the SentencePiece tokenizer, its training, and its Hugging Face files."""
+
+from positron_mini.tokenizer.huggingface import huggingface_files
+from positron_mini.tokenizer.model_file import BOS, EOS, IM_END, IM_START, PAD, SPACE, UNK, Piece
+from positron_mini.tokenizer.spm import IncrementalDecoder, Tokenizer, train_tokenizer
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "IM_END",
+    "IM_START",
+    "PAD",
+    "SPACE",
+    "UNK",
+    "IncrementalDecoder",
+    "Piece",
+    "Tokenizer",
+    "huggingface_files",
+    "train_tokenizer",
+]

@@ -26,6 +26,7 @@ venv="$root/.venv"
 py="$venv/bin/python"
 stamp="$venv/setup.stamp" # "KEY EXTRAS", written last
 log="$venv/setup.log"
+pip_install=("$py" -I -m pip install -c constraints.txt)
 system="$(uname -s)"
 wanted_extras=""
 installed_extras=""
@@ -81,30 +82,43 @@ for name in "pip setuptools torch numpy sentencepiece safetensors tokenizers tyr
     if spec is None or spec.origin is None:
         sys.exit(1)'
 
-# Removes what an interrupted pip left (it writes RECORD last, and renames what it replaces to ~name), and gives the commands of a
-# moved folder their new path.
-TIDY='import os, shutil, sys, sysconfig
-venv = sys.argv[1]
+# Makes pip install again what is not whole: the interrupted (RECORD is written last; what is replaced is renamed to ~name), and
+# whatever has lost a file or a part of one since.
+TIDY='import csv, os, shutil, sysconfig
 site = sysconfig.get_paths()["purelib"]
+def is_whole(info):
+    with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if not row[0].startswith("..") and not row[0].endswith(".pyc")]
+    return all(os.path.getsize(os.path.join(site, name)) == int(size or -1) or not size for name, _, size in rows)
 for name in os.listdir(site):
     path = os.path.join(site, name)
-    if name.startswith("~") or (name.endswith(".dist-info") and not os.path.exists(os.path.join(path, "RECORD"))):
-        print("removed, half installed:", path)
-        shutil.rmtree(path, ignore_errors=True)
+    try:
+        keep = not name.startswith("~") and (not name.endswith(".dist-info") or is_whole(path))
+    except (OSError, ValueError):
+        keep = False
+    if not keep:
+        print("not whole, to be installed again:", path)
+        shutil.rmtree(path, ignore_errors=True)'
+
+# Gives the commands of a moved folder their new path. pip knows how to spell a first line with spaces in it.
+RELOCATE='import os, sys
+from importlib.metadata import entry_points
+from pip._vendor.distlib.scripts import ScriptMaker
+venv = sys.argv[1]
 config = os.path.join(venv, "pyvenv.cfg")
 with open(config, encoding="utf-8") as file:
-    commands = [line.partition(" -m venv ")[2].strip() for line in file if line.startswith("command")]
-old = commands[0] if commands else ""
+    old = "".join(line.partition(" -m venv ")[2].strip() for line in file if line.startswith("command"))
 if os.path.isabs(old) and old != venv:
-    folder = os.path.join(venv, "bin")
-    for path in [os.path.join(folder, name) for name in os.listdir(folder)] + [config]:
-        if os.path.islink(path) or not os.path.isfile(path):
-            continue
+    maker = ScriptMaker(None, os.path.join(venv, "bin"))
+    maker.clobber, maker.set_mode, maker.variants = True, True, {""}
+    for entry in entry_points(group="console_scripts"):
+        maker.make(entry.name + " = " + entry.value)
+    activate = [os.path.join(venv, "bin", name) for name in os.listdir(os.path.join(venv, "bin")) if name.startswith("activate")]
+    for path in [*activate, config]:
         with open(path, "rb") as file:
             content = file.read()
-        if path == config or content.startswith(b"#!") or b"VIRTUAL_ENV" in content:
-            with open(path, "wb") as file:
-                file.write(content.replace(os.fsencode(old), os.fsencode(venv)))'
+        with open(path, "wb") as file:
+            file.write(content.replace(os.fsencode(old), os.fsencode(venv)))'
 
 TORCH_VERSION='from importlib.metadata import version
 print(version("torch").partition("+")[0])'
@@ -198,7 +212,8 @@ find_python() { # -> python, python_version; or one sentence and the way out
   done
   [ -z "$reason" ] || fail "$reason" "$hint"
   [ -z "$seen" ] || fail "Positron Mini needs Python 3.11 to 3.14, and this computer offers only $seen" "$hint"
-  fail "Positron Mini needs Python 3.11 to 3.14, and ${POSITRON_PYTHON:-none} was found to work" "$hint"
+  [ -z "${POSITRON_PYTHON:-}" ] || fail "Positron Mini needs Python 3.11 to 3.14, and POSITRON_PYTHON=$POSITRON_PYTHON does not work" "$hint"
+  fail "Positron Mini needs Python 3.11 to 3.14, and this computer offers none" "$hint"
 }
 
 install_hint() {
@@ -217,7 +232,8 @@ install_hint() {
 # --- the work --------------------------------------------------------------------------------------------------------------------
 
 attempt() { # command... -> its exit status; what it says goes to the log
-  printf '\n$ %s\n' "$*" >>"$log"
+  local line="$*"
+  printf '\n$ %s\n' "${line%%$'\n'*}" >>"$log"
   "$@" </dev/null >>"$log" 2>&1
 }
 
@@ -251,10 +267,11 @@ prepare_venv() {
     case "$version" in 3.11 | 3.12 | 3.13 | 3.14) fits_choice "$version" || version="" ;; *) version="" ;; esac
     if [ -n "$version" ]; then
       : >"$log"
-      attempt "$py" -I -c "$TIDY" "$venv" || true
-      attempt "$py" -I -m pip --version || attempt "$py" -I -m ensurepip --upgrade --default-pip || version=""
+      attempt "$py" -I -c "$TIDY" || true
+      attempt "$py" -I -m pip --version || repair_pip || version=""
     fi
     if [ -n "$version" ]; then
+      attempt "$py" -I -c "$RELOCATE" "$venv" || true
       python_version="$version"
       return 0
     fi
@@ -266,7 +283,7 @@ prepare_venv() {
   run "making .venv with $python" "$python" -m venv "$venv"
 }
 
-pip_install() { "$py" -I -m pip install -c constraints.txt "$@"; }
+repair_pip() { attempt "$py" -I -m ensurepip --upgrade --default-pip && attempt "$py" -I -m pip --version; }
 
 has_nvidia() { nvidia-smi -L 2>/dev/null | grep -q GPU; }
 
@@ -281,15 +298,15 @@ install_torch() {
     run "installing torch" "$py" -I -m pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
   else
     say "  torch $torch_pin: $([ "$system" = Linux ] && echo "with CUDA, about 3 GB" || echo "about 110 MB")"
-    run "installing torch" pip_install "$torch"
+    run "installing torch" "${pip_install[@]}" "$torch"
   fi
 }
 
 install_rest() { # extras -> the package itself, editable, and what it needs
   say "  the other packages${1:+ with $1}"
   # setuptools first: an isolated build would fetch an unpinned one, and a moved folder could not be repaired offline.
-  run "installing setuptools" pip_install setuptools
-  run "installing the packages" pip_install --no-build-isolation -e ".${1:+[$1]}"
+  run "installing setuptools" "${pip_install[@]}" setuptools
+  run "installing the packages" "${pip_install[@]}" --no-build-isolation -e ".${1:+[$1]}"
 }
 
 set_up() {

@@ -58,7 +58,7 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
-    """Write a checkpoint folder atomically; the manifest is the last file in it. Errors: DiskFullError, PositronError; then nothing is left."""
+    """Write a checkpoint folder atomically, its manifest last. Errors: DiskFullError, PositronError; then nothing is left."""
     needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
     check_free_space(folder.parent, needed + sum(map(len, texts.values())))
     with files.atomic_folder(folder) as temporary:
@@ -96,7 +96,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of a checkpoint, by name. Errors: CheckpointError when it is missing or not a manifest."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no {MANIFEST}, so this is not a complete checkpoint", "use another step of the run, or the run folder itself")
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST}, so this is not a complete checkpoint", "use another step of the run, or the run folder itself"
+        )
     data = files.read_json(path)
     entries = data.get("files") if isinstance(data, dict) else None
     if not isinstance(entries, dict) or data.get("format") != FORMAT:
@@ -120,7 +122,9 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
             raise CheckpointError(f"{path}: missing", "use another step of the run")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise CheckpointError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}", "the file is damaged; use another step of the run")
+            raise CheckpointError(
+                f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}", "the file is damaged; use another step of the run"
+            )
         if files.sha256_of(path) != entry["sha256"]:
             raise CheckpointError(f"{path}: its content differs from its checksum", "the file is damaged; use another step of the run")
     return entries
@@ -203,7 +207,9 @@ def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, 
         )
     for name, shape in expected.items():
         if found[name] != shape:
-            raise CheckpointError(f"{path}: {name} has the shape {found[name]}, config.json says {shape}", "the file belongs to another model")
+            raise CheckpointError(
+                f"{path}: {name} has the shape {found[name]}, config.json says {shape}", "the file belongs to another model"
+            )
 
 
 def load_model(checkpoint: Checkpoint) -> GPT:

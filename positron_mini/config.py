@@ -36,10 +36,13 @@ class ModelConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "ffn", "context_len", "vocab_size"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 10_000_000:
-                raise UsageError(f"--{name} is {value!r}, it must be a whole number of at least 1", f"leave --{name} out to take the preset's")
+                raise UsageError(
+                    f"--{name} is {value!r}, it must be a whole number of at least 1", f"leave --{name} out to take the preset's"
+                )
         if self.n_head % self.n_kv_head:
             raise UsageError(
-                f"--n_head {self.n_head} is not a multiple of --n_kv_head {self.n_kv_head}", f"--n_kv_head {self.n_head} gives every head its own key"
+                f"--n_head {self.n_head} is not a multiple of --n_kv_head {self.n_kv_head}",
+                f"--n_kv_head {self.n_head} gives every head its own key",
             )
         if self.head_dim % 2:
             raise UsageError(f"--head_dim {self.head_dim} is odd; rotary positions turn pairs of channels", "--head_dim 32 or 64")
@@ -118,7 +121,7 @@ class ModelConfig:
                 ffn=data["intermediate_size"],
                 context_len=data["max_position_embeddings"],
                 vocab_size=data["vocab_size"],
-                rope_theta=float(theta),
+                rope_theta=float(theta or 10_000.0),
                 norm_eps=float(data["rms_norm_eps"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -250,10 +253,19 @@ class TrainConfig:
             "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
         }  # fmt: skip
         check_ranges(self, at_least)
-        for name, low, high in (("lr", 0.0, 1.0), ("muon_lr", 0.0, 1.0), ("weight_decay", -1e-9, 10.0), ("grad_clip", 0.0, 1e9), ("dropout", -1e-9, 0.95)):
+        for name, low, high in (
+            ("lr", 0.0, 1.0),
+            ("muon_lr", 0.0, 1.0),
+            ("weight_decay", -1e-9, 10.0),
+            ("grad_clip", 0.0, 1e9),
+            ("dropout", -1e-9, 0.95),
+        ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low < value <= high):
-                raise UsageError(f"--{name} {value} is out of range; it must be above {max(low, 0.0):g} and at most {high:g}", f"leave --{name} out for the default")
+                raise UsageError(
+                    f"--{name} {value} is out of range; it must be above {max(low, 0.0):g} and at most {high:g}",
+                    f"leave --{name} out for the default",
+                )
         if self.until_step is not None and self.more_steps is not None:
             raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")
         parse_milestones(self.milestones)
@@ -264,7 +276,9 @@ def check_ranges(config: Any, at_least: dict[str, int]) -> None:
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= 10**12:
-            raise UsageError(f"--{name} is {value:,}, it must be at least {least:,} and at most 10^12", f"leave --{name} out for the default")
+            raise UsageError(
+                f"--{name} is {value:,}, it must be at least {least:,} and at most 10^12", f"leave --{name} out for the default"
+            )
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:
@@ -337,7 +351,9 @@ class SampleConfig:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"--{name} is {value}, it must lie between {low:g} and {high:g}", f"--{name} {getattr(SampleConfig, name)}")
+                raise UsageError(
+                    f"--{name} is {value}, it must lie between {low:g} and {high:g}", f"--{name} {getattr(SampleConfig, name)}"
+                )
         if any(not text for text in self.stop):
             raise UsageError("--stop is an empty string, which every text contains", 'name a string, such as --stop "The end"')
 

@@ -103,17 +103,23 @@ def choose(machine: Machine, device: str = "auto", precision: str = "auto") -> C
     elif device in machine.devices:
         chosen, why = next(d for d in machine.devices if d == device), "as asked"
     else:
-        raise UsageError(f"--device {device}: PyTorch sees no such device here, only {', '.join(machine.devices)}", f"--device {machine.devices[0]}")
+        raise UsageError(
+            f"--device {device}: PyTorch sees no such device here, only {', '.join(machine.devices)}", f"--device {machine.devices[0]}"
+        )
     if precision == "fp32":
         return Choice(chosen, "fp32", f"{why}; fp32 as asked")
     fast = chosen in machine.bf16
     if precision == "bf16":
         if fast or chosen == "mps":
             return Choice(chosen, "bf16", f"{why}; bf16 as asked")
-        return Choice(chosen, "fp32", f"{why}; fp32 because this {chosen.upper()} has no fast bf16, where it would be hundreds of times slower", True)
+        return Choice(
+            chosen, "fp32", f"{why}; fp32 because this {chosen.upper()} has no fast bf16, where it would be hundreds of times slower", True
+        )
     if chosen == "cpu":
         return Choice("cpu", "fp32", f"{why}; fp32, the exact choice on a CPU")
-    return Choice(chosen, "bf16" if fast else "fp32", f"{why}; {'bf16 products with fp32 master weights' if fast else 'fp32, it has no fast bf16'}")
+    return Choice(
+        chosen, "bf16" if fast else "fp32", f"{why}; {'bf16 products with fp32 master weights' if fast else 'fp32, it has no fast bf16'}"
+    )
 
 
 def micro_batch_rows(model: ModelConfig, context_len: int, rows: int, device: str, memory_bytes: int) -> int:
@@ -172,7 +178,12 @@ def describe_versions() -> dict[str, str]:
 
     from positron_mini import __version__
 
-    return {"positron_mini": __version__, "torch": torch.__version__, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    return {
+        "positron_mini": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }
 
 
 def synchronize(device: str) -> None:

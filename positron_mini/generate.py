@@ -56,7 +56,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (V,) without the tokens whose probability is below `p` times that of the likeliest. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
+    """Logits (V,) without tokens less than `p` times as probable as the likeliest. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
     if p <= 0.0:
         return logits
     probabilities = logits.softmax(-1)
@@ -86,7 +86,7 @@ def draw(probabilities: Tensor, uniform: float) -> int:
 
 
 class TextStream:
-    """Turns token ids into text that is safe to show: characters of several tokens are held back, and so is the beginning of a stop string."""
+    """Turns token ids into text that is safe to show: unfinished characters and beginnings of stop strings are held back."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._decoder, self._stops, self._held = IncrementalDecoder(tokenizer), tuple(stops), ""
@@ -159,26 +159,24 @@ class Reader:
 
     def read(self, history: Tensor) -> Tensor:
         """Logits (N, V) of the token after `history` (N, T), of which only the last column is new unless nothing was read yet."""
-        context = self.model.config.context_len
-        if self.cache.length == 0 or self.cache.length == context:
-            self.cache = KVCache(self.model.config, 1, self.device)
-            same = bool((history == history[:1]).all())
-            window = self._fit(history[:1] if same else history)
-            self.cache = KVCache(self.model.config, len(window), self.device)
-            logits = self._forward(window)
-            if same:  # the prompt was read once for all samples
-                self.cache.keys = self.cache.keys.expand(-1, self.samples, -1, -1, -1).contiguous()
-                self.cache.values = self.cache.values.expand(-1, self.samples, -1, -1, -1).contiguous()
-            return logits.expand(self.samples, -1)
-        return self._forward(history[:, -1:])
+        if 0 < self.cache.length < self.model.config.context_len:
+            return self._forward(history[:, -1:])
+        window = self._newest(history)
+        same = bool((window == window[:1]).all())  # a prompt is read once for all its samples
+        window = window[:1] if same else window
+        self.cache = KVCache(self.model.config, len(window), self.device)
+        logits = self._forward(window)
+        if same:
+            self.cache.repeat(self.samples)
+        return logits.expand(self.samples, -1)
 
-    def _fit(self, history: Tensor) -> Tensor:
+    def _newest(self, history: Tensor) -> Tensor:
+        """`history` where it fits the context, else bos and its newest three quarters of a context."""
         context = self.model.config.context_len
-        if history.shape[1] <= context and self.cache.length == 0 and history.shape[1] < context:
+        if history.shape[1] <= context:
             return history
-        kept = max(1, 3 * context // 4 - 1)
         start = torch.full((len(history), 1), BOS, dtype=history.dtype)
-        return torch.cat((start, history[:, -kept:]), dim=1)
+        return torch.cat((start, history[:, -(3 * context // 4) :]), dim=1)
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor) -> Tensor:
@@ -187,7 +185,13 @@ class Reader:
 
 
 def stream(
-    model: GPT, tokenizer: Tokenizer, prompt_ids: Sequence[int], config: SampleConfig, *, n: int = 1, end_ids: frozenset[int] = frozenset({2})
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    config: SampleConfig,
+    *,
+    n: int = 1,
+    end_ids: frozenset[int] = frozenset({2}),
 ) -> Iterator[Token]:
     """Tokens as they are drawn, for `n` samples in turn. `prompt_ids` begin with bos. Sample i depends on (seed, i) only, not on n.
 
@@ -223,7 +227,13 @@ def stream(
 
 
 def generate(
-    model: GPT, tokenizer: Tokenizer, prompt: str | Sequence[int], config: SampleConfig, *, n: int = 1, end_ids: frozenset[int] = frozenset({2})
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    config: SampleConfig,
+    *,
+    n: int = 1,
+    end_ids: frozenset[int] = frozenset({2}),
 ) -> list[Generation]:
     """`n` finished samples. A prompt given as text is read as bos + its tokens."""
     prompt_ids = [BOS, *tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)

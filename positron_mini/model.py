@@ -46,6 +46,11 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def repeat(self, batch: int) -> None:
+        """Serve `batch` sequences that begin alike, after one of them was read."""
+        self.keys = self.keys.expand(-1, batch, -1, -1, -1).contiguous()
+        self.values = self.values.expand(-1, batch, -1, -1, -1).contiguous()
+
 
 def rope_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position and channel, (context_len, D) each. Source: Su et al. 2021 (arXiv 2104.09864).
@@ -79,7 +84,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """What each position gathers from the positions it may see, (B, T, C). `mask` (.., T, P + T) True where seeing is allowed; None: causal."""
+        """What each position gathers from those it may see, (B, T, C). `mask` (.., T, P + T) is True where it may; None: causal."""
         B, T, _ = x.shape
         D = self.config.head_dim
         q = self.q_norm(self.q_proj(x).view(B, T, -1, D)).transpose(1, 2)  # (B, H, T, D)
@@ -90,7 +95,8 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, K, P + T, D)
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        return out
 
 
 class MLP(nn.Module):
@@ -104,7 +110,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position by itself, (B, T, C) -> (B, T, C)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside
+        return out
 
 
 class Block(nn.Module):
@@ -182,7 +189,8 @@ class GPT(nn.Module):
             x = block(x, rope, mask, cache, self.dropout)
         if cache is not None:
             cache.length += T
-        return self.model.norm(x)  # type: ignore[no-any-return]
+        out: Tensor = self.model.norm(x)
+        return out
 
     def _mask(self, T: int, past: int, segments: Tensor | None) -> Tensor | None:
         """None where plain causal attention serves, else True where a query (row) may see a key (column)."""
@@ -203,6 +211,6 @@ class GPT(nn.Module):
         return self.logits(self.hidden(ids, cache))
 
     def loss(self, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Sum over all positions of -ln p(target), in nats: a scalar. Targets equal to IGNORED do not count. Divide by their number for a mean."""
+        """Sum over positions of -ln p(target), in nats: a scalar. Targets equal to IGNORED do not count; the caller divides."""
         logits = self.logits(self.hidden(ids, segments=segments)).view(-1, self.config.vocab_size)  # (B*T, V)
         return F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED, reduction="sum")

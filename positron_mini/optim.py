@@ -109,13 +109,15 @@ class Muon:
             buffer.mul_(self.momentum).add_(gradient)
             lookahead = gradient.add_(buffer, alpha=self.momentum)  # Nesterov
             update = newton_schulz(lookahead).mul_(-lr * 0.2 * math.sqrt(max(shape)))
-            weights = [p for _, p in group]
+            weights: list[Tensor] = [p for _, p in group]
             torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
-            torch._foreach_add_(weights, list(update.unbind()))
+            torch._foreach_add_(weights, update.unbind())
 
     def state(self) -> dict[str, Tensor]:
         """Momentum per parameter, so that files do not depend on how matrices are grouped."""
-        return {f"muon.momentum.{name}": self.buffers[shape][i] for shape, group in self.groups.items() for i, (name, _) in enumerate(group)}
+        return {
+            f"muon.momentum.{name}": self.buffers[shape][i] for shape, group in self.groups.items() for i, (name, _) in enumerate(group)
+        }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
@@ -139,7 +141,7 @@ class AdamW:
         lr = self.lr * multiplier
         self.count += 1
         count = float(self.count)
-        weights = [p for _, p in self.named]
+        weights: list[Tensor] = [p for _, p in self.named]
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         torch._foreach_mul_(self.mean, self.beta1)
         torch._foreach_add_(self.mean, gradients, alpha=1 - self.beta1)
@@ -196,7 +198,9 @@ def build_optimizer(model: nn.Module, kind: str, *, lr: float, muon_lr: float | 
     named = list(model.named_parameters())
     matrices = [(name, p) for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
     rest = [(name, p) for name, p in named if p.ndim != 2 or "embed_tokens" in name]
-    first: Optimizer = AdamW(matrices, lr, weight_decay) if kind == "adamw" else Muon(matrices, lr if muon_lr is None else muon_lr, weight_decay)
+    first: Optimizer = (
+        AdamW(matrices, lr, weight_decay) if kind == "adamw" else Muon(matrices, lr if muon_lr is None else muon_lr, weight_decay)
+    )
     return Combined([first, AdamW(rest, lr, 0.0)])
 
 

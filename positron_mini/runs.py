@@ -98,7 +98,9 @@ class RunFolder:
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (and with `keep_lines` move there too)."""
         later = [s for s in self.steps() if s > step]
-        attic = next(self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000) if not (self.path / "superseded" / f"{n:03d}").exists())
+        attic = next(
+            self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000) if not (self.path / "superseded" / f"{n:03d}").exists()
+        )
         for name in STEP_LOGS:
             path = self.path / name
             rows = files.read_lines(path)
@@ -112,7 +114,7 @@ class RunFolder:
             os.replace(self.folder(old), attic / ckpt.step_name(old))
 
     def prune(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> None:
-        """Apply the retention rule after `newest` was saved: the two newest and `keep_training` keep their state, milestones their model."""
+        """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their state, milestones their model."""
         states = self.resumable()
         spared = set(states[-2:]) | keep_training | {newest}
         for step in self.steps():
@@ -140,7 +142,8 @@ class RunFolder:
             except Timeout:
                 pid = files.read_json(owner).get("pid") if owner.is_file() else "unknown"
                 raise RunError(
-                    f"{self.path}: process {pid} is training in this folder", f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir"
+                    f"{self.path}: process {pid} is training in this folder",
+                    f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir",
                 ) from None
         try:
             files.write_json(owner, {"pid": os.getpid()})
@@ -192,7 +195,13 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
 def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
     """The checkpoint that `latest` or `best` names; the newest undamaged one when it names none."""
     run = RunFolder(pointer.parent)
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else os.readlink(pointer) if pointer.is_symlink() else ""
+    name = (
+        pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if pointer.is_file()
+        else os.readlink(pointer)
+        if pointer.is_symlink()
+        else ""
+    )
     if ckpt.step_number(name) is not None:
         try:
             return ckpt.open_checkpoint(run.path / name)
@@ -312,11 +321,14 @@ def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
     if cooldown_start is not None and start > cooldown_start:
         if cooldown_start not in resumable:
             raise RunError(
-                f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to", "start a new run in another --out_dir"
+                f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to",
+                "start a new run in another --out_dir",
             )
         start, say = cooldown_start, f"{say}; going back to step {cooldown_start:,}, the last before the cool-down"
     if start >= wanted:
-        raise UsageError(f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now")
+        raise UsageError(
+            f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now"
+        )
     moved = make_schedule(schedule.warmup_steps, request.cooldown_steps, wanted)
     if moved.cooldown_start is not None and moved.cooldown_start < start:
         moved = replace(moved, cooldown_steps=wanted - start)

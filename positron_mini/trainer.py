@@ -262,7 +262,9 @@ class Trainer:
         found = {name: tuple(t.shape) for name, t in tensors.items()}
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise CheckpointError(f"the training state does not fit this model and optimizer (first difference: {wrong})", "resume from another step")
+            raise CheckpointError(
+                f"the training state does not fit this model and optimizer (first difference: {wrong})", "resume from another step"
+            )
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
         self.optimizer.load_state(tensors)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 
-_NAMES = "Lily Tom Mia Ben Zoe Max Anna Sam Lucy Jack Sue Tim Bella Leo Nora Finn".split()
-_THINGS = (
-    "ball dog cat tree boat house bird river garden apple cake star moon friend flower rabbit box kite hat stone bridge bear duck frog window "
-    "blanket puddle mountain butterfly sandwich umbrella candle basket pillow carrot"
-).split()
-_ADJECTIVES = (
-    "big small red happy sad shiny old little brave kind funny quiet warm soft yellow tiny gentle careful curious wonderful".split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_NAMES = _words("Lily Tom Mia Ben Zoe Max Anna Sam Lucy Jack Sue Tim Bella Leo Nora Finn")
+_THINGS = _words(
+    "ball dog cat tree boat house bird river garden apple cake star moon friend flower rabbit box kite hat stone bridge bear duck frog "
+    "window blanket puddle mountain butterfly sandwich umbrella candle basket pillow carrot"
 )
-_VERBS = (
-    "found saw liked wanted carried painted hugged followed lost shared fixed dropped washed counted remembered whispered about".split()
+_ADJECTIVES = _words(
+    "big small red happy sad shiny old little brave kind funny quiet warm soft yellow tiny gentle careful curious wonderful"
 )
+_VERBS = _words("found saw liked wanted carried painted hugged followed lost shared fixed dropped washed counted remembered drew")
 _ENDINGS = ("They laughed.", "Mom smiled!", '"Thank you," said {name}.', "It was 7 o'clock.", "Why?", "The end.", "{name} slept — at last…")
 
 

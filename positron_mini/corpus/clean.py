@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-SEPARATOR = "<|endoftext|>"
-
 
 @dataclass
 class CleanStats:
@@ -30,8 +28,8 @@ class CleanStats:
     def sentence(self) -> str:
         """The counts as one line for a person."""
         return (
-            f"{self.stories:,} stories: {self.kept:,} kept ({self.mended:,} with broken characters mended, {self.straightened:,} with curly "
-            f"quotes straightened); left out: {self.truncated:,} cut off, {self.broken:,} damaged, {self.empty:,} empty, "
+            f"{self.stories:,} stories: {self.kept:,} kept ({self.mended:,} with broken characters mended, {self.straightened:,} with "
+            f"curly quotes straightened); left out: {self.truncated:,} cut off, {self.broken:,} damaged, {self.empty:,} empty, "
             f"{self.repeated:,} repeated"
         )
 

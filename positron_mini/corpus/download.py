@@ -7,6 +7,7 @@ the HTTP client and locks.)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -99,16 +100,14 @@ def fetch_file(
 ) -> Path:
     """The path of the file, whole and checked; with `first_bytes` below its size, of a `.part` that begins with at least these bytes.
 
-    A beginning cannot be checked by hash: its bytes come only from answers that state this range and this size. A later call goes on from it.
+    A beginning cannot be checked by hash: its bytes come only from answers that state this range and size. A later call goes on from it.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     patience = patience or Patience()
     target, part = folder / entry.name, _part_of(folder, entry)
     wanted = entry.size if first_bytes is None else min(first_bytes, entry.size)
     with translate_os_errors(f"creating {target.parent}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(part.with_suffix(".lock")):
+    with _only_one(part.with_suffix(".lock"), entry.name, say):
         if is_whole(target, entry):
             return target
         for round_ in (1, 2):
@@ -123,6 +122,23 @@ def fetch_file(
             say(f"{entry.name} arrived damaged (not the hash that the hub promised)" + ("; fetching it again" if round_ == 1 else ""))
     message = f"{entry.name} of {listing.repo} arrived twice with another hash than the hub promises; nothing was kept"
     raise HubError(message, "try again later, or from another network")
+
+
+@contextlib.contextmanager
+def _only_one(lock_file: Path, name: str, say: Say) -> Iterator[None]:
+    """Hold the file's lock: two processes appending to one `.part` would spoil it. The one that waited finds the file there."""
+    from filelock import FileLock, Timeout  # comes with huggingface_hub and torch
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{name}: another process is fetching it; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _give_name(part: Path, target: Path) -> Path:
@@ -178,7 +194,7 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
         with handle:
             handle.truncate(have)
             handle.seek(have)
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_bytes():  # as they come: a larger size would hold back, and at a cut lose, what has arrived
                 try:
                     handle.write(chunk[: wanted - have])
                     handle.flush()
@@ -191,7 +207,7 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
 
 
 def _start_of(response: Any, entry: HubFile, have: int) -> int:
-    """The offset at which the answer's body begins: `have`, or 0 when the whole file comes. Errors: WrongAnswerError, when it is neither."""
+    """The offset at which the answer's body begins: `have`, or 0 when the whole file comes. Errors: WrongAnswerError for neither."""
     headers = response.headers
     if response.status_code == 416:
         raise WrongAnswerError(f"the hub has no byte {have:,} of {entry.name}")
@@ -200,7 +216,7 @@ def _start_of(response: Any, entry: HubFile, have: int) -> int:
     if response.status_code == 206:
         span, _, total = headers.get("content-range", "").removeprefix("bytes ").partition("/")
         if span.split("-")[0] != str(have) or total != str(entry.size):
-            raise WrongAnswerError(f"the range {span or 'without a name'} of {total or 'unknown'} bytes came instead of {have}- of {entry.size}")
+            raise WrongAnswerError(f"the range {span or '?'} of {total or '?'} bytes came instead of {have}- of {entry.size}")
         return have
     length = headers.get("content-length", "an unknown number of")
     if length != str(entry.size):  # without it, a page in between could not be told from the file

@@ -47,7 +47,7 @@ def list_files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder",
-            "give a text of your own, or get one: positron prepare --dataset tinystories (or: storyworld)",
+            "give a text of your own, or get one: positron prepare --dataset tinystories",
         )
     if not path.is_dir():
         raise DataError(
@@ -145,7 +145,7 @@ def _lines(path: Path, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
 
 def _read_txt(path: Path, stats: ReadStats, _text_field: str) -> Iterator[str]:
     with _opened(path, ReadStats()) as (stream, _):
-        reading.check_is_text(path, stream.read(_CHUNK_BYTES))
+        reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
     has_separator = _has_separator(path)
     stats.blank_line_files += not has_separator
     return reading.split_documents(path, reading.clean_blocks(_chunks(path, stats), stats), stats, has_separator=has_separator)
@@ -194,7 +194,7 @@ def _text_field(path: Path, number: int | None, names: list[str], wanted: str) -
 
 def _read_csv(path: Path, stats: ReadStats, text_field: str) -> Iterator[str]:
     with _opened(path, ReadStats()) as (stream, _):
-        reading.check_is_text(path, stream.read(_CHUNK_BYTES))
+        reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
     csv.field_size_limit(reading.MAX_DOCUMENT_CHARS)  # the library's default refuses a story of 128 KiB
     blocks = reading.recut(path, reading.clean_blocks(_chunks(path, stats), stats), reading.after_last_line)
     rows = csv.reader((line for block in blocks for line in io.StringIO(block, newline="\n")), strict=True)

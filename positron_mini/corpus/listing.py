@@ -53,7 +53,7 @@ class Patience:
 
     def wait_s(self, failures: int, asked_s: float = 0.0) -> float:
         """Seconds before the next attempt: doubling, or what the server asked for, but never more than `longest_wait_s`."""
-        return min(self.longest_wait_s, max(asked_s, self.first_wait_s * 2 ** (failures - 1)))
+        return min(self.longest_wait_s, max(asked_s, self.first_wait_s * 2.0 ** (failures - 1)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _within(limit_s: float, work: Callable[[], Any]) -> Any:
 def list_files(repo: str, *, revision: str = "main", patience: Patience | None = None, hint: str = "") -> Listing:
     """The data set's files with sizes and checksums.
 
-    Errors: HubUnreachableError within `connect_s` (8 s) when nothing answers, HubError when the hub does not have it, is closed or stays broken.
+    Errors: HubUnreachableError within `connect_s` (8 s) when nothing answers, HubError when the hub does not have it or keeps it closed.
     """
     patience = patience or Patience()
     if is_offline():

@@ -11,6 +11,7 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from positron_mini.errors import DataError
@@ -18,7 +19,7 @@ from positron_mini.errors import DataError
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT_CHARS = 1 << 26  # four times the longest novel; beyond it a separator is missing, and memory would go
 _BOM = "\ufeff"
-_SAMPLE_BYTES = 1 << 16
+SAMPLE_BYTES = 1 << 16
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _BLANK_LINES = re.compile("\n(?:[ \t]*\n)+")
@@ -62,7 +63,7 @@ def check_is_text(path: Path, sample: bytes) -> None:
             raise DataError(f"{path}: this is {kind}, not a text", "give a .txt, .jsonl, .csv or .parquet file, or a folder of them")
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _foreign(path, "UTF-16")
-    decoded = sample[:_SAMPLE_BYTES].decode("utf-8", "replace")
+    decoded = sample[:SAMPLE_BYTES].decode("utf-8", "replace")
     bad = len(_CONTROLS.findall(decoded))
     if bad > 0.3 * len(decoded):
         if "\0" not in decoded and not re.search("[\x01-\x08\x0e-\x1a]", decoded):
@@ -154,7 +155,8 @@ def split_documents(path: Path, blocks: Iterable[str], stats: ReadStats, *, has_
     """The documents of a text that comes in blocks, split at separator lines or else at blank lines, each without its outer newlines."""
     if has_separator:
         return _documents(path, recut(path, blocks, after_last_line), split_at_separators, stats)
-    return _documents(path, recut(path, blocks, before_last_space), _BLANK_LINES.split, stats)
+    # with newlines around it, a blank line at either end is one like any other
+    return _documents(path, recut(path, chain(["\n"], blocks, ["\n\n"]), before_last_space), _BLANK_LINES.split, stats)
 
 
 def after_last_line(block: str) -> int:

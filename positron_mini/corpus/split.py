@@ -145,11 +145,9 @@ def split_documents(table: KeyTable, name: str) -> Split:
 
 
 def _one_story(name: str, documents: int) -> DataError:
-    found = "no story" if not documents else "only one story" if documents == 1 else f"only copies of one story ({documents:,} of it)"
+    found = "no story" if not documents else "only one story" if documents == 1 else f"only one story, {documents:,} times,"
     return DataError(
-        f"{name}: {found} was found, and one is needed for training, another for validation".replace(
-            "copies of one story", "copies of one"
-        ),
+        f"{name}: {found} was found; training needs one and validation another",
         "separate the stories by a line <|endoftext|> or by blank lines, or give a text with more of them",
     )
 

@@ -86,7 +86,7 @@ def token_logprobs(
             hidden = model.hidden(ids.to(device))
         picked = targets != IGNORED
         flat = _pick_logprobs(model, hidden[picked.to(device)], targets[picked].to(device)).cpu()
-        for w, values in zip(group, flat.split(picked.sum(1).tolist()), strict=True):
+        for w, values in zip(group, torch.split(flat, picked.sum(1).tolist()), strict=True):
             results[w.document][w.scored_from : w.start + w.length] = values
         done(ids.numel())
     return results
@@ -106,7 +106,7 @@ def _groups(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
 
 def _pick_logprobs(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     """ln p of `targets` (M,) given `hidden` (M, C), some rows of logits at a time."""
-    parts = zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
+    parts = zip(torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True)
     return torch.cat([-F.cross_entropy(model.logits(h), t, reduction="none") for h, t in parts]) if len(targets) else hidden.new_zeros(0)
 
 

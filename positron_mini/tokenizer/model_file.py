@@ -24,7 +24,7 @@ MAX_PIECES = 1 << 20
 MAX_FILE_BYTES = 64 << 20
 HINT = "--tokenizer_path tokenizer/spm.bpe.model  (a file that does not exist yet is trained from the text)"
 
-_KINDS = {1: "normal", 2: "unknown", 3: "control", 6: "byte"}
+_KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}  # 4 and 5 only to name them in errors
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # (name, field number, value when absent, value of the recipe)
 _TRAINER_RECIPE = (

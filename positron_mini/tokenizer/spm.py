@@ -39,8 +39,8 @@ from positron_mini.tokenizer.model_file import (
     read_pieces,
 )
 
-# Longer texts are encoded in parts: SentencePiece needs about 100 bytes of memory per character of one text.
-_MAX_CHARS_AT_ONCE = 1 << 20
+# Longer texts are encoded in parts: SentencePiece needs about 50 bytes of memory per character of one text, and slows down.
+_MAX_CHARS_AT_ONCE = 1 << 16
 # The trainer drops a whole sentence that holds U+2585, its sign for the unknown, and cuts at tabs.
 _TRAINING_BREAKS = re.compile("[\x00-\x1f\x7f\u2585]+")
 # Older trainers end the process on an unbroken run of 65,536 characters.
@@ -255,7 +255,7 @@ class _Sentences:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The lines of `text`, also cut at other control characters; lines over 10,000 characters in parts, cut before a space if one is near."""
+    """The lines of `text`, cut at other control characters too; those over 10,000 characters in parts, cut before a space if any."""
     for line in _TRAINING_BREAKS.split(text):
         start = 0
         while len(line) - start > _MAX_SENTENCE_CHARS:

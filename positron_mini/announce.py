@@ -1,0 +1,80 @@
+"""The first lines of a run: model, device and why, tokens a step and how they are made, the expected time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from positron_mini import device as devices
+from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
+from positron_mini.prepare import Prepared
+from positron_mini.runs import Plan, RunFolder
+from positron_mini.trainer import Trainer
+
+
+def measure_speed(trainer: Trainer, shape: ModelConfig) -> float:
+    """Tokens per second of training, measured on one row, without changing anything."""
+    row = torch.zeros(1, shape.context_len, dtype=torch.long, device=trainer.config.device)
+    speeds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        with devices.autocast(trainer.config.device, trainer.config.precision):
+            loss = trainer.model.loss(row, row)
+        loss.backward()  # type: ignore[no-untyped-call]
+        devices.synchronize(trainer.config.device)
+        speeds.append(row.numel() / (time.perf_counter() - began))
+    trainer.model.zero_grad(set_to_none=True)
+    return max(speeds) * (1.2 if trainer.config.compile else 1.0)
+
+
+def spell_time(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+
+
+def describe(
+    config: TrainConfig,
+    shape: ModelConfig,
+    prepared: Prepared,
+    plan: Plan,
+    choice: devices.Choice,
+    rows: int,
+    trainer: Trainer,
+    run: RunFolder,
+) -> list[str]:
+    """The first lines of a run: model, device and why, tokens a step and how they are made, steps and expected time."""
+    assert config.batch_tokens is not None and config.micro_batch is not None
+    exact = rows * shape.context_len
+    micro_steps = -(-rows // config.micro_batch)
+    lines = [
+        f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
+        f"text       {prepared.train.count:,} training tokens, {prepared.validation.count:,} for validation",
+        f"device     {choice.device}, {choice.precision} ({choice.reason}), {config.threads} threads, compile {config.compile}",
+        f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} rows x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
+    ]
+    if exact != config.batch_tokens:
+        lines.append(f"           ({config.batch_tokens:,} is not a multiple of the row; {exact:,} is the nearest)")
+    if plan.say:
+        lines.append(f"run        {plan.say}")
+    if trainer.step:
+        lines.append(f"run        going on from step {trainer.step:,} of {run.path}")
+    return lines + _time_lines(shape, exact, plan, measure_speed(trainer, shape))
+
+
+def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) -> list[str]:
+    end = min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
+    if end is None:
+        return [f"time       open-ended, about {spell_time(step_tokens / speed)} a step; stop with Ctrl-C, end with --finish"]
+    seconds = (end - plan.start) * step_tokens / speed
+    lines = [f"time       about {spell_time(seconds)} for steps {plan.start + 1:,} to {end:,} at about {speed:,.0f} tokens a second"]
+    if seconds > 3_600:
+        micro = model_config(TrainConfig(config="MicroGPT"), preset("MicroGPT").vocab_size)
+        micro_speed = speed * shape.flops_per_token() / micro.flops_per_token()
+        steps = max(100, round(600 * micro_speed / 4_096 / 50) * 50)
+        lines.append(
+            f"           for a first model in about 10 min: positron train --config MicroGPT --batch_tokens 4096 --max_steps {steps}"
+        )
+    return lines

@@ -1,0 +1,83 @@
+"""`positron COMMAND`: finds the command, runs it, and turns errors into one sentence, a hint and an exit code.
+
+The top-level help is static and every command imports only its own parts, so that help and errors answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from positron_mini import __version__
+from positron_mini.errors import PositronError
+
+# command -> (module of this package, what it does); `positron --help` is made of this
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
+    "train": ("train", "train a model from a text, or go on with a run"),
+    "generate": ("generate", "continue a prompt"),
+    "score": ("score", "log-probability of every line read from stdin"),
+    "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
+    "runs": ("runs", "list the runs there are"),
+    "info": ("info", "the presets, or the shape and figures of a checkpoint"),
+}
+
+
+def top_help() -> str:
+    """The text of `positron --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        "usage: positron COMMAND [flags]\n\nTrain your own small language model, from scratch, on the machine you have.\n\n"
+        f"commands:\n{rows}\n\n"
+        "  positron COMMAND -h   flags of a command, with units and defaults\n"
+        "  positron --version    the version\n\n"
+        "first steps:\n  positron train --dataset_path YOUR.txt --config MicroGPT --batch_tokens 4096 --max_steps 500\n"
+        '  positron generate --ckpt runs/NAME --prompt "Once upon a time"\n'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command line: 0 done, 1 failed, 2 usage, 3 non-finite, 4 disk full, 5 out of memory, 130/143 stopped."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except PositronError as error:
+        if debug:
+            raise
+        return _show(error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        return _show("stopped by Ctrl-C", "", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; do not complain at exit
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _show(f"unexpected {type(error).__name__}: {error}", "run it again with --debug and report what it prints", 1)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(top_help())
+        return 0
+    if words[0] in ("--version", "-V"):
+        sys.stdout.write(f"positron-mini {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(words[0], COMMANDS, 1)
+        return _show(f"unknown command {words[0]!r}", f"positron {near[0]} -h" if near else "positron --help", 2)
+    module = importlib.import_module(f"positron_mini.cli.{COMMANDS[words[0]][0]}")
+    return int(module.run(words[1:]))
+
+
+def _show(message: str, hint: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n" + (f"  hint: {hint}\n" if hint else ""))
+    return code

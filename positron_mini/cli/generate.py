@@ -1,0 +1,113 @@
+"""`positron generate`: a prompt goes in, its continuation comes out as it is drawn."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import SampleConfig, TrainConfig, check_ranges
+from positron_mini.errors import TokenizerError, UsageError
+
+
+@dataclass(frozen=True)
+class GenerateFlags(SampleConfig):
+    """Continue a prompt. A prompt longer than the context is read as bos and its newest three quarters of a context."""
+
+    prompt: str = "Once upon a time"
+    """the beginning; - reads it from stdin"""
+    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
+    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    tokenizer_path: str | None = None
+    """checked against the checkpoint's own tokenizer, if given"""
+    n: int = 1
+    """samples to draw at once"""
+    json: bool = False
+    """print one JSON object instead of text"""
+    device: str = "auto"
+    """where to compute: auto, cpu, mps or cuda (auto takes the CPU for small models: it is the fastest for one stream)"""
+    threads: int | None = None
+    """CPU threads (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"n": 1, "threads": 1})
+        if self.n > 1024:
+            raise UsageError(f"--n {self.n:,} samples at once is more than 1,024", "--n 8")
+        if not self.ckpt:
+            raise UsageError("--ckpt is empty", f"--ckpt runs/{TrainConfig().config}")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Generate; 0 when done."""
+    flags = parse(GenerateFlags, argv, "generate")
+    from positron_mini.checkpoint import load_model
+    from positron_mini.device import set_threads
+    from positron_mini.generate import generate
+    from positron_mini.runs import find_checkpoint
+
+    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    check_tokenizer(flags.tokenizer_path, checkpoint.tokenizer.fingerprint, flags.ckpt)
+    set_threads(flags.threads)
+    model = load_model(checkpoint)
+    if flags.device not in ("auto", "cpu"):
+        from positron_mini import device as devices
+
+        model = model.to(devices.torch_device(devices.choose(devices.this_machine(), flags.device).device))
+    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
+    if not flags.json and flags.n == 1:
+        return _stream(model, checkpoint.tokenizer, prompt, flags, checkpoint.end_ids)
+    samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)
+    if not flags.json:
+        for i, sample in enumerate(samples, 1):
+            print(f"--- {i} ---\n{prompt}{printable(sample.text)}")
+        return 0
+    rows = [
+        {
+            "text": s.text,
+            "token_ids": s.token_ids,
+            "prompt_token_ids": s.prompt_token_ids,
+            "finish_reason": s.finish_reason,
+            "tok_per_s": round(s.tok_per_s, 2),
+            "first_token_s": round(s.first_token_s, 4),
+        }
+        for s in samples
+    ]
+    print(json.dumps(rows[0] if flags.n == 1 else {"samples": rows}, ensure_ascii=False))
+    return 0
+
+
+def _stream(model: object, tokenizer: object, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
+    from positron_mini.generate import stream
+    from positron_mini.model import GPT
+    from positron_mini.tokenizer import BOS, Tokenizer
+
+    assert isinstance(model, GPT)
+    assert isinstance(tokenizer, Tokenizer)
+    print(prompt, end="", flush=True)
+    for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):
+        print(printable(token.text), end="", flush=True)
+    print()
+    return 0
+
+
+def printable(text: str) -> str:
+    """The text without terminal control characters, which a model may have learned to write; newlines and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def check_tokenizer(path: str | None, fingerprint: str, ckpt: str) -> None:
+    """Nothing, or TokenizerError when the tokenizer at `path` is not the checkpoint's own."""
+    if path is None:
+        return
+    from positron_mini.tokenizer import Tokenizer
+
+    given = Tokenizer.load(Path(path))
+    if given.fingerprint != fingerprint:
+        raise TokenizerError(
+            f"{path}: not the tokenizer of {ckpt} (fingerprint {given.fingerprint[:12]} instead of {fingerprint[:12]})",
+            "leave --tokenizer_path out; every checkpoint carries its own",
+        )

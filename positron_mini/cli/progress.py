@@ -1,0 +1,104 @@
+"""How a training run looks while it goes: a bar on a terminal, plain lines in a pipe or a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from positron_mini.device import peak_memory
+
+if TYPE_CHECKING:
+    from positron_mini.session import Session
+    from positron_mini.trainer import StepReport
+
+LINE_EVERY_STEPS = 10
+LINE_EVERY_S = 15.0
+
+
+def plain_line(report: StepReport, end: int | None) -> str:
+    """`[step 500/5000]  loss=6.234  lr=3.00e-04  7,200 tok/s`, with validation where there was one."""
+    goal = f"/{end}" if end is not None else ""
+    validation = "" if report.val_loss is None else f"  val_loss={report.val_loss:.3f}  bits_per_byte={report.val_bpb:.3f}"
+    return f"[step {report.step}{goal}]  loss={report.loss:.3f}  lr={report.lr:.2e}  {report.tok_per_s:,.0f} tok/s{validation}"
+
+
+class Progress:
+    """Shows reports on stderr; use it as a context manager."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        plan = session.plan
+        self.end = min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
+        self.first = session.trainer.step
+        self.last: StepReport | None = None
+        self.validated: StepReport | None = None
+        self._shown_at = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task("first step (compiling takes up to a minute)", total=self.end, completed=self.first)
+        self._bar.start()
+
+    def show(self, report: StepReport) -> None:
+        """Take one report."""
+        self.last = report
+        if report.val_loss is not None:
+            self.validated = report
+        if self._bar is not None:
+            text = plain_line(report, self.end).replace("[", "\\[", 1)
+            self._bar.update(self._task, completed=report.step, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
+            if report.val_loss is not None:
+                self._bar.console.print(plain_line(report, self.end), markup=False, highlight=False)
+            return
+        due = report.step % LINE_EVERY_STEPS == 0 or time.monotonic() - self._shown_at > LINE_EVERY_S
+        if due or report.val_loss is not None or report.step in (1, self.end):
+            self._shown_at = time.monotonic()
+            print(plain_line(report, self.end), file=sys.stderr, flush=True)
+
+    def summary(self) -> list[str]:
+        """What was reached, and what to type next."""
+        if self.last is None:
+            return []
+        session, path = self.session, self.session.run.path
+        horizon = session.plan.schedule.horizon
+        done = horizon is not None and self.last.step >= horizon
+        measured = (
+            ""
+            if self.validated is None
+            else f"; validation {self.validated.val_loss:.3f} nats per token, {self.validated.val_bpb:.3f} bits per byte"
+        )
+        lines = [
+            f"{'finished' if done else 'paused'} at step {self.last.step:,} after {self.last.elapsed_s / 60:.1f} min of training{measured}"
+        ]
+        lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
+        lines.append(f'try it     positron generate --ckpt {path} --prompt "Once upon a time"')
+        if not done:
+            lines.append(
+                f"go on      {session.resume_command()}"
+                + ("" if horizon is not None else f"    end it: {session.resume_command()} --finish")
+            )
+        return lines

@@ -1,0 +1,46 @@
+"""`positron score`: the log-probability of every line of stdin, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.errors import DataError
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """Print {"text", "logprob", "tokens"} for every line of stdin: the sum of ln p of its tokens after bos, without eos."""
+
+    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
+    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    json: bool = False
+    """accepted for symmetry; the output is always JSON lines"""
+    threads: int | None = None
+    """CPU threads (default: all cores)"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Score; 0 when done."""
+    flags = parse(ScoreFlags, argv, "score")
+    from positron_mini.checkpoint import load_model
+    from positron_mini.device import set_threads
+    from positron_mini.evaluate.bits import line_logprobs
+    from positron_mini.runs import find_checkpoint
+
+    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    set_threads(flags.threads)
+    model = load_model(checkpoint)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 (byte {error.start:,})", "convert it first, for example with iconv -t utf-8") from error
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()  # the end of the last line, not a line of its own
+    for line, (logprob, count) in zip(lines, line_logprobs(model, checkpoint.tokenizer, lines), strict=True):
+        print(json.dumps({"text": line, "logprob": logprob, "tokens": count}, ensure_ascii=False))
+    return 0

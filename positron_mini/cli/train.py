@@ -1,0 +1,52 @@
+"""`positron train`: a new run or one that goes on, with its progress on the terminal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import TrainConfig, given_flags
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train, showing progress; 0 when the planned steps are done."""
+    config = parse(TrainConfig, argv, "train")
+    from positron_mini.cli.progress import Progress
+    from positron_mini.pretrain import open_session
+    from positron_mini.trainer import StopFlag
+
+    stop = StopFlag()
+    session = open_session(config, given=given_flags(list(argv)), say=note, stop=stop)
+    if session.plan.finished:
+        note(session.plan.say)
+        note(f"  try it: positron generate --ckpt {session.run.path}")
+        return 0
+    for line in session.lines:
+        note(line)
+    with stop_signals(stop), Progress(session) as progress:
+        for report in session.steps():
+            progress.show(report)
+    for line in progress.summary():
+        note(line)
+    return 0
+
+
+@contextmanager
+def stop_signals(stop: Any) -> Iterator[None]:
+    """While inside, Ctrl-C and SIGTERM set `stop` and change nothing else; a second one is patient too, so that a save is never cut."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.signal_number is None:
+            note("\nstopping after this micro-batch; the last finished step will be saved")
+        stop.signal_number = number
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,202 @@
+"""From a configuration to a run that trains: tokenizer, tokens, model, Trainer, Recorder; new or going on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from positron_mini import checkpoint as ckpt
+from positron_mini import device as devices
+from positron_mini import tokens
+from positron_mini.announce import describe
+from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, changed_fields, model_config, parse_milestones, preset
+from positron_mini.errors import DataError
+from positron_mini.evaluate.bits import Score, score_documents
+from positron_mini.generate import milestone_samples
+from positron_mini.model import GPT
+from positron_mini.optim import build_optimizer
+from positron_mini.prepare import Prepared, prepare_corpus
+from positron_mini.recorder import Recorder, Recording
+from positron_mini.resolve import CONTROL_FLAGS, batch_checks, identity, merge_with_run, resolve, same_run
+from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_new, recorded_schedule, schedule_record
+from positron_mini.session import Session
+from positron_mini.track import NoTracker, Tracker, open_tracker
+from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
+
+PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
+SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
+Say = Callable[[str], None]
+
+
+class TokenBatches:
+    """Windows of a token file as rows; the targets are the same windows, one token later."""
+
+    def __init__(self, ids: Any, seed: int, rows: int, context_len: int) -> None:
+        self.ids, self.seed, self.rows, self.context_len = ids, seed, rows, context_len
+        self.windows = tokens.window_count(len(ids), context_len)
+
+    def batch(self, step: int) -> Batch:
+        """The rows of the update after `step` finished ones, (R, T)."""
+        chosen = tokens.step_windows(self.seed, step, self.rows, self.windows)
+        rows = torch.from_numpy(tokens.gather(self.ids, chosen, self.context_len))  # (R, T + 1)
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+
+def open_session(
+    config: TrainConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
+) -> Session:
+    """The run that `config` asks for, new or continued, after every check has passed; the run folder is not touched yet.
+
+    `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it.
+    Errors: PositronError of every kind.
+    """
+    given = changed_fields(config) if given is None else given
+    config, run, recorded = merge_with_run(config, given)
+    batch_checks(config)
+    prepared = _prepare(config, say)
+    shape = model_config(config, prepared.tokenizer.vocab_size)
+    config = replace(config, out_dir=str(run.path))
+    machine = devices.this_machine()
+    config, rows, choice = resolve(config, shape, machine, recorded, say)
+    if recorded is not None:
+        same_run(run, recorded, identity(config, shape, prepared))
+    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag())
+
+
+def _prepare(config: TrainConfig, say: Say) -> Prepared:
+    source = Path(config.dataset_path or "data/tinystories.txt")
+    if config.dataset_path is None and not source.exists():
+        raise DataError(
+            f"{source}: no such file, and no --dataset_path was given",
+            "positron prepare --dataset tinystories   or   --dataset_path YOUR.txt",
+        )
+    context = config.context_len or preset(config.config).context_len
+    path = Path(config.tokenizer_path) if config.tokenizer_path else None
+    vocab = config.vocab_size if config.vocab_size or path is not None else preset(config.config).vocab_size
+    prepared = prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, say=say)
+    if prepared.train.count <= context:
+        raise DataError(
+            f"{source}: {prepared.train.count:,} training tokens are fewer than one context of {context:,}", "--context_len 64, or add text"
+        )
+    return prepared
+
+
+def _build(
+    config: TrainConfig,
+    run: RunFolder,
+    recorded: dict[str, Any] | None,
+    prepared: Prepared,
+    shape: ModelConfig,
+    rows: int,
+    machine: devices.Machine,
+    choice: devices.Choice,
+    say: Say,
+    stop: StopFlag,
+) -> Session:
+    """Plan, model, trainer and recorder of a resolved configuration."""
+    newest = run.newest(training=True, say=say) if recorded is not None else None
+    plan = make_plan(config, run, recorded, newest)
+    if newest is not None and plan.start != newest.step:
+        newest = ckpt.open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
+    assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
+    model = GPT(shape).init_weights(config.seed).to(devices.torch_device(config.device))
+    loop = LoopConfig(
+        config.lr,
+        plan.schedule,
+        config.micro_batch,
+        config.grad_clip,
+        config.dropout,
+        config.seed,
+        config.device,
+        config.precision,
+        config.compile == "on",
+    )
+    source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len)
+    optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    elapsed = max((row["elapsed_s"] for row in run.metrics() if row["step"] <= plan.start), default=0.0) if recorded else 0.0
+    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed)
+    if newest is not None:
+        state = ckpt.load_training(newest)
+        trainer.restore(state.tensors, state.state)
+    tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
+    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len), tracker)
+    run_json = _run_json(config, recorded, prepared, shape, plan, choice)
+    lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
+    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer)
+
+
+def make_plan(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None, newest: ckpt.Checkpoint | None) -> Plan:
+    """Where to start and stop, for a new run or one that goes on."""
+    request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    if recorded is None:
+        return plan_new(request, config.warmup_steps)
+    step = newest.step if newest is not None and newest.step is not None else 0
+    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
+    return plan_continuation(schedule, step, run.resumable(), request)
+
+
+def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int) -> Recording:
+    """What is written when, for a pretraining run."""
+    # a forward pass costs a third of a training step, so this many tokens take at most 5 % of the time between two validations
+    documents, byte_counts = validation_subset(prepared, int(0.15 * config.eval_every * step_tokens))
+    title = run.path.name
+
+    def evaluate(model: GPT) -> Score:
+        return score_documents(model, documents, byte_counts, device=config.device, precision=config.precision)
+
+    def observe(model: GPT, step: int) -> None:
+        texts = milestone_samples(model, prepared.tokenizer, PROMPTS, SAMPLING)
+        for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+            run.log(
+                "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
+            )
+
+    def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
+        facts: dict[str, Any] = {
+            "step": f"{step:,}",
+            "training tokens": f"{seen:,}",
+            "text": Path(config.dataset_path or "data/tinystories.txt").name,
+        }
+        if report is not None and report.val_bpb is not None:
+            facts["validation"] = f"{report.val_loss:.3f} nats per token, {report.val_bpb:.3f} bits per byte"
+        card = ckpt.model_card(title, shape, facts, is_chat=False)
+        return ckpt.model_files(shape, prepared.tokenizer, chat_template=None, card=card)
+
+    return Recording(config.save_every, config.eval_every, parse_milestones(config.milestones), evaluate, observe, folder_texts)
+
+
+def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:
+    """The first validation documents that fit `most_tokens` (at least 4,096, at most 200,000), as ids, and the bytes of their texts."""
+    budget = min(max(most_tokens, 4_096), 200_000)
+    documents: list[list[int]] = []
+    for start, end in prepared.validation.documents():
+        if documents and sum(map(len, documents)) + end - start > budget:
+            break
+        documents.append(prepared.validation.ids[start:end].tolist())
+    return documents, [len(prepared.tokenizer.decode(document).encode()) for document in documents]
+
+
+def _run_json(
+    config: TrainConfig, recorded: dict[str, Any] | None, prepared: Prepared, shape: ModelConfig, plan: Plan, choice: devices.Choice
+) -> dict[str, Any]:
+    """The content of run.json: identity, resolved settings, device, versions, events."""
+    events = [] if recorded is None else list(recorded["events"])
+    if plan.rewinds:
+        events = [event for event in events if event["step"] <= plan.start]
+    if recorded is None or plan.changed:
+        events.append(schedule_record(plan.schedule, plan.start))
+    settings = {k: v for k, v in asdict(config).items() if k not in CONTROL_FLAGS}
+    return {
+        "kind": "pretrain",
+        "identity": identity(config, shape, prepared),
+        "config": settings,
+        "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
+        "versions": devices.describe_versions() if recorded is None else recorded["versions"],
+        "events": events,
+        "command": recorded["command"] if recorded else f"positron {' '.join(sys.argv[1:])}",
+    }

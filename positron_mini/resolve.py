@@ -1,0 +1,115 @@
+"""Every open setting of a training run decided, from the flags, the recorded run, the preset and the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from positron_mini import device as devices
+from positron_mini.config import ModelConfig, TrainConfig, default_lr, model_config, preset
+from positron_mini.errors import RunError, UsageError
+from positron_mini.prepare import Prepared, default_tokenizer_path
+from positron_mini.runs import RunFolder
+from positron_mini.tokenizer import Tokenizer
+
+CONTROL_FLAGS = frozenset({"max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"})  # they steer a run
+Say = Callable[[str], None]
+
+
+def batch_checks(config: TrainConfig) -> None:
+    """Nothing, or UsageError when a step is smaller than one row."""
+    context = config.context_len or preset(config.config).context_len
+    if config.batch_tokens is not None and config.batch_tokens < context:
+        raise UsageError(
+            f"--batch_tokens {config.batch_tokens:,} is less than one row of {context:,} tokens",
+            f"--batch_tokens {8 * context}, or a smaller --context_len",
+        )
+
+
+def merge_with_run(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, RunFolder, dict[str, Any] | None]:
+    """The configuration completed from the run that `out_dir` holds (settings not in `given` follow it), its folder and its record."""
+    run = RunFolder(Path(config.out_dir or default_out_dir(config)))
+    recorded = run.read()
+    if recorded is None:
+        if run.path.exists() and (not run.path.is_dir() or any(entry.name != ".lock" for entry in run.path.iterdir())):
+            raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
+        return config, run, None
+    if recorded.get("kind") != "pretrain":
+        raise RunError(f"{run.path}: holds a {recorded.get('kind')} run", "choose another --out_dir")
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    kept = {k: v for k, v in recorded["config"].items() if k in known and k not in given and k not in CONTROL_FLAGS}
+    return replace(config, **kept), run, recorded
+
+
+def default_out_dir(config: TrainConfig) -> str:
+    """`runs/positron-mini-<N>M-v1-base` for the model that `config` asks for."""
+    path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
+    vocab = Tokenizer.load(path).vocab_size if path.is_file() else wanted_vocab(config)
+    return f"runs/positron-mini-{run_size(model_config(config, vocab))}-v1-base"
+
+
+def run_size(shape: ModelConfig) -> str:
+    """The parameter count as it stands in a run's name: 15M, 3M, 1M."""
+    return f"{max(1, shape.parameters // 1_000_000)}M"
+
+
+def wanted_vocab(config: TrainConfig) -> int:
+    return config.vocab_size or preset(config.config).vocab_size
+
+
+def resolve(
+    config: TrainConfig, shape: ModelConfig, machine: devices.Machine, recorded: dict[str, Any] | None, say: Say
+) -> tuple[TrainConfig, int, devices.Choice]:
+    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed."""
+    if recorded is not None and config.device not in (*machine.devices, "auto"):
+        say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
+        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
+    choice = devices.choose(machine, config.device, config.precision)
+    if choice.fell_back:
+        say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
+    batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
+    rows = max(1, round(batch_tokens / shape.context_len))
+    micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)
+    work = None if config.max_steps is None else config.max_steps * rows * shape.context_len * shape.flops_per_token()
+    compiled, why = devices.should_compile(config.compile, machine, choice.device, work)
+    if config.compile != "off" and "no C++ compiler" in why:
+        say(f"torch.compile is {why}")
+    resolved = replace(
+        config,
+        batch_tokens=batch_tokens,
+        lr=config.lr if config.lr is not None else default_lr(batch_tokens),
+        device=choice.device,
+        precision=choice.precision,
+        micro_batch=min(micro, rows),
+        compile="on" if compiled else "off",
+        threads=devices.set_threads(config.threads),
+    )
+    return resolved, rows, choice
+
+
+def identity(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> dict[str, Any]:
+    """What makes two commands the same run."""
+    settings = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
+    return {
+        "model": asdict(shape),
+        "text": prepared.content_fingerprint,
+        "tokenizer": prepared.tokenizer.fingerprint,
+        **{name: getattr(config, name) for name in settings},
+    }
+
+
+def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
+    for name, value in identity.items():
+        there = recorded["identity"].get(name)
+        if there != value:
+            if isinstance(value, dict):
+                name, there, value = next((k, there[k], v) for k, v in value.items() if there.get(k) != v)
+            shown = (str(there)[:16], str(value)[:16]) if name in ("text", "tokenizer") else (there, value)
+            raise RunError(
+                f"{run.path} holds another run: {name} is {shown[0]} there and {shown[1]} here",
+                f"choose another --out_dir, or leave out the flag that sets {name}",
+            )

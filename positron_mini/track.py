@@ -1,0 +1,77 @@
+"""Optional trackers behind one method. The run folder stays the truth; a tracker is a copy of its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from positron_mini.errors import UsageError
+from positron_mini.trainer import StepReport
+
+
+class Tracker(Protocol):
+    """Something that takes reports."""
+
+    def log(self, report: StepReport) -> None:
+        """Take one report."""
+
+    def close(self) -> None:
+        """Write out what is pending."""
+
+
+class NoTracker:
+    """Takes reports and forgets them."""
+
+    def log(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class TensorBoard:
+    """Scalars for `tensorboard --logdir runs`, in the run's folder tensorboard/."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, report: StepReport) -> None:
+        """One point per curve."""
+        for name, value in report.record().items():
+            if name != "step":
+                self._writer.add_scalar(name, value, report.step)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class Trackio:
+    """A local trackio project; nothing is uploaded."""
+
+    def __init__(self, folder: Path) -> None:
+        import trackio
+
+        self._trackio: Any = trackio
+        trackio.init(project="positron-mini", name=folder.name, resume="allow")
+
+    def log(self, report: StepReport) -> None:
+        """One row."""
+        row = report.record()
+        self._trackio.log(row, step=row.pop("step"))
+
+    def close(self) -> None:
+        """End the trackio run."""
+        self._trackio.finish()
+
+
+def open_tracker(kind: str, folder: Path) -> Tracker:
+    """The tracker of `--track kind`. Errors: UsageError when its library is not installed."""
+    if kind == "none":
+        return NoTracker()
+    try:
+        return TensorBoard(folder) if kind == "tensorboard" else Trackio(folder)
+    except ImportError as error:
+        raise UsageError(f"--track {kind}: {kind} is not installed", f"pip install {kind}") from error

@@ -1,0 +1,390 @@
+"""setup.sh with a play-acted computer: made-up interpreters, a made-up pip inside real virtual environments, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("bash", "sh", "cat", "cut", "dirname", "env", "grep", "mkdir", "mv", "rm", "sed", "sort", "tail", "tr", "sha256sum", "shasum", "perl")
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+THIS_MACHINE = platform.machine()
+
+FAKE_PIP = """
+import json, os, sys, time
+from pathlib import Path
+site, venv, arguments = Path(__file__).parent.parent, Path(sys.prefix), sys.argv[1:]
+said = " ".join(arguments)
+
+def distribution(name, version, whole=True):
+    (site / name).mkdir(exist_ok=True)
+    (site / name / "__init__.py").write_text("")
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+    if whole:
+        (info / "RECORD").write_text(f"{name}/__init__.py,,0\\n")
+
+if arguments == ["--version"]:
+    sys.exit(print("pip 1"))
+with open(os.environ["FAKE_LOG"], "a") as log:
+    log.write(json.dumps(arguments) + "\\n")
+failing = os.environ.get("FAKE_FAIL", "nothing")
+if failing in said:
+    print("noise\\n" * 99 + os.environ.get("FAKE_MESSAGE", "ERROR: it went wrong"))
+    sys.exit(1)
+hanging = os.environ.get("FAKE_HANG", "nothing")
+if hanging in said:
+    distribution("torch", "2.13.0", whole=False)
+    Path(os.environ["FAKE_LOG"] + ".hangs").touch()
+    time.sleep(60)
+if "torch==" in said:
+    if "--no-index" in arguments and not os.environ.get("FAKE_LOCAL_TORCH"):
+        sys.exit("ERROR: No matching distribution found for torch")
+    distribution("torch", "2.13.0+cpu")
+elif "setuptools" in arguments:
+    distribution("setuptools", "84.2.1")
+else:
+    for name in "numpy sentencepiece safetensors tokenizers tyro rich positron_mini".split():
+        distribution(name, "1.0")
+    (venv / "bin" / "positron").write_text("#!/bin/sh\\necho positron\\n")
+    (venv / "bin" / "positron").chmod(0o755)
+"""
+
+MAKE_VENV = """
+import sys, sysconfig, venv
+from pathlib import Path
+target = Path(sys.argv[1])
+venv.EnvBuilder(with_pip=False, symlinks=True).create(target)
+site = target / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+(site / "pip" ).mkdir()
+(site / "pip" / "__init__.py").write_text("")
+(site / "pip" / "__main__.py").write_text(Path(__file__).with_name("fake_pip.py").read_text())
+"""
+
+
+def script(path: Path, body: str) -> Path:
+    """`path`, now an executable shell script; a link that stood there is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@dataclass
+class Computer:
+    """A computer with nothing but a few tools, on which setup.sh runs in a copy of the project."""
+
+    home: Path
+    system: str = "Linux"
+    machine: str = THIS_MACHINE
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Lays out the tools, and the project in a folder with spaces in its name."""
+        self.bin.mkdir(parents=True)
+        self.project.mkdir()
+        for name in ("setup.sh", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.project / name)
+        for name in TOOLS:
+            found = shutil.which(name)
+            if found is not None:
+                (self.bin / name).symlink_to(found)
+        (self.home / "fake_pip.py").write_text(FAKE_PIP, encoding="utf-8")
+        (self.home / "make_venv.py").write_text(MAKE_VENV, encoding="utf-8")
+        script(self.bin / "uname", f'case "$1" in -m) echo {self.machine} ;; *) echo {self.system} ;; esac')
+
+    @property
+    def bin(self) -> Path:
+        """The one folder on the search path."""
+        return self.home / "bin"
+
+    @property
+    def project(self) -> Path:
+        """The folder of setup.sh."""
+        return self.home / "my stories, $HOME & more"
+
+    @property
+    def venv(self) -> Path:
+        """The environment that setup.sh makes."""
+        return self.project / ".venv"
+
+    @property
+    def site(self) -> Path:
+        """Where packages are installed."""
+        return self.venv / "lib" / f"python{VERSION}" / "site-packages"
+
+    def add_python(self, name: str = "python3") -> Path:
+        """A working interpreter under `name`, built for this computer's processor, whose environments hold the made-up pip."""
+        body = f"""case "$*" in
+            "-m venv "*) exec '{sys.executable}' '{self.home / "make_venv.py"}' "$3" ;;
+            *os.uname*) echo {VERSION.replace(".", " ")} {self.machine} complete ;;
+            *) exec '{sys.executable}' "$@" ;;
+        esac"""
+        return script(self.bin / name, body)
+
+    def add_claim(self, name: str, facts: str) -> Path:
+        """An interpreter under `name` that only answers what it is, such as "3 9 arm64 complete"."""
+        return script(self.bin / name, f"echo '{facts}'")
+
+    def start(self, command: str = "bash setup.sh", **settings: str) -> subprocess.Popen[str]:
+        """The command, begun in the project's folder in a process group of its own."""
+        environment = {"PATH": str(self.bin), "FAKE_LOG": str(self.home / "pip.log"), **self.settings, **settings}
+        return subprocess.Popen(
+            ["bash", "-c", command], cwd=self.project, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, command: str = "bash setup.sh", **settings: str) -> tuple[int, str]:
+        """Exit status and output of the command."""
+        process = self.start(command, **settings)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def pip_calls(self) -> list[list[str]]:
+        """The arguments of every pip call since the last look."""
+        log = self.home / "pip.log"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def computer(tmp_path: Path) -> Computer:
+    """A Linux computer without an NVIDIA GPU, with one good interpreter and a folder that has a wheel of torch."""
+    computer = Computer(tmp_path, settings={"FAKE_LOCAL_TORCH": "1"})
+    computer.add_python()
+    return computer
+
+
+def mac(tmp_path: Path, machine: str = "arm64", macos: str = "15.2", silicon: str = "1") -> Computer:
+    """A Mac with the developer tools and no Python."""
+    computer = Computer(tmp_path, system="Darwin", machine=machine)
+    script(computer.bin / "sw_vers", f"echo {macos}")
+    script(computer.bin / "sysctl", f"echo {silicon}")
+    return computer
+
+
+def test_a_mac_with_python_39_only_gets_one_sentence_and_the_way_out(tmp_path: Path) -> None:
+    computer = mac(tmp_path)
+    path = computer.add_claim("python3", "3 9 arm64 complete")
+    status, output = computer.run()
+    sentence, hint = output.splitlines()
+    assert status == 1
+    assert sentence == f"error: Positron Mini needs Python 3.11 to 3.14, and this computer offers only Python 3.9 ({path})"
+    assert hint.startswith("  hint: brew install python@3.13 ")
+    assert not computer.venv.exists()
+
+
+def test_a_python_that_cannot_make_environments_names_the_missing_package(tmp_path: Path) -> None:
+    computer = Computer(tmp_path)
+    computer.add_claim("python3", f"3 11 {THIS_MACHINE} without-venv")
+    status, output = computer.run()
+    assert status == 1
+    assert "Python 3.11" in output
+    assert "hint: sudo apt install python3.11-venv " in output
+
+
+@pytest.mark.parametrize(
+    ("machine", "macos", "silicon", "words"),
+    [("x86_64", "15.2", "0", "Macs with an Intel processor"), ("arm64", "13.6.1", "1", "macOS 14 or newer, and this Mac has macOS 13.6.1")],
+)
+def test_a_mac_that_torch_does_not_support_is_told_so(tmp_path: Path, machine: str, macos: str, silicon: str, words: str) -> None:
+    computer = mac(tmp_path, machine, macos, silicon)
+    computer.add_python()
+    status, output = computer.run()
+    assert status == 1
+    assert words in output
+    assert [line.split(":")[0] for line in output.splitlines()] == ["error", "  hint"]
+    assert computer.pip_calls() == []
+
+
+def test_an_intel_python_on_apple_silicon_is_passed_over(tmp_path: Path) -> None:
+    computer = mac(tmp_path)
+    computer.add_claim("python3.13", "3 13 x86_64 complete")
+    status, output = computer.run()
+    assert status == 1
+    assert "python3.13 is built for Intel processors" in output
+
+
+def test_the_chosen_interpreter_wins_and_a_wrong_choice_is_named(computer: Computer) -> None:
+    computer.add_claim("old", f"3 8 {THIS_MACHINE} complete")
+    status, output = computer.run(POSITRON_PYTHON="old")
+    assert status == 1
+    assert "offers only Python 3.8" in output
+    status, output = computer.run(POSITRON_PYTHON="no-such-python")
+    assert status == 1
+    assert output.startswith("error: Positron Mini needs Python 3.11 to 3.14, and POSITRON_PYTHON=no-such-python does not work\n")
+
+
+@pytest.mark.parametrize("case", ["local wheel", "linux", "linux with nvidia", "mac"])
+def test_torch_comes_from_the_nearest_source_and_only_at_the_pinned_version(tmp_path: Path, case: str) -> None:
+    computer = mac(tmp_path) if case == "mac" else Computer(tmp_path)
+    computer.add_python()
+    if case == "local wheel":
+        computer.settings["FAKE_LOCAL_TORCH"] = "1"
+    if case == "linux with nvidia":
+        script(computer.bin / "nvidia-smi", "echo 'GPU 0: NVIDIA L4'")
+    assert computer.run()[0] == 0
+    pin = next(line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    first, *others = [call for call in computer.pip_calls() if any("torch" in word for word in call)]
+    assert first == ["install", "--no-index", "--no-deps", pin]
+    default = [["install", "-c", "constraints.txt", pin]]
+    public = [["install", "--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu", pin]]
+    assert others == {"local wheel": [], "linux": public, "linux with nvidia": default, "mac": default}[case]
+
+
+def test_everything_else_is_installed_under_the_constraints(computer: Computer) -> None:
+    computer.run(POSITRON_EXTRAS="web, dev")
+    assert computer.pip_calls()[1:] == [
+        ["install", "-c", "constraints.txt", "setuptools"],
+        ["install", "-c", "constraints.txt", "--no-build-isolation", "-e", ".[dev,web]"],
+    ]
+
+
+def test_a_second_run_installs_nothing_says_nothing_and_takes_under_two_seconds(computer: Computer) -> None:
+    assert computer.run(POSITRON_EXTRAS="dev")[0] == 0
+    assert computer.pip_calls() != []
+    for extras in ("dev", ""):
+        started = time.perf_counter()
+        assert computer.run(POSITRON_EXTRAS=extras) == (0, "")
+        assert time.perf_counter() - started < 2
+    assert computer.pip_calls() == []
+
+
+def test_a_changed_pin_installs_again_and_keeps_the_extras(computer: Computer) -> None:
+    computer.run(POSITRON_EXTRAS="dev")
+    computer.pip_calls()
+    with (computer.project / "constraints.txt").open("a", encoding="utf-8") as file:
+        file.write("another==1\n")
+    assert computer.run()[0] == 0
+    assert computer.pip_calls()[-1][-1] == ".[dev]"
+
+
+def break_python(computer: Computer) -> None:
+    """The interpreter that the environment was made with is gone."""
+    for name in ("python", "python3", f"python{VERSION}"):
+        (computer.venv / "bin" / name).unlink(missing_ok=True)
+        (computer.venv / "bin" / name).symlink_to(computer.home / "uninstalled" / name)
+
+
+def lose_everything_but_the_folder(computer: Computer) -> None:
+    """A set-up that was stopped at its very start."""
+    shutil.rmtree(computer.venv)
+    computer.venv.mkdir()
+
+
+def lose_a_package(computer: Computer) -> None:
+    """Somebody deleted a package's files but not its record."""
+    shutil.rmtree(computer.site / "torch")
+
+
+def lose_the_program(computer: Computer) -> None:
+    """The command is missing."""
+    (computer.venv / "bin" / "positron").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_python, lose_everything_but_the_folder, lose_a_package, lose_the_program])
+def test_a_broken_environment_is_repaired(computer: Computer, damage: Callable[[Computer], None]) -> None:
+    computer.run()
+    damage(computer)
+    assert computer.run()[0] == 0
+    assert (computer.site / "torch" / "__init__.py").exists()
+    assert subprocess.check_output([computer.venv / "bin" / "positron"], text=True) == "positron\n"
+    assert computer.run() == (0, "")
+
+
+def test_a_missing_pip_is_put_back_without_losing_the_environment(computer: Computer) -> None:
+    computer.run()
+    shutil.move(computer.site / "pip", computer.home / "pip")
+    # The real ensurepip takes seconds; the made-up one stands where Python looks first.
+    wrapper = f"""case "$*" in *ensurepip*) exec /bin/cp -R '{computer.home / "pip"}' '{computer.site}' ;; esac"""
+    script(computer.venv / "bin" / "python", f"{wrapper}\nexec '{computer.venv / 'bin' / 'python3'}' \"$@\"")
+    (computer.venv / "bin" / "python3").unlink()
+    (computer.venv / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
+    (computer.venv / "setup.stamp").unlink()
+    kept = computer.site / "kept"
+    kept.touch()
+    computer.pip_calls()
+    assert computer.run()[0] == 0
+    assert kept.exists()
+    assert not any("torch==2.13.0" in call for call in computer.pip_calls())
+
+
+def test_a_moved_folder_is_set_up_again_where_it_is_now(computer: Computer) -> None:
+    computer.run()
+    computer.pip_calls()
+    moved = computer.home / "elsewhere"
+    shutil.move(computer.project, moved)
+    computer.project.mkdir()
+    assert computer.run(f"bash '{moved}/setup.sh'")[0] == 0
+    calls = computer.pip_calls()
+    assert calls[-1][-2:] == ["-e", "."]
+    assert not any("torch==" in word for call in calls for word in call), "torch moved along"
+
+
+def test_a_killed_set_up_is_finished_by_the_next_one(computer: Computer) -> None:
+    process = computer.start(FAKE_HANG="torch==")
+    deadline = time.monotonic() + 20
+    while not (computer.home / "pip.log.hangs").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    half_made = computer.site / "torch-2.13.0.dist-info"
+    assert half_made.exists()
+    assert computer.run()[0] == 0
+    assert not half_made.exists(), "half a torch must not count as installed"
+    assert (computer.site / "torch-2.13.0+cpu.dist-info").exists()
+
+
+def test_two_set_ups_at_once_do_the_work_once(computer: Computer) -> None:
+    both = [computer.start(), computer.start()]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(computer.pip_calls()) == 3, outputs
+
+
+def test_a_failure_shows_the_end_of_the_log_and_a_hint_that_fits(computer: Computer) -> None:
+    status, output = computer.run(FAKE_FAIL="no-build-isolation", FAKE_MESSAGE="OSError: [Errno 28] No space left on device")
+    lines = output.splitlines()
+    shown = [line for line in lines if line.startswith("  | ")]
+    assert status == 1
+    assert "error: installing the packages failed; the end of .venv/setup.log:" in lines
+    assert len(shown) == 12
+    assert shown[-1] == "  | OSError: [Errno 28] No space left on device"
+    assert lines[-1].startswith("  hint: free about 3 GB of disk space")
+    assert not (computer.venv / "setup.stamp").exists()
+
+
+def test_sourcing_leaves_the_caller_as_it_was_except_for_one_name(computer: Computer) -> None:
+    computer.run()
+    elsewhere = computer.home / "elsewhere"
+    elsewhere.mkdir()
+    command = f"""
+        state() {{ set -o; compgen -v; compgen -A function; env | grep POSITRON || true; }}
+        set -euo pipefail; cd '{elsewhere}'; set -- --a-flag; trap 'echo bye' EXIT
+        state >before; state >before; source '{computer.project}/setup.sh'; state >after
+        echo "$POSITRON_BIN"; echo "$PWD"; echo "$*"
+    """
+    status, output = computer.run(command)
+    before, after = (set((elsewhere / name).read_text(encoding="utf-8").splitlines()) for name in ("before", "after"))
+    assert (status, output.splitlines()) == (0, [os.path.realpath(computer.venv / "bin"), str(elsewhere), "--a-flag", "bye"])
+    assert after - before == {"POSITRON_BIN"}
+    assert before <= after
+
+
+def test_a_failed_set_up_stops_the_script_that_sourced_it(computer: Computer) -> None:
+    status, output = computer.run("set -e; source ./setup.sh; echo went on", FAKE_FAIL="setuptools")
+    assert status == 1
+    assert "went on" not in output

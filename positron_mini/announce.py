@@ -53,7 +53,7 @@ def describe(
         f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
         f"text       {prepared.train.count:,} training tokens, {prepared.validation.count:,} for validation",
         f"device     {choice.device}, {choice.precision} ({choice.reason}), {config.threads} threads, compile {config.compile}",
-        f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} rows x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
+        f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
     ]
     if exact != config.batch_tokens:
         lines.append(f"           ({config.batch_tokens:,} is not a multiple of the row; {exact:,} is the nearest)")

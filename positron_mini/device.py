@@ -126,12 +126,12 @@ def micro_batch_rows(model: ModelConfig, context_len: int, rows: int, device: st
     """Rows to compute at once: the largest divisor of `rows` that the memory model allows.
 
     Counted per token, in fp32: three copies of the logits, and about 34 activations of the width and 10 of the ffn per layer. A CPU gains
-    nothing beyond about 4,096 tokens, a GPU wants many; all stay below a quarter of the memory and 1 GiB of logits.
+    nothing beyond about 2,048 tokens, whose activations still fit its cache, a GPU wants many; all stay below a quarter of the memory and 1 GiB of logits.
     """
     logits = 4 * model.vocab_size
     per_token = 3 * logits + 4 * model.n_layer * (34 * model.n_embd + 10 * model.ffn)
     budget = min(memory_bytes // 4, 1_500_000_000) if device == "cpu" else memory_bytes // 4
-    tokens = min(budget // per_token, MAX_LOGITS_BYTES // logits, 4_096 if device == "cpu" else 65_536)
+    tokens = min(budget // per_token, MAX_LOGITS_BYTES // logits, 2_048 if device == "cpu" else 65_536)
     most = max(1, min(rows, tokens // context_len))
     return next(size for size in range(most, 0, -1) if rows % size == 0)
 

@@ -68,6 +68,8 @@ def resolve(
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
         config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
     choice = devices.choose(machine, config.device, config.precision)
+    if recorded is not None and choice.device == recorded["device"]["device"]:
+        choice = replace(choice, reason=recorded["device"]["reason"])
     if choice.fell_back:
         say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
     batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]

@@ -37,8 +37,8 @@ class FakeHub:
     """`next_data` and `next_listing` hold what the next answers do wrong, one entry an answer; `always` is done when they are used up.
 
     Entries: "cut:N" (connection closed after N bytes of the body), "short:N" (an honest answer of N bytes too few), "long:N",
-    "flip" (one byte changed), "html", "silent_html" (a page without type or length), "hang", "no_range" (200 with everything),
-    "wrong_range", a status such as "503", "503:7" (with Retry-After), "gated" (401).
+    "flip" (one byte changed), "html", "html_of_size" (a page as long as the file), "silent_html" (a page without type or length), "hang",
+    "no_range" (200 with everything), "wrong_range", a status such as "503", "503:7" (with Retry-After), "gated" (401).
     """
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
@@ -174,6 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop, status = int(first), int(last) + 1 if last else len(data), 206
             shown = start + 1 if name == "wrong_range" else start
             headers["content-range"] = f"bytes {shown}-{stop - 1}/{len(data)}"
+        if name == "html_of_size":
+            data, start, stop, status = HTML.ljust(len(data)), 0, len(data), 200
+            headers = {"content-type": "text/html"}
         body = data[start:stop]
         if name == "flip":
             body = bytes([body[0] ^ 1]) + body[1:]

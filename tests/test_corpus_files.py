@@ -45,6 +45,8 @@ SEPARATIONS = {
     "blank lines": ("\n\na\nb\n\n\n \t\nc\n", ["a\nb", "c"]),
     "inner spaces stay": (f"  a  b \n{SEP}\n\n\n c\n\n", ["  a  b ", " c"]),
     "line separators of Unicode stay": ("a\u2028b\x0bc\x85d\n\ne", ["a\u2028b\x0bc\x85d", "e"]),
+    "carriage returns": (f"a\r\nb\r\n\r\nc\rd\r\n{SEP}\r\ne\r\n", ["a\nb\n\nc\nd", "e"]),
+    "carriage returns and blank lines": ("a\r\nb\r\n\r\nc\rd\r\re", ["a\nb", "c\nd", "e"]),
     "one story": ("a\nb\n", ["a\nb"]),
 }
 
@@ -56,7 +58,9 @@ def test_stories_end_at_separators_however_the_file_is_cut_into_chunks(
 ) -> None:
     monkeypatch.setattr(corpus_files, "_CHUNK_BYTES", chunk)
     text, expected = SEPARATIONS[name]
-    assert stories_in(tmp_path, text)[0] == expected
+    texts, stats = stories_in(tmp_path, text)
+    assert texts == expected
+    assert (stats.documents, stats.empty) == (len(expected), 0)
 
 
 def naive_clean(data: bytes) -> str:
@@ -324,6 +328,12 @@ def test_the_split_does_not_depend_on_the_order(texts: list[str], data: st.DataO
         assert train | validation == set(documents)
         sides.append((train, validation))
     assert sides[0] == sides[1]
+
+
+def test_training_keeps_a_story_even_when_all_keys_are_low() -> None:
+    low = [text for text in map(str, range(200)) if normalised_key(text)[0] < 25]  # below 10 % of the range of the first byte
+    split = split_documents(table_of(low[:3]), "x")
+    assert (int(split.train.sum()), int(split.validation.sum())) == (1, 2)
 
 
 @pytest.mark.parametrize(("documents", "share"), [(2, 0.1), (2_000, 0.1), (4_000, 0.05), (20_000, 0.01), (10**7, 0.01)])

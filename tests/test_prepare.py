@@ -108,8 +108,12 @@ def test_a_changed_text_is_prepared_anew_and_an_equal_one_is_not(source: Path, m
     before = (first.folder / "train.tokens").stat().st_mtime_ns
     os.utime(source, ns=(5, 5))
     assert (run(source, model).folder / "train.tokens").stat().st_mtime_ns == before
+    source.write_text(SEP.join(STORIES).replace("Lily", "Lila"))
+    os.utime(source, ns=(6, 6))
+    second = run(source, model)
     source.write_text(SEP.join([*STORIES, "One more."]))
-    assert run(source, model).folder != first.folder
+    os.utime(source, ns=(6, 6))
+    assert len({first.folder, second.folder, run(source, model).folder}) == 3
 
 
 def test_threads_and_repetition_give_the_same_bytes(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,15 +230,17 @@ def test_a_damaged_memo_only_costs_time(source: Path, model: Path, damage: str) 
     assert run(source, model).folder == first.folder
 
 
-def test_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [STORIES[::-1], [*STORIES, "Late."], STORIES[1:]])
+def test_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(
+    source: Path, model: Path, monkeypatch: pytest.MonkeyPatch, change: list[str]
+) -> None:
     routed = prepare._routed
 
-    def grow(*arguments: object) -> object:
-        with open(source, "a") as handle:
-            handle.write(SEP + "Late.")
+    def overwrite(*arguments: object) -> object:
+        source.write_text(SEP.join(change))
         return routed(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prepare, "_routed", grow)
+    monkeypatch.setattr(prepare, "_routed", overwrite)
     with pytest.raises(DataError, match="changed while"):
         run(source, model)
     assert everything_below(source.parent.parent / "cache") == [".lock"]

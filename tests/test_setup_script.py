@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("bash", "sh", "cat", "cut", "dirname", "env", "grep", "mkdir", "mv", "rm", "sed", "sort", "tail", "tr", "sha256sum", "shasum", "perl")
+TOOLS = ("bash", "sh", "cat", "cut", "dirname", "env", "grep", "mkdir", "mv", "rm", "sed", "sort", "tail", "tr", "sha256sum", "shasum")
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 THIS_MACHINE = platform.machine()
 
@@ -168,6 +168,22 @@ def computer(tmp_path: Path) -> Computer:
     return computer
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Computer:
+    """One more such computer for the tests that begin after a set-up."""
+    computer = Computer(tmp_path_factory.mktemp("shared"), settings={"FAKE_LOCAL_TORCH": "1"})
+    computer.add_python()
+    return computer
+
+
+@pytest.fixture
+def ready(shared: Computer) -> Computer:
+    """A computer whose set-up, with the test tools, is done."""
+    assert shared.run(POSITRON_EXTRAS="dev")[0] == 0
+    shared.pip_calls()
+    return shared
+
+
 def mac(tmp_path: Path, machine: str = "arm64", macos: str = "15.2", silicon: str = "1") -> Computer:
     """A Mac with the developer tools and no Python."""
     computer = Computer(tmp_path, system="Darwin", machine=machine)
@@ -253,23 +269,19 @@ def test_everything_else_is_installed_under_the_constraints(computer: Computer) 
     ]
 
 
-def test_a_second_run_installs_nothing_says_nothing_and_takes_under_two_seconds(computer: Computer) -> None:
-    assert computer.run(POSITRON_EXTRAS="dev")[0] == 0
-    assert computer.pip_calls() != []
+def test_a_second_run_installs_nothing_says_nothing_and_takes_under_two_seconds(ready: Computer) -> None:
     for extras in ("dev", ""):
         started = time.perf_counter()
-        assert computer.run(POSITRON_EXTRAS=extras) == (0, "")
+        assert ready.run(POSITRON_EXTRAS=extras) == (0, "")
         assert time.perf_counter() - started < 2
-    assert computer.pip_calls() == []
+    assert ready.pip_calls() == []
 
 
-def test_a_changed_pin_installs_again_and_keeps_the_extras(computer: Computer) -> None:
-    computer.run(POSITRON_EXTRAS="dev")
-    computer.pip_calls()
-    with (computer.project / "constraints.txt").open("a", encoding="utf-8") as file:
+def test_a_changed_pin_installs_again_and_keeps_the_extras(ready: Computer) -> None:
+    with (ready.project / "constraints.txt").open("a", encoding="utf-8") as file:
         file.write("another==1\n")
-    assert computer.run()[0] == 0
-    assert computer.pip_calls()[-1][-1] == ".[dev]"
+    assert ready.run()[0] == 0
+    assert ready.pip_calls()[-1][-1] == ".[dev]"
 
 
 def break_python(computer: Computer) -> None:
@@ -296,30 +308,27 @@ def lose_the_program(computer: Computer) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_python, lose_everything_but_the_folder, lose_a_package, lose_the_program])
-def test_a_broken_environment_is_repaired(computer: Computer, damage: Callable[[Computer], None]) -> None:
-    computer.run()
-    damage(computer)
-    assert computer.run()[0] == 0
-    assert (computer.site / "torch" / "__init__.py").exists()
-    assert subprocess.check_output([computer.venv / "bin" / "positron"], text=True) == "positron\n"
-    assert computer.run() == (0, "")
+def test_a_broken_environment_is_repaired(ready: Computer, damage: Callable[[Computer], None]) -> None:
+    damage(ready)
+    assert ready.run()[0] == 0
+    assert (ready.site / "torch" / "__init__.py").exists()
+    assert subprocess.check_output([ready.venv / "bin" / "positron"], text=True) == "positron\n"
+    assert ready.run() == (0, "")
 
 
-def test_a_missing_pip_is_put_back_without_losing_the_environment(computer: Computer) -> None:
-    computer.run()
-    shutil.move(computer.site / "pip", computer.home / "pip")
+def test_a_missing_pip_is_put_back_without_losing_the_environment(ready: Computer) -> None:
+    shutil.move(ready.site / "pip", ready.home / "pip")
     # The real ensurepip takes seconds; the made-up one stands where Python looks first.
-    wrapper = f"""case "$*" in *ensurepip*) exec /bin/cp -R '{computer.home / "pip"}' '{computer.site}' ;; esac"""
-    script(computer.venv / "bin" / "python", f"{wrapper}\nexec '{computer.venv / 'bin' / 'python3'}' \"$@\"")
-    (computer.venv / "bin" / "python3").unlink()
-    (computer.venv / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
-    (computer.venv / "setup.stamp").unlink()
-    kept = computer.site / "kept"
+    wrapper = f"""case "$*" in *ensurepip*) exec /bin/cp -R '{ready.home / "pip"}' '{ready.site}' ;; esac"""
+    script(ready.venv / "bin" / "python", f"{wrapper}\nexec '{ready.venv / 'bin' / 'python3'}' \"$@\"")
+    (ready.venv / "bin" / "python3").unlink()
+    (ready.venv / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
+    (ready.venv / "setup.stamp").unlink()
+    kept = ready.site / "kept"
     kept.touch()
-    computer.pip_calls()
-    assert computer.run()[0] == 0
+    assert ready.run()[0] == 0
     assert kept.exists()
-    assert not any("torch==2.13.0" in call for call in computer.pip_calls())
+    assert not any("torch==2.13.0" in call for call in ready.pip_calls())
 
 
 def test_a_moved_folder_is_set_up_again_where_it_is_now(computer: Computer) -> None:
@@ -334,11 +343,17 @@ def test_a_moved_folder_is_set_up_again_where_it_is_now(computer: Computer) -> N
     assert not any("torch==" in word for call in calls for word in call), "torch moved along"
 
 
-def test_a_killed_set_up_is_finished_by_the_next_one(computer: Computer) -> None:
+def start_hanging(computer: Computer) -> subprocess.Popen[str]:
+    """A set-up in whose pip, with half of torch written, time stands still."""
     process = computer.start(FAKE_HANG="torch==")
     deadline = time.monotonic() + 20
     while not (computer.home / "pip.log.hangs").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    return process
+
+
+def test_a_killed_set_up_is_finished_by_the_next_one(computer: Computer) -> None:
+    process = start_hanging(computer)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     half_made = computer.site / "torch-2.13.0.dist-info"
@@ -346,6 +361,20 @@ def test_a_killed_set_up_is_finished_by_the_next_one(computer: Computer) -> None
     assert computer.run()[0] == 0
     assert not half_made.exists(), "half a torch must not count as installed"
     assert (computer.site / "torch-2.13.0+cpu.dist-info").exists()
+
+
+def test_a_pip_that_outlives_its_killed_set_up_keeps_the_next_one_waiting(computer: Computer) -> None:
+    process = start_hanging(computer)
+    process.kill()
+    process.wait()
+    following = computer.start()
+    assert following.stdout is not None
+    assert following.stdout.readline() == "another set-up is at work in this folder; waiting for it\n"
+    assert len(computer.pip_calls()) == 1
+    os.killpg(process.pid, signal.SIGKILL)
+    following.communicate(timeout=60)
+    assert following.returncode == 0
+    process.communicate()
 
 
 def test_two_set_ups_at_once_do_the_work_once(computer: Computer) -> None:
@@ -367,19 +396,18 @@ def test_a_failure_shows_the_end_of_the_log_and_a_hint_that_fits(computer: Compu
     assert not (computer.venv / "setup.stamp").exists()
 
 
-def test_sourcing_leaves_the_caller_as_it_was_except_for_one_name(computer: Computer) -> None:
-    computer.run()
-    elsewhere = computer.home / "elsewhere"
+def test_sourcing_leaves_the_caller_as_it_was_except_for_one_name(ready: Computer) -> None:
+    elsewhere = ready.home / "another folder"
     elsewhere.mkdir()
     command = f"""
         state() {{ set -o; compgen -v; compgen -A function; env | grep POSITRON || true; }}
         set -euo pipefail; cd '{elsewhere}'; set -- --a-flag; trap 'echo bye' EXIT
-        state >before; state >before; source '{computer.project}/setup.sh'; state >after
+        state >before; state >before; source '{ready.project}/setup.sh'; state >after
         echo "$POSITRON_BIN"; echo "$PWD"; echo "$*"
     """
-    status, output = computer.run(command)
+    status, output = ready.run(command)
     before, after = (set((elsewhere / name).read_text(encoding="utf-8").splitlines()) for name in ("before", "after"))
-    assert (status, output.splitlines()) == (0, [os.path.realpath(computer.venv / "bin"), str(elsewhere), "--a-flag", "bye"])
+    assert (status, output.splitlines()) == (0, [os.path.realpath(ready.venv / "bin"), str(elsewhere), "--a-flag", "bye"])
     assert after - before == {"POSITRON_BIN"}
     assert before <= after
 

@@ -124,6 +124,12 @@ def with_piece(index: int, **changes: object) -> bytes:
     return message.SerializeToString()
 
 
+def without_last_piece() -> bytes:
+    message = sentencepiece_model_pb2.ModelProto.FromString(model())
+    del message.pieces[-1]
+    return message.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -137,7 +143,9 @@ def with_piece(index: int, **changes: object) -> bytes:
         (lambda: with_piece(399, piece="x\0"), "zero byte"),
         (lambda: with_piece(300, piece="\u2581the"), "twice"),
         (lambda: with_piece(7, piece="<0x00>"), "piece 7"),
-        (lambda: model() + model(), "2 trainer"),
+        (lambda: model() + b"\x12\x00", "2 trainer"),
+        (lambda: model() + b"\x1a\x00", "2 normalizer"),
+        (without_last_piece, "399 pieces where the settings say 400"),
         (lambda: model() + b"\x2a\x03\x12\x01x", "unexpected field 5"),
         (lambda: model() + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "where 0 are left"),
         (lambda: model() + b"\xff" * 12, "longer than 10 bytes"),
@@ -192,8 +200,8 @@ def test_flipped_bits_never_crash_the_process(tmp_path: Path) -> None:
 
 def test_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
     with open(tmp_path / "huge", "wb") as handle:
-        handle.truncate(1 << 33)
-    with pytest.raises(TokenizerError, match="are no tokenizer"):
+        handle.truncate((64 << 20) + 5)
+    with pytest.raises(TokenizerError, match="67,108,865 bytes or more are no tokenizer"):  # one more than the limit, not five
         Tokenizer.load(tmp_path / "huge")
 
 

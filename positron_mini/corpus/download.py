@@ -192,7 +192,6 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
         with translate_os_errors(f"opening {part}"):
             handle = open(part, "r+b")  # noqa: SIM115 (closed below; only its own errors may be translated)
         with handle:
-            handle.truncate(have)
             handle.seek(have)
             for chunk in response.iter_bytes():  # as they come: a larger size would hold back, and at a cut lose, what has arrived
                 try:

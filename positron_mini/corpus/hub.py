@@ -14,7 +14,7 @@ from pathlib import Path
 
 from positron_mini.corpus.clean import CleanStats, clean_stories
 from positron_mini.corpus.dataset import TINYSTORIES, HubText, Source, fetch_dataset, resolve_source, write_dataset, write_documents
-from positron_mini.corpus.download import Say, fetch_file, plan
+from positron_mini.corpus.download import Say, fetch_file, human_bytes, human_time, plan
 from positron_mini.corpus.files import SEPARATOR
 from positron_mini.corpus.listing import HubError, HubUnreachableError, Patience, address_of, is_offline, list_files
 from positron_mini.errors import PositronError, UsageError
@@ -38,6 +38,7 @@ __all__ = [
 TRAIN_FILE, VALID_FILE = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
 LICENCE = "CDLA-Sharing-1.0"
 READ_BYTES = 1 << 22
+CLEAN_BYTES_PER_S = 20e6  # on one core of a laptop
 
 
 def hub_reachable(timeout_s: float = 8.0) -> bool:
@@ -70,6 +71,8 @@ def write_tinystories(
         return done
     say(f"TinyStories ({TINYSTORIES}, Eldan and Li 2023), licence {LICENCE}")
     train, valid, revision, is_beginning = _raw_tinystories(out.parent / "hub", first_bytes, patience or Patience(), say)
+    size = first_bytes if first_bytes is not None and is_beginning else train.stat().st_size
+    say(f"cleaning {human_bytes(size)} of stories, about {human_time(size / CLEAN_BYTES_PER_S)}")
     out.with_suffix(".json").unlink(missing_ok=True)
     seen: set[bytes] = set()
     valid_stats, stats = CleanStats(), CleanStats()

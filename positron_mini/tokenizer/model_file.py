@@ -135,7 +135,7 @@ def _refuse_foreign(model: bytes, name: str) -> None:
     if not model:
         raise TokenizerError(f"{name}: the file is empty", HINT)
     if len(model) > MAX_FILE_BYTES:
-        raise TokenizerError(f"{name}: {len(model):,} bytes are no tokenizer; at most {MAX_FILE_BYTES:,} are read", HINT)
+        raise TokenizerError(f"{name}: {len(model):,} bytes or more are no tokenizer; at most {MAX_FILE_BYTES:,} are read", HINT)
     for start, what in _FOREIGN_STARTS:
         if model.startswith(start):
             raise TokenizerError(f"{name}: not a SentencePiece model but {what}", HINT)
@@ -217,8 +217,6 @@ def _check_normal_pieces(pieces: list[Piece]) -> None:
             raise _DamagedError(f"{where}, is empty or holds a zero byte or a space")
         if len(piece.text) > 1 and not any(splits(piece.text, texts)):
             raise _DamagedError(f"{where}, cannot be made of two other pieces")
-        if not texts.issuperset(piece.text):
-            raise _DamagedError(f"{where}, holds a character that is no piece")
 
 
 def splits(text: str, texts: set[str] | dict[str, int]) -> Iterator[tuple[str, str]]:

@@ -203,9 +203,7 @@ class IncrementalDecoder:
 
     def flush(self) -> str:
         """What was held back, as U+FFFD; the decoder is then as new."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 0) -> Tokenizer:

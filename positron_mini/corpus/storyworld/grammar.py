@@ -37,6 +37,7 @@ Node = str | Slot | Alt
 Sequence = tuple[Node, ...]
 
 _TOKEN = re.compile(r"[{}|]|@[a-z_]+|<[A-Z](?:[.!][A-Za-z]*)?>|[^{}|@<]+")
+_INDEFINITE = re.compile(r"\b([Aa])n?(?=[ |}])")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=[A-Za-z])")
 _MARKED = re.compile(r"~ ([A-Za-z])")
 
@@ -67,7 +68,7 @@ def compile_class(name: str) -> Alt:
 @lru_cache(maxsize=None)
 def compile_pattern(pattern: str) -> Sequence:
     """The pattern as a sequence of nodes. Articles before a word or a choice become `a~`, which agrees with what follows."""
-    tokens = _TOKEN.findall(re.sub(r"\b([Aa])n? (?=\S)", r"\1~ ", pattern))
+    tokens = _TOKEN.findall(_INDEFINITE.sub(r"\1~", pattern))
     sequence, rest = _parse(tokens, 0)
     assert rest == len(tokens), f"unbalanced pattern: {pattern}"
     return sequence

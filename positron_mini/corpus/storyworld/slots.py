@@ -32,14 +32,12 @@ def pair_ways(state: State, fresh: bool) -> tuple[float, ...]:
     return (1.0, 0.0 if fresh else 2.0)
 
 
-def say_character(form: str, name: str, kind: str) -> str:
-    """A character in a fixed form: name, pronoun or kind."""
+def say_character(form: str, name: str) -> str:
+    """A character in a fixed form: name or pronoun."""
     pronoun = lexicon().people[name].pronoun
     low = form.lower()
     if low in ("", "!"):
         return name
-    if low == "kind":
-        return kind
     word = {"he": pronoun, "him": HIM[pronoun], "his": HIS[pronoun], "self": HIM[pronoun] + "self"}[low]
     return word.capitalize() if form[0].isupper() else word
 
@@ -104,7 +102,7 @@ def _read_pronoun(
     role: str, form: str, text: str, position: int, at_start: bool, bindings: Bindings, choices: tuple[Choice, ...]
 ) -> Iterator[Found]:
     for pronoun, name in (("he", "Tim"), ("she", "Mia")):
-        word = say_character(form, name, "")
+        word = say_character(form, name)
         if at_start:
             word = word.capitalize()
         end = position + len(word)
@@ -160,7 +158,7 @@ def _read_pair(text: str, position: int, at_start: bool, bindings: Bindings) -> 
 
 
 def _read_phrase(role: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
-    known = {"S": tuple(lexicon().all_spots()), "F": lexicon().foods, "X": lexicon().fears}[role]
+    known = {"S": tuple(lexicon().all_spots()), "F": lexicon().foods, "X": lexicon().fears, "V": lexicon().traits}[role]
     for phrase in known:
         marked = phrase.replace(" an ", " a~ ").replace(" a ", " a~ ")
         if text.startswith(marked, position) and not text[position + len(marked) : position + len(marked) + 1].isalpha():
@@ -170,7 +168,7 @@ def _read_phrase(role: str, text: str, position: int, bindings: Bindings) -> Ite
 def _names_at(text: str, position: int) -> Iterator[str]:
     found = _NAME.match(text, position)
     if found:
-        for name in {found[0], found[0].partition(" ")[0]}:
+        for name in dict.fromkeys((found[0], found[0].partition(" ")[0])):
             if name in lexicon().people:
                 yield name
 

@@ -91,8 +91,7 @@ class Teller:
         """Let an event happen and say it. Role keys are letters; `O_adjective` and `B_kind` describe what is new."""
         event = events()[event_name]
         full = {key.replace("_", "."): value for key, value in roles.items()}
-        before = self.state.copy() if event.rule.new else self.state
-        tellings = [telling for telling in event.tellings if telling.fits(before, full)]
+        tellings = [telling for telling in event.tellings if telling.fits(self.state, full)]
         text, said = self.say(event, tellings, full)
         apply(event.rule, self.state, said)
         self.told.append(Told(event_name, said, text))
@@ -101,7 +100,6 @@ class Teller:
     def say(self, event: Event, tellings: list[Telling], roles: dict[str, str]) -> tuple[str, dict[str, str]]:
         """The words for an event and the roles they show."""
         self._roles = dict(roles)
-        self._fresh_actor = True
         telling = tellings[self.dice.pick(len(tellings))]
         text = set_articles(realise(telling.sequence, self))
         return text[0].upper() + text[1:], self._roles
@@ -118,12 +116,20 @@ class Teller:
         if role == "T":
             return self._pair()
         if role in CHARACTERS:
-            return self._actor(value) if role == "A" and form == "" else say_character(form, value, self._kind(role))
+            if role == "A" and form == "":
+                return self._actor(value)
+            return self._kind(role) if form == "kind" else say_character(form, value)
         if role in OBJECTS:
             return self._thing(role, form, value)
         if role in PLACES:
             return say_place(form, value)
-        return value
+        return value or self._drawn(role)
+
+    def _drawn(self, role: str) -> str:
+        """A trait, drawn where it is said."""
+        assert role == "V", f"role {role} was not given"
+        self._roles[role] = self.choose(lexicon().traits)
+        return self._roles[role]
 
     def _kind(self, role: str) -> str:
         name = self._roles[role]

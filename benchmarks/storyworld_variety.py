@@ -1,0 +1,145 @@
+"""How varied the story world is, beside real stories: prints a table and writes it as JSON.
+
+    python benchmarks/storyworld_variety.py --stories 100000 --reference data/tinystories.txt --json docs/results/storyworld.json
+
+The reference is a text with stories separated by <|endoftext|>; without one, only the story world is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import re
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from positron_mini import files
+from positron_mini.corpus.storyworld import stories
+
+WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+GZIP_BYTES = 4_000_000
+WINDOW_WORDS = 1_000_000
+
+
+def words_of(text: str) -> list[str]:
+    """The lower-case words of a text."""
+    return WORD.findall(text.lower())
+
+
+def measure(texts: Iterable[str]) -> dict[str, Any]:
+    """Word types, distinct 4-grams and gzip ratio of a first million words, lengths of all stories."""
+    types: set[str] = set()
+    grams: set[tuple[str, ...]] = set()
+    head: list[str] = []
+    lengths: list[int] = []
+    total = size = 0
+    for text in texts:
+        lengths.append(len(text.split()))
+        if total < WINDOW_WORDS:
+            words = words_of(text)[: WINDOW_WORDS - total]
+            total += len(words)
+            types.update(words)
+            grams.update(zip(words, words[1:], words[2:], words[3:], strict=False))
+        if size < GZIP_BYTES:
+            head.append(text)
+            size += len(text.encode()) + 1
+    packed = "\n".join(head).encode()[:GZIP_BYTES]
+    lengths.sort()
+    return {
+        "stories": len(lengths),
+        "shortest_words": lengths[0],
+        "median_words": lengths[len(lengths) // 2],
+        "longest_words": lengths[-1],
+        "words_measured": total,
+        "word_types": len(types),
+        "distinct_4grams": len(grams),
+        "gzip_ratio": round(len(packed) / len(gzip.compress(packed, 9, mtime=0)), 3),
+    }
+
+
+def near_duplicates(texts: list[str], share: float = 0.5, width: int = 8) -> dict[str, float]:
+    """Exact duplicates, and the share of stories that have `share` or more of their 8-grams in common with one other story.
+
+    8-grams that stand in more than 2,000 stories are left out when pairs are sought (they would pair everything with everything) but
+    counted in each story's total; a pair that qualifies on them alone is counted by `formulaic`.
+    """
+    grams = [sorted({crc32(" ".join(words[i : i + width]).encode()) for i in range(len(words) - width + 1)}) for words in map(words_of, texts)]
+    posting: dict[int, array[int]] = {}
+    for number, own in enumerate(grams):
+        for gram in own:
+            posting.setdefault(gram, array("i")).append(number)
+    hits = 0
+    worst = 0.0
+    for number, own in enumerate(grams):
+        shared: Counter[int] = Counter()
+        for gram in own:
+            others = posting[gram]
+            if 1 < len(others):
+                shared.update(others)
+        del shared[number]
+        top = max(shared.values(), default=0) / max(1, len(own))
+        worst = max(worst, top)
+        hits += top >= share
+    return {
+        "exact_duplicates": len(texts) - len(set(texts)),
+        "near_duplicate_share": hits / len(texts),
+        "largest_shared_8grams": round(worst, 3),
+    }
+
+
+def rows(ours: dict[str, Any], reference: dict[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    """The table: measure, story world, reference, target."""
+    real = reference or {}
+    half = f">= {real['distinct_4grams'] // 2:,}" if real else ">= half of real"
+    ratio = f"<= {1.6 * real['gzip_ratio']:.2f}" if real else "<= 1.6 x real"
+    targets = {
+        "shortest_words": ">= 80", "longest_words": "<= 300", "word_types": ">= 1,500", "distinct_4grams": half, "gzip_ratio": ratio,
+        "exact_duplicates": "0", "near_duplicate_share": "< 0.01", "stories_per_s": ">= 500",
+    }
+    return [(key, _number(ours[key]), _number(real.get(key, "")), targets.get(key, "")) for key in ours]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def read_stories(path: Path) -> list[str]:
+    """The stories of a text file."""
+    return [text.strip() for text in path.read_text(encoding="utf-8").split("<|endoftext|>") if text.strip()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", type=int, default=20_000, help="stories to generate (default 20000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the stories (default 0)")
+    parser.add_argument("--reference", type=Path, help="real stories separated by <|endoftext|>")
+    parser.add_argument("--machine", default="", help="what the table says about the machine")
+    parser.add_argument("--date", default=datetime.date.today().isoformat(), help="date of the measurement (default today)")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    texts = [story.text for story in islice(stories(args.seed), args.stories)]
+    rate = args.stories / (time.perf_counter() - began)
+    ours = measure(texts) | near_duplicates(texts) | {"stories_per_s": round(rate)}
+    reference = measure(read_stories(args.reference)) if args.reference else None
+    print(f"{'measure':<24}{'story world':>14}{'reference':>14}{'target':>14}")
+    for row in rows(ours, reference):
+        print(f"{row[0]:<24}{row[1]:>14}{row[2]:>14}{row[3]:>14}")
+    print(f"{args.date}, seed {args.seed}{', ' + args.machine if args.machine else ''}")
+    if args.json:
+        record = {"date": args.date, "machine": args.machine, "seed": args.seed, "storyworld": ours, "reference": reference}
+        files.write_json(args.json, record)
+
+
+if __name__ == "__main__":
+    main()

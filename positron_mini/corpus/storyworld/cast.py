@@ -1,0 +1,42 @@
+"""Who and what a story is about: draws of names, kinds, objects and places, each made just before it is told."""
+
+from __future__ import annotations
+
+from positron_mini.corpus.storyworld.lexicon import lexicon
+from positron_mini.corpus.storyworld.teller import Teller, without
+
+HERO_GROUPS = ("boy", "girl", "animal", "robot")
+HERO_WEIGHTS = (3.0, 3.0, 5.0, 1.0)
+
+
+def someone(t: Teller, groups: tuple[str, ...] = HERO_GROUPS, weights: tuple[float, ...] = HERO_WEIGHTS) -> tuple[str, str]:
+    """The name and kind of somebody who is not in the story yet. Kinds do not repeat, so that "the fox" means one."""
+    taken = {character.kind for character in t.state.cast.values()}
+    open_weights = tuple(0.0 if group in taken and group != "animal" else weight for group, weight in zip(groups, weights, strict=True))
+    group = groups[t.dice.weigh(open_weights)]
+    name = t.choose(without(lexicon().names[group], *t.state.cast))
+    return name, lexicon().people[name].kind or t.choose(without(lexicon().kinds, *taken))
+
+
+def elder(t: Teller) -> str:
+    """The name of a grown-up who is not in the story yet."""
+    return t.choose(without(lexicon().names["elder"], *t.state.cast))
+
+
+def thing(t: Teller, mark: str = "") -> dict[str, str]:
+    """A new object as the roles `O` and `O.adjective`, one that carries the mark if one is given."""
+    nouns = lexicon().marked(mark) if mark else tuple(lexicon().things)
+    noun = t.choose(without(nouns, *t.state.things))
+    return {"O": noun, "O_adjective": t.choose(lexicon().adjectives)}
+
+
+def place(t: Teller, *groups: str) -> str:
+    """A place, in one of the groups if any is given."""
+    return t.choose([place.noun for place in lexicon().places.values() if not groups or place.group in groups])
+
+
+def spot(t: Teller) -> str:
+    """A spot of the scene where nobody has looked yet."""
+    group = t.state.facts.get("group", "indoor")
+    seen = [spot for spot in lexicon().spots[group] if t.state.facts.get(f"searched {spot}")]
+    return t.choose(without(lexicon().spots[group], *seen))

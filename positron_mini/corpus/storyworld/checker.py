@@ -1,0 +1,217 @@
+"""Whether a story is consistent: it is read sentence by sentence with the generator's patterns and replayed by the world's rules.
+
+Any text can be judged, a model's included. What cannot be read counts as inconsistent; `parsed_share` says how much could be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from positron_mini.corpus.storyworld.events import Event, Telling, events
+from positron_mini.corpus.storyworld.grammar import Alt, Bindings, Choice, Sequence, Slot, mark_articles, match
+from positron_mini.corpus.storyworld.lexicon import lexicon
+from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, read_slot, ways
+from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, Contradiction, Rule, State, apply
+
+_STOP = re.compile(r'[.!?]"?(?=\s|$)')
+_NAME = re.compile(r'("?)([A-Z][a-z]+(?: [A-Z][a-z]+)?)')
+DEFAULTS = {"O": "thing", "F": "missing", "X": "fear"}  # what an unnamed role of an event stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of a story: consistent or not, the share of its sentences that could be read, and what is wrong."""
+
+    consistent: bool
+    parsed_share: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A sentence understood: its event, whom and what it names, and where it ends."""
+
+    event: Event
+    telling: Telling
+    bindings: dict[str, str]
+    choices: tuple[Choice, ...]
+    end: int
+
+
+def check_story(text: str) -> Verdict:
+    """The verdict on a whole story."""
+    replay = Replay()
+    replay.read(text)
+    reasons = list(replay.reasons)
+    if not replay.state.facts.get("ended"):
+        reasons.append("the story has no ending")
+    elif replay.state.facts.get("problem") != "solved":
+        reasons.append("the trouble was not solved")
+    total = replay.parsed + replay.unparsed
+    return Verdict(not reasons, replay.parsed / total if total else 0.0, tuple(reasons))
+
+
+class Replay:
+    """A reader with a state: `read` takes text, `events` lists what happened, `reasons` what cannot be."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.reasons: list[str] = []
+        self.events: list[tuple[str, dict[str, str]]] = []
+        self.parsed = self.unparsed = 0
+
+    def read(self, text: str) -> None:
+        """Replay every sentence of the text."""
+        for paragraph in text.strip().split("\n"):
+            marked = mark_articles(paragraph)
+            position = 0
+            while position < len(marked):
+                position = self._sentence(marked, position, fresh=position == 0) + 1
+
+    def _sentence(self, text: str, position: int, *, fresh: bool) -> int:
+        """Replay one sentence; where it ends."""
+        readings = sorted(readings_at(text, position), key=lambda reading: -reading.end)
+        failure = ""
+        for reading in readings:
+            try:
+                self._take(reading, fresh)
+            except Contradiction as error:
+                failure = failure or str(error)
+                continue
+            self.parsed += 1
+            return reading.end
+        if readings:
+            self.parsed += 1
+            self.reasons.append(failure)
+            return readings[0].end
+        stop = _STOP.search(text, position)
+        end = stop.end() if stop else len(text)
+        self.unparsed += 1
+        self.reasons.append(f"cannot be read: {text[position:end]}")
+        return end
+
+    def _take(self, reading: Reading, fresh: bool) -> None:
+        rule = reading.event.rule
+        roles = resolve(reading, self.state, fresh)
+        if not reading.telling.fits(self.state, roles):
+            raise Contradiction(f"{rule.name}: not told so here")
+        apply(rule, self.state, roles)
+        self.events.append((rule.name, roles))
+
+
+def resolve(reading: Reading, state: State, fresh: bool) -> dict[str, str]:
+    """The roles of a sentence with pronouns, "the fox" and what is left unsaid replaced by whom they mean."""
+    roles = dict(reading.bindings)
+    rule = reading.event.rule
+    if "A" not in roles and "A.kind" in roles:
+        roles["A"] = _one_of_kind(roles["A.kind"], state)
+    if "A" not in roles and "A.pronoun" in roles:
+        roles["A"] = state.focus
+        if not state.focus:
+            raise Contradiction(f"{rule.name}: nobody whom {roles['A.pronoun']} could mean")
+    for role in sorted(_letters(rule) - set(roles) - rule.new):
+        roles[role] = _unsaid(role, roles, state)
+    for role in OBJECTS:
+        if f"{role}.use" in roles and roles.get(role) and lexicon().things[roles[role]].use != roles[f"{role}.use"]:
+            raise Contradiction(f"{rule.name}: one cannot {roles[f'{role}.use']} a {roles[role]}")
+    return {role: value for role, value in roles.items() if value}
+
+
+def _one_of_kind(kind: str, state: State) -> str:
+    names = [character.name for character in state.cast.values() if character.kind == kind]
+    if len(names) != 1:
+        raise Contradiction(f"{len(names)} could be the {kind}")
+    return names[0]
+
+
+@lru_cache(maxsize=None)
+def _letters(rule: Rule) -> set[str]:
+    terms = (*rule.needs, *rule.effects)
+    words = {word for term in terms for word in (*term.key, *term.values)}
+    return {word for word in words if len(word) == 1 and word.isupper()}
+
+
+def _unsaid(role: str, roles: dict[str, str], state: State) -> str:
+    """Whom a role means that the sentence does not name: the other of two, or the thing that the story is about."""
+    if role in DEFAULTS:
+        return state.facts.get(DEFAULTS[role], "")
+    if role in CHARACTERS:
+        said = {roles.get(other) for other in CHARACTERS}
+        hero = state.facts.get("hero", "")
+        order = (hero, *(state.pair or ())) if role == "A" else (*(state.pair or ())[::-1], hero)
+        return next((name for name in order if name not in said), "")
+    return ""
+
+
+# ---- finding the patterns that can start with given words ----
+def readings_at(text: str, position: int) -> Iterator[Reading]:
+    """Every reading of the text at `position` that ends with a sentence."""
+    for event, telling in _candidates(text, position):
+        for end, bindings, choices in match(telling.sequence, text, position, read_slot):
+            if end == len(text) or text[end] == " ":
+                yield Reading(event, telling, dict(bindings), choices, end)
+
+
+def _candidates(text: str, position: int) -> list[tuple[Event, Telling]]:
+    index = _index()
+    return index.get(_first_word(text, position), []) + index["*"]
+
+
+def _first_word(text: str, position: int) -> str:
+    """The first word of a sentence as the index spells it: any name is <N>."""
+    found = _NAME.match(text, position)
+    if found:
+        for name in (found[2], found[2].partition(" ")[0]):
+            if name in lexicon().people:
+                end = found.start(2) + len(name)
+                return f"{found[1]}<N>" + ("'s" if text.startswith("'s ", end) else "")
+    return _spell(text[position : position + 40])
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict[str, list[tuple[Event, Telling]]]:
+    """First word -> tellings that can start with it; under "*" those that can start with many."""
+    index: dict[str, list[tuple[Event, Telling]]] = {"*": []}
+    for event in events().values():
+        for telling in event.tellings:
+            for word in first_words(telling.sequence):
+                index.setdefault(word, []).append((event, telling))
+    return index
+
+
+def first_words(sequence: Sequence) -> set[str]:
+    """The first words with which a pattern can start, as the index spells them."""
+    return {_spell(head) for head in _heads(sequence)}
+
+
+def _spell(head: str) -> str:
+    word = head.partition(" ")[0].rstrip(",")
+    return word[:1].upper() + word[1:]
+
+
+def _heads(sequence: Sequence) -> set[str]:
+    """Leading strings of a pattern, long enough to hold its first word."""
+    heads = {""}
+    for node in sequence:
+        done = {head for head in heads if " " in head}
+        if len(done) == len(heads):
+            break
+        heads = done | {head + more for head in heads - done for more in _starts_of(node)}
+    return heads
+
+
+def _starts_of(node: str | Slot | Alt) -> set[str]:
+    if isinstance(node, str):
+        return {node}
+    if isinstance(node, Alt):
+        return {head for option in node.options for head in _heads(option)}
+    if node.role in CHARACTERS and node.form in ("", "!"):
+        return {"<N>", "He ", "She ", "The "} if node.role == "A" and node.form == "" else {"<N>"}
+    if node.role == "T":
+        return {"<N>", "They "}
+    if node.form.lower() == "his":
+        return {"His ", "Her "}
+    return {"* "}

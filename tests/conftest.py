@@ -1,0 +1,67 @@
+"""Fixtures that several test files share: a tiny tokenizer, tiny models, real text where there is some."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from made_stories import made_stories
+
+from positron_mini.config import ModelConfig
+from positron_mini.model import GPT
+from positron_mini.tokenizer import Tokenizer, train_tokenizer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads() -> None:
+    """One thread and a known generator for every test, whatever the one before it set."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def stories() -> list[str]:
+    """200 made stories."""
+    return made_stories(200, seed=11)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(stories: list[str]) -> Tokenizer:
+    """A tokenizer of 512 pieces, trained on the made stories."""
+    return train_tokenizer(stories, 512, threads=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Two layers, width 32, grouped heads, head_dim != width / heads; its vocabulary is the tiny tokenizer's."""
+    return ModelConfig(n_layer=2, n_embd=32, n_head=4, n_kv_head=2, head_dim=16, ffn=64, context_len=32, vocab_size=512)
+
+
+def lively_model(config: ModelConfig, seed: int = 0) -> GPT:
+    """A model whose every weight matters: fresh weights, with noise in place of the zeros and ones that training starts from."""
+    model = GPT(config).init_weights(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: ModelConfig) -> GPT:
+    """A model of the tiny shape with random weights in every place; tests must not change it."""
+    return lively_model(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def real_text() -> Path:
+    """The folder with `tinystories-train.txt` and `tinystories-valid.txt` that POSITRON_TEST_TEXT names."""
+    folder = os.environ.get("POSITRON_TEST_TEXT")
+    if not folder:
+        pytest.skip("POSITRON_TEST_TEXT is not set: no real text to test with")
+    return Path(folder)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from positron_mini.errors import CheckpointError, UsageError
 
 MAX_PARAMETERS = 20_000_000_000  # a config that asks for more is damaged or hostile; refused before anything is allocated
+# a shape of few parameters can still ask for endless layers or a position table of any size
+MAX_SIZES = {"n_layer": 1_000, "head_dim": 1_024, "context_len": 1 << 18}
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "ffn", "context_len", "vocab_size"):
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 10_000_000:
+            most = MAX_SIZES.get(name, 10_000_000)
+            if type(value) is not int or not 1 <= value <= most:
+                shown = repr(value) if type(value) is not int or value < 10**18 else "far too large"  # printing a huge number takes minutes
                 raise UsageError(
-                    f"--{name} is {value!r}, it must be a whole number of at least 1", f"leave --{name} out to take the preset's"
+                    f"--{name} is {shown}, it must be a whole number from 1 to {most:,}", f"leave --{name} out to take the preset's"
                 )
         if self.n_head % self.n_kv_head:
             raise UsageError(
@@ -306,15 +310,20 @@ def is_milestone(step: int, milestones: frozenset[int] | None) -> bool:
 def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     """The shape that a preset and its overrides ask for, with the vocabulary of the tokenizer in use."""
     base = preset(config.config)
-    n_head = config.n_head or base.n_head
+
+    def chosen(name: str, default: int) -> int:
+        value: int | None = getattr(config, name)
+        return default if value is None else value
+
+    n_head = chosen("n_head", base.n_head)
     return ModelConfig(
-        n_layer=config.n_layer or base.n_layer,
-        n_embd=config.n_embd or base.n_embd,
+        n_layer=chosen("n_layer", base.n_layer),
+        n_embd=chosen("n_embd", base.n_embd),
         n_head=n_head,
-        n_kv_head=config.n_kv_head or n_head,
-        head_dim=config.head_dim or base.head_dim,
-        ffn=config.ffn or base.ffn,
-        context_len=config.context_len or base.context_len,
+        n_kv_head=chosen("n_kv_head", n_head),
+        head_dim=chosen("head_dim", base.head_dim),
+        ffn=chosen("ffn", base.ffn),
+        context_len=chosen("context_len", base.context_len),
         vocab_size=vocab_size,
     )
 

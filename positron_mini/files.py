@@ -173,6 +173,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Nothing, or PositronError when `folder` cannot be written or made. It creates nothing: the nearest existing parent is looked at."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise PositronError(f"{folder}: {existing} is a file, not a folder", "choose another folder, for example --out_dir runs/new")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PositronError(f"{folder}: {existing} may not be written to", "choose a folder that you may write to")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the `.tmp-*` entries that a killed process left in `folder`. Call it only while holding the folder's lock."""
     for entry in folder.glob(".tmp-*"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from positron_mini.config import SampleConfig
 from positron_mini.model import GPT, KVCache
-from positron_mini.tokenizer import BOS, IncrementalDecoder, Tokenizer
+from positron_mini.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -195,11 +195,11 @@ def stream(
 ) -> Iterator[Token]:
     """Tokens as they are drawn, for `n` samples in turn. `prompt_ids` begin with bos. Sample i depends on (seed, i) only, not on n.
 
-    Control tokens that do not end a text are never drawn. Errors: ValueError for an empty prompt.
+    Control tokens that do not end a text are never drawn, nor is unk. Errors: ValueError for an empty prompt.
     """
     if not prompt_ids:
         raise ValueError("the prompt has no tokens; begin it with bos")
-    banned = torch.tensor(sorted(tokenizer.control_ids - end_ids))
+    banned = torch.tensor(sorted((tokenizer.control_ids | {UNK}) - end_ids))
     generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(n)]
     texts = [TextStream(tokenizer, config.stop) for _ in range(n)]
     history = torch.tensor([list(prompt_ids)] * n)  # (N, T)

@@ -15,14 +15,14 @@ from positron_mini import device as devices
 from positron_mini import tokens
 from positron_mini.announce import describe
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, changed_fields, model_config, parse_milestones, preset
-from positron_mini.errors import DataError
+from positron_mini.errors import CheckpointError, DataError
 from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import CONTROL_FLAGS, batch_checks, identity, merge_with_run, resolve, same_run
+from positron_mini.resolve import CONTROL_FLAGS, batch_checks, early_checks, identity, merge_with_run, resolve, same_run
 from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_new, recorded_schedule, schedule_record
 from positron_mini.session import Session
 from positron_mini.track import NoTracker, Tracker, open_tracker
@@ -58,6 +58,7 @@ def open_session(
     given = changed_fields(config) if given is None else given
     config, run, recorded = merge_with_run(config, given)
     batch_checks(config)
+    early_checks(config, run, recorded)
     prepared = _prepare(config, say)
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
@@ -123,6 +124,10 @@ def _build(
     if newest is not None:
         state = ckpt.load_training(newest)
         trainer.restore(state.tensors, state.state)
+        if trainer.step != plan.start:
+            raise CheckpointError(
+                f"{newest.folder}: holds the training state of step {trainer.step:,}", "give the folder its old name back"
+            )
     tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
     recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len), tracker)
     run_json = _run_json(config, recorded, prepared, shape, plan, choice)
@@ -185,9 +190,8 @@ def _run_json(
     config: TrainConfig, recorded: dict[str, Any] | None, prepared: Prepared, shape: ModelConfig, plan: Plan, choice: devices.Choice
 ) -> dict[str, Any]:
     """The content of run.json: identity, resolved settings, device, versions, events."""
-    events = [] if recorded is None else list(recorded["events"])
-    if plan.rewinds:
-        events = [event for event in events if event["step"] <= plan.start]
+    # events after the start did not happen: the run was set back, or its newer steps are damaged
+    events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
     if recorded is None or plan.changed:
         events.append(schedule_record(plan.schedule, plan.start))
     settings = {k: v for k, v in asdict(config).items() if k not in CONTROL_FLAGS}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import device as devices
+from positron_mini import files
 from positron_mini.config import ModelConfig, TrainConfig, default_lr, model_config, preset
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
@@ -16,6 +17,7 @@ from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset({"max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"})  # they steer a run
+IDENTITY_SETTINGS = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
 Say = Callable[[str], None]
 
 
@@ -33,8 +35,10 @@ def merge_with_run(config: TrainConfig, given: frozenset[str]) -> tuple[TrainCon
     """The configuration completed from the run that `out_dir` holds (settings not in `given` follow it), its folder and its record."""
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     recorded = run.read()
+    files.check_writable(run.path)
     if recorded is None:
-        if run.path.exists() and (not run.path.is_dir() or any(entry.name != ".lock" for entry in run.path.iterdir())):
+        # what a process leaves that was killed before it wrote run.json does not count
+        if run.path.exists() and any(not entry.name.startswith((".lock", ".tmp-")) for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
         return config, run, None
     if recorded.get("kind") != "pretrain":
@@ -94,13 +98,23 @@ def resolve(
 
 def identity(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> dict[str, Any]:
     """What makes two commands the same run."""
-    settings = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
     return {
         "model": asdict(shape),
         "text": prepared.content_fingerprint,
         "tokenizer": prepared.tokenizer.fingerprint,
-        **{name: getattr(config, name) for name in settings},
+        **{name: getattr(config, name) for name in IDENTITY_SETTINGS},
     }
+
+
+def early_checks(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None) -> None:
+    """Nothing, or the error that a shape or a recorded run forbids what was asked: all that can be known before a text is prepared."""
+    path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
+    there = Tokenizer.load(path) if path.is_file() else None
+    vocab = there.vocab_size if there else wanted_vocab(config) if recorded is None else recorded["identity"]["model"]["vocab_size"]
+    shape = model_config(config, vocab)
+    if recorded is not None:
+        known = {"model": asdict(shape), **({"tokenizer": there.fingerprint} if there else {})}
+        same_run(run, recorded, {**known, **{name: getattr(config, name) for name in IDENTITY_SETTINGS}})
 
 
 def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -96,19 +96,23 @@ class RunFolder:
         return files.read_lines(self.path / "metrics.jsonl")
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
-        """Make `step` the newest: later folders move to superseded/, later log lines are cut (and with `keep_lines` move there too)."""
+        """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
+        when folders do)."""
         later = [s for s in self.steps() if s > step]
+        last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
         attic = next(
             self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000) if not (self.path / "superseded" / f"{n:03d}").exists()
         )
         for name in STEP_LOGS:
             path = self.path / name
             rows = files.read_lines(path)
-            cut = [row for row in rows if row["step"] > step]
-            if cut and keep_lines:
+            cut = [row for row in rows if row["step"] > last]
+            if cut and (keep_lines or later):
                 files.write_text(attic / name, _lines(cut))
             if path.is_file():
-                files.write_text(path, _lines([row for row in rows if row["step"] <= step]))
+                files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
+        if later and self.folder(step).is_dir():
+            self.point_latest(step)
         for old in later:
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))
@@ -121,7 +125,7 @@ class RunFolder:
             if step in spared or step > newest:
                 continue
             if is_milestone(step, milestones):
-                if step in states:
+                if step in states or (self.folder(step) / "training").is_dir():  # the second: a kill came between the two halves of a drop
                     ckpt.drop_training(self.folder(step))
             else:
                 files.fault_point("before_prune")
@@ -172,7 +176,7 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
     """The checkpoint that a command was given: a step folder, a run folder, `runs/x/latest`, or `latest.pt` / `step_1000.pt` as older
     commands spell them. Errors: CheckpointError, listing the runs there are."""
     given = Path(path)
-    if given.is_file() and given.name != "latest":
+    if given.is_file() and given.name not in ("latest", "best"):
         raise CheckpointError(
             f"{given}: a single file is not a checkpoint of this project; a checkpoint is a folder, and .pt files are never unpickled",
             _known_runs(),
@@ -209,6 +213,8 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
             say(f"warning: {error.message}; falling back to the newest complete step")
     elif pointer.is_dir():
         return ckpt.open_checkpoint(pointer)
+    else:
+        say(f"warning: {pointer} {'names no step' if name or pointer.exists() else 'is missing'}; taking the newest complete step")
     return _newest_of(run, say)
 
 
@@ -306,7 +312,9 @@ def _finish(plan: Plan, request: Request) -> Plan:
         return plan  # already cooling down or done
     if start == 0:
         raise UsageError("--finish: no step is done yet, there is nothing to cool down", "train some steps first")
-    cooldown = request.cooldown_steps or max(1, start // 4)
+    if request.cooldown_steps == 0:
+        raise UsageError("--finish --cooldown_steps 0: there would be nothing to do", f"--finish --cooldown_steps {max(1, start // 4)}")
+    cooldown = max(1, start // 4) if request.cooldown_steps is None else request.cooldown_steps
     finishing = Schedule(min(schedule.warmup_steps, start), cooldown, start + cooldown)
     return replace(plan, schedule=finishing, changed=True, say=f"cooling down over {cooldown:,} steps, to end at step {start + cooldown:,}")
 

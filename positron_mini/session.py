@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +56,9 @@ class Session:
             )
 
     def _write_down_plan(self) -> None:
-        if self.plan.rewinds or self.run.steps():
-            self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
+        self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
         self.run.write(self.run_json)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""
-        return f"positron train --out_dir {self.run.path}"
+        return f"positron train --out_dir {shlex.quote(str(self.run.path))}"

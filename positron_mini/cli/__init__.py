@@ -16,6 +16,7 @@ from positron_mini.errors import PositronError
 # command -> (module of this package, what it does); `positron --help` is made of this
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
+    "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
     "train": ("train", "train a model from a text, or go on with a run"),
     "generate": ("generate", "continue a prompt"),
     "score": ("score", "log-probability of every line read from stdin"),

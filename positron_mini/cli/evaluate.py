@@ -50,7 +50,5 @@ def run(argv: Sequence[str]) -> int:
     if flags.json:
         print(json.dumps(result))
     else:
-        print(
-            f"{score.loss:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte ({score.documents:,} documents)"
-        )
+        print(f"{score.loss:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte ({score.documents:,} documents)")
     return 0

@@ -1,1 +1,63 @@
-"""placeholder until the corpus sources land"""
+"""`positron prepare`: a data set becomes a text, the text becomes tokens, and a report says what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import check_ranges, preset
+
+
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Fetch or make a text, clean it, split it, turn it into tokens, and report."""
+
+    dataset: str = "tinystories"
+    """tinystories, storyworld, a hub data set as owner/name:split:column, or a path to a file or folder"""
+    stories: int | None = None
+    """only so many stories (default: all; the story world has no end and makes 20,000)"""
+    text_out: str | None = None
+    """write the plain text here, stories separated by <|endoftext|>, and stop; no tokens are made"""
+    config: str = "TinyGPT"
+    """preset whose vocabulary a new tokenizer gets"""
+    tokenizer_path: str | None = None
+    """SentencePiece model; trained from the text if it is missing (default tokenizer/spm.bpe[.<V>].model)"""
+    vocab_size: int | None = None
+    """pieces of a new tokenizer (default: the preset's)"""
+    seed: int = 0
+    """seed of the story world and of the tokenizer's sample"""
+    json: bool = False
+    """print the report as one JSON object"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"stories": 1, "vocab_size": 1, "seed": 0})
+        preset(self.config)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prepare; 0 when done."""
+    flags = parse(PrepareFlags, argv, "prepare")
+    from positron_mini.corpus.sources import obtain
+
+    out = Path(flags.text_out) if flags.text_out else None
+    path = obtain(flags.dataset, stories=flags.stories, text_out=out, seed=flags.seed, say=note)
+    if out is not None:
+        if flags.json:
+            print(json.dumps({"text": str(path), "bytes": path.stat().st_size}))
+        return 0
+    from positron_mini.corpus.report import report_lines
+    from positron_mini.prepare import prepare_corpus
+
+    tokenizer = Path(flags.tokenizer_path) if flags.tokenizer_path else None
+    vocab = flags.vocab_size if flags.vocab_size or tokenizer else preset(flags.config).vocab_size
+    prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, say=note)
+    if flags.json:
+        print(json.dumps({**prepared.report, "text": str(path), "folder": str(prepared.folder)}, ensure_ascii=False))
+        return 0
+    for line in report_lines(prepared.report):
+        print(line)
+    note(f"ready: positron train --dataset_path {path} --config {flags.config}")
+    return 0

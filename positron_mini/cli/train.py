@@ -14,13 +14,17 @@ from positron_mini.config import TrainConfig, given_flags
 
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
-    config = parse(TrainConfig, argv, "train")
+    return train(parse(TrainConfig, argv, "train"), given_flags(list(argv)))
+
+
+def train(config: TrainConfig, given: frozenset[str]) -> int:
+    """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
     from positron_mini.cli.progress import Progress
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
     stop = StopFlag()
-    session = open_session(config, given=given_flags(list(argv)), say=note, stop=stop)
+    session = open_session(config, given=given, say=note, stop=stop)
     if session.plan.finished:
         note(session.plan.say)
         note(f"  try it: positron generate --ckpt {session.run.path}")

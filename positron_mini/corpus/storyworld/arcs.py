@@ -97,19 +97,23 @@ def together(t: Teller, hero: str, friend: str) -> None:
 def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
     """The way home, supper or bed, and a last sentence."""
     t.paragraph()
-    homeward = t.coin(0.6)
-    if homeward and t.state.facts["scene"] != "home":
-        roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
-        t.tell("go_home", A=hero, **roles)
-    if homeward:
-        if t.coin(0.5):
-            t.tell("supper", A=hero)
-        if t.coin(0.6):
-            t.tell("bed", A=hero)
-    if not homeward and t.coin(0.5):
+    if t.state.facts["scene"] == "home" or t.coin(0.6):
+        homeward(t, hero, noun)
+    if t.state.pair and all(t.state.here(name) for name in t.state.pair) and t.coin(0.5):
         t.tell("end_pair")
     else:
         t.tell("end", A=hero)
+
+
+def homeward(t: Teller, hero: str, noun: str) -> None:
+    """The way home, if the hero is not there yet, supper and bed."""
+    if t.state.facts["scene"] != "home":
+        roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
+        t.tell("go_home", A=hero, **roles)
+    if t.coin(0.5):
+        t.tell("supper", A=hero)
+    if t.coin(0.6):
+        t.tell("bed", A=hero)
 
 
 def lost(t: Teller, hero: str) -> None:

@@ -122,7 +122,7 @@ def set_out_here(t: Teller, hero: str) -> None:
     """A glance at the weather and a game, without leaving."""
     if t.coin():
         t.tell("air")
-    if t.coin():
+    else:
         t.tell("play", A=hero)
 
 

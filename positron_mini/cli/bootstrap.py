@@ -1,0 +1,119 @@
+"""`positron bootstrap`: from nothing to a model in one command; started again it goes on, never over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import TrainConfig, given_flags, model_config, preset
+
+CPU_MINUTES = 10
+CPU_BATCH_TOKENS = 4_096
+CPU_PRESET = "MicroGPT"
+GPU_STEPS = 5_000
+
+
+@dataclass(frozen=True)
+class BootstrapFlags(TrainConfig):
+    """Data, tokenizer, training, samples: everything from nothing to a model. All flags of train are accepted too."""
+
+    dataset: str = "auto"
+    """tinystories, storyworld, a hub data set or a path (default: tinystories, without a network the story world)"""
+    steps: int | None = None
+    """the same as --max_steps"""
+
+
+def choose_dataset(dataset: str) -> str:
+    """The data set to use: for `auto` TinyStories where the hub answers, else the story world, saying so in one line."""
+    if dataset != "auto":
+        return dataset
+    for name in ("tinystories", "storyworld"):  # what an earlier start brought here is used again, with or without a network
+        if Path(f"data/{name}.json").is_file():
+            return name
+    from positron_mini.corpus.hub import hub_reachable
+
+    if hub_reachable():
+        return "tinystories"
+    note("no network (the Hugging Face hub does not answer): going on with the story world, the corpus in the box")
+    return "storyworld"
+
+
+def fill_defaults(flags: BootstrapFlags, given: frozenset[str], device: str) -> BootstrapFlags:
+    """Preset, batch and steps where none was given: TinyGPT and 5,000 steps on a GPU, about ten minutes of MicroGPT on a CPU."""
+    steps = flags.max_steps if flags.steps is None else flags.steps
+    if device != "cpu":
+        return replace(flags, max_steps=steps or GPU_STEPS)
+    config = flags.config if "config" in given else CPU_PRESET
+    batch = flags.batch_tokens or CPU_BATCH_TOKENS
+    flags = replace(flags, config=config, batch_tokens=batch)
+    return replace(flags, max_steps=steps or cpu_steps(flags))
+
+
+def cpu_steps(flags: BootstrapFlags) -> int:
+    """Steps that fit about ten minutes on this CPU, from a short measurement; in fifties."""
+    from positron_mini.announce import measure_speed
+    from positron_mini.device import set_threads
+    from positron_mini.model import GPT
+
+    set_threads(flags.threads)
+    model = GPT(model_config(flags, flags.vocab_size or preset(flags.config).vocab_size)).init_weights(0)
+    assert flags.batch_tokens is not None
+    steps = CPU_MINUTES * 60 * measure_speed(model, "cpu", "fp32", rows=4, compiled=True) / flags.batch_tokens
+    return max(50, round(steps / 50) * 50)
+
+
+def train_flags(flags: BootstrapFlags, text: Path) -> TrainConfig:
+    """The flags of `positron train` in those of bootstrap."""
+    import dataclasses
+
+    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**values, "dataset_path": str(text)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Bootstrap; 0 when the model is trained."""
+    flags, given = parse(BootstrapFlags, argv, "bootstrap"), given_flags(list(argv))
+    from positron_mini import device as devices
+    from positron_mini.cli.train import train
+    from positron_mini.corpus.sources import obtain
+    from positron_mini.resolve import default_out_dir
+    from positron_mini.runs import RunFolder
+
+    machine = devices.this_machine()
+    choice = devices.choose(machine, flags.device, flags.precision)
+    if choice.device == "cpu" and "config" not in given:
+        flags = replace(flags, config=CPU_PRESET)
+    run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
+    recorded = run_folder.read()
+    if recorded is not None and flags.dataset == "auto":
+        text = Path(recorded["config"]["dataset_path"])
+    else:
+        dataset = choose_dataset(flags.dataset)
+        part = 20_000 if choice.device == "cpu" and dataset == "tinystories" else None  # a CPU with minutes needs no 2.2 GB
+        text = obtain(dataset, stories=part, seed=flags.seed, say=note)
+    if recorded is None:
+        flags = fill_defaults(flags, given, choice.device)
+        given |= {"max_steps"}
+    elif flags.steps is not None:
+        flags = replace(flags, max_steps=flags.steps)
+    code = train(replace(train_flags(flags, text), out_dir=str(run_folder.path)), given | {"dataset_path"})
+    show_samples(run_folder)
+    return code
+
+
+def show_samples(run: object) -> None:
+    """Print the newest milestone samples of a run, and what to type next."""
+    from positron_mini.cli.generate import printable
+    from positron_mini.files import read_lines
+    from positron_mini.runs import RunFolder
+
+    assert isinstance(run, RunFolder)
+    rows = read_lines(run.path / "samples.jsonl")
+    newest = [row for row in rows if row["step"] == rows[-1]["step"]]
+    for row in newest:
+        print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")
+    print(
+        f'\nyour model is in {run.path}. Next:\n  ./ask_model.sh "Once upon a time"      ask it\n  ./train_incremental.sh                 train it further'
+    )

@@ -1,0 +1,58 @@
+"""From what `--dataset` names to a text on this disk: a path, the story world, TinyStories, or any data set of the hub."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
+from positron_mini.corpus.files import read_documents
+from positron_mini.corpus.reading import ReadStats
+from positron_mini.files import read_json, write_json
+
+STORYWORLD_STORIES = 20_000  # about 18 MB, some epochs for half an hour on a laptop
+TINYSTORIES_BYTES_PER_STORY = 900  # a little above the mean, to ask the hub for enough
+Say = Callable[[str], None]
+
+
+def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = None, seed: int = 0, say: Say) -> Path:
+    """The path of the text that `dataset` names, after fetching or writing it where that is needed.
+
+    `stories` limits it to the first so many; `text_out` says where it is written (default data/<name>.txt; a path is used as it lies).
+    Errors: DataError, UsageError, HubError with the manual way as its hint.
+    """
+    if dataset == "storyworld":
+        return write_storyworld(text_out or Path("data/storyworld.txt"), stories or STORYWORLD_STORIES, seed, say)
+    source = resolve_source(dataset)
+    if source.kind == "tinystories":
+        from positron_mini.corpus.hub import write_tinystories
+
+        first = None if stories is None else stories * TINYSTORIES_BYTES_PER_STORY
+        return write_tinystories(text_out or Path("data/tinystories.txt"), first_bytes=first, say=say).text
+    if source.kind == "dataset":
+        out = text_out or Path("data") / f"{source.repo.replace('/', '--')}.txt"
+        return write_dataset(source, out, max_documents=stories, say=say).text
+    assert source.path is not None
+    if text_out is None and stories is None:
+        return source.path
+    out = text_out or Path("data") / f"{source.path.stem}.txt"
+    count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
+    say(f"{out}: {count:,} stories")
+    return out
+
+
+def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
+    """`out`, holding that many stories of the story world, of which `seed` names one. A finished earlier text is kept."""
+    from positron_mini.corpus import storyworld
+
+    note = out.with_suffix(".json")
+    facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
+    if out.is_file() and note.is_file() and read_json(note) == facts:
+        say(f"{out} is already there: {stories:,} stories")
+        return out
+    note.unlink(missing_ok=True)
+    storyworld.write_corpus(out, seed, stories)
+    write_json(note, facts)
+    say(f"{out}: {stories:,} stories from the story world, seed {seed}")
+    return out

@@ -126,7 +126,8 @@ def micro_batch_rows(model: ModelConfig, context_len: int, rows: int, device: st
     """Rows to compute at once: the largest divisor of `rows` that the memory model allows.
 
     Counted per token, in fp32: three copies of the logits, and about 34 activations of the width and 10 of the ffn per layer. A CPU gains
-    nothing beyond about 2,048 tokens, whose activations still fit its cache, a GPU wants many; all stay below a quarter of the memory and 1 GiB of logits.
+    nothing beyond about 2,048 tokens, whose activations still fit its cache, a GPU wants many; all stay below a quarter of the memory
+    and 1 GiB of logits.
     """
     logits = 4 * model.vocab_size
     per_token = 3 * logits + 4 * model.n_layer * (34 * model.n_embd + 10 * model.ffn)

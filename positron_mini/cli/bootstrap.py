@@ -114,6 +114,6 @@ def show_samples(run: object) -> None:
     newest = [row for row in rows if row["step"] == rows[-1]["step"]]
     for row in newest:
         print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")
-    print(
-        f'\nyour model is in {run.path}. Next:\n  ./ask_model.sh "Once upon a time"      ask it\n  ./train_incremental.sh                 train it further'
-    )
+    print(f"\nyour model is in {run.path}. Next:")
+    print('  ./ask_model.sh "Once upon a time"      ask it')
+    print("  ./train_incremental.sh                 train it further")

@@ -3,4 +3,6 @@
 from positron_mini.corpus.storyworld.output import fact_lines, write_corpus
 from positron_mini.corpus.storyworld.tales import Story, stories, story
 
-__all__ = ["Story", "fact_lines", "stories", "story", "write_corpus"]
+VERSION = 1  # goes up when the same seed gives other bytes
+
+__all__ = ["VERSION", "Story", "fact_lines", "stories", "story", "write_corpus"]

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from positron_mini.corpus.storyworld.arcs import (
-    broken, console, ending, guilt, helper, lost, set_out, stuck, thanks, together, treasure, wish, Arc,
+    Arc,
+    broken,
+    console,
+    ending,
+    guilt,
+    helper,
+    lost,
+    set_out,
+    stuck,
+    thanks,
+    together,
+    treasure,
+    wish,
 )
 from positron_mini.corpus.storyworld.cast import elder, someone, spot, thing
 from positron_mini.corpus.storyworld.lexicon import lexicon

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from positron_mini.corpus.storyworld.events import Event, Telling, events
-from positron_mini.corpus.storyworld.grammar import Alt, Bindings, Choice, Sequence, Slot, mark_articles, match
+from positron_mini.corpus.storyworld.grammar import Alt, Choice, Sequence, Slot, mark_articles, match
 from positron_mini.corpus.storyworld.lexicon import lexicon
-from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, read_slot, ways
+from positron_mini.corpus.storyworld.slots import read_slot
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, Contradiction, Rule, State, apply
 
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
@@ -127,7 +127,7 @@ def _one_of_kind(kind: str, state: State) -> str:
     return names[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _letters(rule: Rule) -> set[str]:
     terms = (*rule.needs, *rule.effects)
     words = {word for term in terms for word in (*term.key, *term.values)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Protocol
 
 from positron_mini.corpus.storyworld.lexicon import lexicon
@@ -59,13 +59,13 @@ def set_articles(text: str) -> str:
     return _MARKED.sub(lambda found: ("n " if found[1] in "aeiouAEIOU" else " ") + found[1], text)
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_class(name: str) -> Alt:
     """The alternatives of a word class."""
     return Alt(tuple(compile_pattern(choice) for choice in lexicon().classes[name]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_pattern(pattern: str) -> Sequence:
     """The pattern as a sequence of nodes. Articles before a word or a choice become `a~`, which agrees with what follows."""
     tokens = _TOKEN.findall(_INDEFINITE.sub(r"\1~", pattern))

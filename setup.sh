@@ -233,7 +233,8 @@ install_hint() {
 
 attempt() { # command... -> its exit status; what it says goes to the log
   local line="$*"
-  printf '\n$ %s\n' "${line%%$'\n'*}" >>"$log"
+  line=${line%%$'\n'*}
+  printf '\n$ %s\n' "$line" >>"$log"
   "$@" </dev/null >>"$log" 2>&1
 }
 

@@ -88,11 +88,12 @@ def prepare_corpus(
     seed: int = 0,
     threads: int = 0,
     validation: Path | None = None,
+    min_train_tokens: int = 1,
     say: Say,
 ) -> Prepared:
     """The token files of a text and their tokenizer, from the cache where it has them; a missing tokenizer is trained and saved.
 
-    Without `validation` some stories of `source` are held back for it. Equal stories, tokenizer and seed give equal bytes, for any number
+    Without `validation` some stories of `source` are held back for it. A text with fewer than `min_train_tokens` is refused. Equal stories, tokenizer and seed give equal bytes, for any number
     of threads (0: all). Errors: DataError and TokenizerError, before anything is written.
     """
     # the tokenizer comes first, so that a wrong one is named before a long scan
@@ -103,14 +104,19 @@ def prepare_corpus(
     if tokenizer is not None and memo is not None:
         found = _open_cached(cache_dir, memo["content"], tokenizer, memo["reading"], lambda _: None)
         if found is not None:
+            if found.train.count < min_train_tokens:
+                raise _too_short(origin.path, found.train.count, min_train_tokens)
             return found
     scan = _scan(origin, say)
     seconds = {"scan": scan.seconds}
     if tokenizer is None:
         tokenizer, seconds["tokenizer"] = _train(origin, scan, vocab_size or DEFAULT_VOCAB_SIZE, seed, threads, say)
+        _check_length(origin, scan, tokenizer, min_train_tokens)
         origin.check_unchanged()
         tokenizer.save(path)
         say(f"tokenizer: {tokenizer.vocab_size:,} pieces, saved as {path}")
+    else:
+        _check_length(origin, scan, tokenizer, min_train_tokens)
     with locked(cache_dir, say):
         found = _open_cached(cache_dir, scan.content, tokenizer, scan.reading, say)
         if found is None:
@@ -183,6 +189,24 @@ def _scan(origin: _Source, say: Say) -> _Scan:
     else:
         split, kept = split_by_file(tables[0], tables[1], str(origin.path))
     return _Scan(digest.hexdigest(), tables[0], split, kept, reading_report(stats), progress.seconds())
+
+
+def _check_length(origin: _Source, scan: _Scan, tokenizer: Tokenizer, least: int) -> None:
+    """Nothing, or DataError when the training documents have fewer than `least` tokens. Reads no further than it must."""
+    count = 0
+    for side, text in _routed(origin, scan):
+        if side == 0:
+            count += len(tokenizer.encode(text)) + 2  # bos and eos
+        if count >= least:
+            return
+    raise _too_short(origin.path, count, least)
+
+
+def _too_short(path: Path, count: int, least: int) -> DataError:
+    return DataError(
+        f"{path}: {count:,} training tokens are fewer than one context of {least - 1:,} and its last target",
+        "--context_len 64, or more text",
+    )
 
 
 # --- second pass -------------------------------------------------------------------------------------------------------------------

@@ -79,12 +79,7 @@ def _prepare(config: TrainConfig, say: Say) -> Prepared:
     context = config.context_len or preset(config.config).context_len
     path = Path(config.tokenizer_path) if config.tokenizer_path else None
     vocab = config.vocab_size if config.vocab_size or path is not None else preset(config.config).vocab_size
-    prepared = prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, say=say)
-    if prepared.train.count <= context:
-        raise DataError(
-            f"{source}: {prepared.train.count:,} training tokens are fewer than one context of {context:,}", "--context_len 64, or add text"
-        )
-    return prepared
+    return prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, min_train_tokens=context + 1, say=say)
 
 
 def _build(

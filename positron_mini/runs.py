@@ -283,7 +283,7 @@ def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], req
         start, rewinds = _resume_step(request.resume_from_step, newest, resumable), request.resume_from_step < newest
     plan = Plan(start, None, schedule, rewinds=rewinds)
     if request.finish:
-        plan = _finish(plan, request)
+        plan = plan_finish(plan, request.cooldown_steps)
     elif request.max_steps is not None and request.max_steps != schedule.horizon:
         plan = _other_horizon(plan, request, resumable)
     until = _until(plan.start, request, plan.until)
@@ -306,15 +306,16 @@ def _resume_step(wanted: int, newest: int, resumable: list[int]) -> int:
     )
 
 
-def _finish(plan: Plan, request: Request) -> Plan:
+def plan_finish(plan: Plan, cooldown_steps: int | None) -> Plan:
+    """The plan with a cool-down from its start on, a quarter of the steps done unless told. Errors: UsageError."""
     start, schedule = plan.start, plan.schedule
     if schedule.cooldown_start is not None and start >= schedule.cooldown_start:
         return plan  # already cooling down or done
     if start == 0:
         raise UsageError("--finish: no step is done yet, there is nothing to cool down", "train some steps first")
-    if request.cooldown_steps == 0:
+    if cooldown_steps == 0:
         raise UsageError("--finish --cooldown_steps 0: there would be nothing to do", f"--finish --cooldown_steps {max(1, start // 4)}")
-    cooldown = max(1, start // 4) if request.cooldown_steps is None else request.cooldown_steps
+    cooldown = max(1, start // 4) if cooldown_steps is None else cooldown_steps
     finishing = Schedule(min(schedule.warmup_steps, start), cooldown, start + cooldown)
     return replace(plan, schedule=finishing, changed=True, say=f"cooling down over {cooldown:,} steps, to end at step {start + cooldown:,}")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from positron_mini.config import TrainConfig
 from positron_mini.errors import Interrupted
 from positron_mini.recorder import Recorder
-from positron_mini.runs import Plan, RunFolder
+from positron_mini.runs import Plan, RunFolder, plan_finish, schedule_record
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
 
@@ -54,6 +54,24 @@ class Session:
                 self.resume_command(),
                 signal_number=self.stop.signal_number,
             )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has a horizon and has reached it."""
+        horizon = self.plan.schedule.horizon
+        return horizon is not None and self.trainer.step >= horizon
+
+    def go_on(self, until: int | None) -> None:
+        """Plan the next call of `steps`: from here to `until`, or to the horizon."""
+        self.plan = replace(self.plan, start=self.trainer.step, until=until, changed=False, rewinds=False, finished=False, say="")
+
+    def cool_down(self, cooldown_steps: int | None = None) -> None:
+        """Plan the end of the run: a cool-down from here, over a quarter of the steps done unless told. Errors: UsageError at step 0."""
+        self.go_on(None)
+        self.plan = plan_finish(self.plan, cooldown_steps)
+        self.trainer.config = replace(self.trainer.config, schedule=self.plan.schedule)
+        if self.plan.changed:
+            self.run_json["events"].append(schedule_record(self.plan.schedule, self.plan.start))
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)

@@ -55,16 +55,21 @@ class Trackio:
         import trackio
 
         self._trackio: Any = trackio
-        trackio.init(project="positron-mini", name=folder.name, resume="allow")
+        self._name, self._is_open = folder.name, False
 
     def log(self, report: StepReport) -> None:
         """One row."""
+        if not self._is_open:  # also after `close`, when a run goes on in the same process
+            self._trackio.init(project="positron-mini", name=self._name, resume="allow")
+            self._is_open = True
         row = report.record()
         self._trackio.log(row, step=row.pop("step"))
 
     def close(self) -> None:
         """End the trackio run."""
-        self._trackio.finish()
+        if self._is_open:
+            self._trackio.finish()
+        self._is_open = False
 
 
 def open_tracker(kind: str, folder: Path) -> Tracker:

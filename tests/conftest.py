@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from made_stories import made_stories
+from tiny_models import lively_model, shape
+from tiny_runs import build_workshop, copied
 
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT
@@ -39,17 +42,7 @@ def tiny_tokenizer(stories: list[str]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """Two layers, width 32, grouped heads, head_dim != width / heads; its vocabulary is the tiny tokenizer's."""
-    return ModelConfig(n_layer=2, n_embd=32, n_head=4, n_kv_head=2, head_dim=16, ffn=64, context_len=32, vocab_size=512)
-
-
-def lively_model(config: ModelConfig, seed: int = 0) -> GPT:
-    """A model whose every weight matters: fresh weights, with noise in place of the zeros and ones that training starts from."""
-    model = GPT(config).init_weights(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    return shape()
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +58,16 @@ def real_text() -> Path:
     if not folder:
         pytest.skip("POSITRON_TEST_TEXT is not set: no real text to test with")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def workshop_template(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """A folder with a text, its tokenizer, and a finished tiny run; tests must not change it."""
+    return build_workshop(tmp_path_factory.mktemp("workshop") / "template", tiny_tokenizer)
+
+
+@pytest.fixture
+def workshop(workshop_template: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the workshop folder, which is the working directory during the test."""
+    with copied(workshop_template, tmp_path / "workshop") as folder:
+        yield folder

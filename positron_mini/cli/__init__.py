@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
     "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
     "train": ("train", "train a model from a text, or go on with a run"),
+    "incremental": ("incremental", "train in chunks with a person in charge"),
     "generate": ("generate", "continue a prompt"),
     "score": ("score", "log-probability of every line read from stdin"),
     "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import TrainConfig, given_flags, model_config, preset
+
+if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
 
 CPU_MINUTES = 10
 CPU_BATCH_TOKENS = 4_096
@@ -103,16 +107,19 @@ def run(argv: Sequence[str]) -> int:
     return code
 
 
-def show_samples(run: object) -> None:
+def newest_samples(run: RunFolder) -> list[dict[str, Any]]:
+    """The milestone samples of the newest step that has some."""
+    from positron_mini.files import read_lines
+
+    rows = read_lines(run.path / "samples.jsonl")
+    return [row for row in rows if row["step"] == rows[-1]["step"]]
+
+
+def show_samples(run: RunFolder) -> None:
     """Print the newest milestone samples of a run, and what to type next."""
     from positron_mini.cli.generate import printable
-    from positron_mini.files import read_lines
-    from positron_mini.runs import RunFolder
 
-    assert isinstance(run, RunFolder)
-    rows = read_lines(run.path / "samples.jsonl")
-    newest = [row for row in rows if row["step"] == rows[-1]["step"]]
-    for row in newest:
+    for row in newest_samples(run):
         print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")
     print(f"\nyour model is in {run.path}. Next:")
     print('  ./ask_model.sh "Once upon a time"      ask it')

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
+import re
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from positron_mini.errors import UsageError
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
-    """The dataclass `kind` from a command line. `-h` prints help and exits 0, bad flags exit 2; `kind` itself checks ranges."""
+    """The dataclass `kind` from a command line. `-h` prints help and exits 0; `kind` itself checks ranges. Errors: UsageError."""
     import tyro
 
-    return tyro.cli(
-        kind,
-        args=list(argv),
-        prog=f"positron {command}",
-        use_underscores=True,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.UseAppendAction),
-    )
+    conf = tyro.conf
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=f"positron {command}",
+                use_underscores=True,
+                config=(conf.FlagCreatePairsOff, conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.UseAppendAction),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        sentence = _sentence(said.getvalue())
+        raise UsageError(sentence, _nearest_flag(sentence, kind) or f"positron {command} -h") from None
+
+
+def _sentence(box: str) -> str:
+    """What tyro says in a box of several lines, as one sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line.strip("─╰╯")), len(lines))
+    text = " ".join(lines[:end]).rstrip(".")
+    unread = re.fullmatch(r"Error parsing (--\w+): no type matching (\S+) could be instantiated from \['(.*)'\]", text)
+    if unread:
+        return f"{unread[1]} cannot be {unread[3]!r}, it takes {unread[2].removeprefix('{None}|')}"
+    return text
+
+
+def _nearest_flag(sentence: str, kind: Any) -> str | None:
+    """The flag that an unknown one in `sentence` was probably meant to be."""
+    unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
+    names = [field.name for field in dataclasses.fields(kind)]
+    near = get_close_matches(unknown[1].replace("-", "_"), names, 1) if unknown else []
+    return f"--{near[0]}" if near else None
 
 
 def note(text: str) -> None:

@@ -1,8 +1,18 @@
-"""The story world: unlimited children's stories from a simulated world, with what is true in each of them."""
+"""The story world: unlimited children's stories from a simulated world, with what is true in each of them.
 
+`story(seed, index)` writes one; `questions`, `requests` and `retellings` ask about it; `check_story` judges any text by the same rules.
+"""
+
+from positron_mini.corpus.storyworld.checker import Verdict, check_story
+from positron_mini.corpus.storyworld.choices import entropy_bits_per_byte, recover
 from positron_mini.corpus.storyworld.output import fact_lines, write_corpus
-from positron_mini.corpus.storyworld.tales import Story, stories, story
+from positron_mini.corpus.storyworld.questions import Question, Retelling, check_answer, check_next, questions, retellings
+from positron_mini.corpus.storyworld.requests import Request, check_request, request_for, requests
+from positron_mini.corpus.storyworld.rows import instruction_rows
+from positron_mini.corpus.storyworld.tales import Split, Story, stories, story
 
-VERSION = 1  # goes up when the same seed gives other bytes
-
-__all__ = ["VERSION", "Story", "fact_lines", "stories", "story", "write_corpus"]
+__all__ = [
+    "Question", "Request", "Retelling", "Split", "Story", "Verdict", "check_answer", "check_next", "check_request", "check_story",
+    "entropy_bits_per_byte", "fact_lines", "instruction_rows", "questions", "recover", "request_for", "requests", "retellings",
+    "stories", "story", "write_corpus",
+]

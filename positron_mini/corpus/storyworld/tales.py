@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from positron_mini.corpus.storyworld.arcs import opening
 from positron_mini.corpus.storyworld.arcs_heart import ARCS
 from positron_mini.corpus.storyworld.teller import Dice, Teller
 
 MIN_WORDS, MAX_WORDS = 80, 300
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +35,43 @@ def tell_story(teller: Teller) -> str:
     return arc.__name__
 
 
-def story(seed: int, index: int) -> Story:
+def story(seed: int, index: int, split: Split = "train") -> Story:
     """Story number `index` of the seed. It depends on nothing else, so stories can be made in any order."""
-    for attempt in range(100):
-        key = hashlib.blake2b(f"storyworld {seed} {index} {attempt}".encode(), digest_size=16).digest()
-        dice = Dice(random.Random(int.from_bytes(key, "big")))
+    for attempt in range(1000):
+        dice = Dice(random.Random(stable_number(f"storyworld {seed} {split} {index} {attempt}")))
         teller = Teller(dice)
         arc = tell_story(teller)
         text = teller.text()
-        if MIN_WORDS <= len(text.split()) <= MAX_WORDS:
+        if MIN_WORDS <= len(text.split()) <= MAX_WORDS and split_of(arc, teller.state.cast) == split:
             return Story(text, facts_of(teller, arc), index, dice.nats, tuple(dice.choices))
-    raise AssertionError(f"no story of {MIN_WORDS} to {MAX_WORDS} words for seed {seed}, index {index}")
+    raise AssertionError(f"no {split} story of {MIN_WORDS} to {MAX_WORDS} words for seed {seed}, index {index}")
 
 
-def stories(seed: int, start: int = 0) -> Iterator[Story]:
+def stories(seed: int, start: int = 0, split: Split = "train") -> Iterator[Story]:
     """Stories without end, from number `start` on."""
     index = start
     while True:
-        yield story(seed, index)
+        yield story(seed, index, split)
         index += 1
+
+
+def split_of(arc: str, names: Iterable[str]) -> Split:
+    """The side on which a story lies, by its arc and cast alone: one in ten for validation. No story can be on both sides."""
+    return "validation" if stable_number(f"split {arc} {' '.join(names)}") % 10 == 0 else "train"
+
+
+def stable_number(key: str) -> int:
+    """A 128-bit number that depends on the key alone, on every platform."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
 
 
 def facts_of(teller: Teller, arc: str) -> dict[str, Any]:
     """What is true in a finished story: who and what occurs, the events in order, and how things stand at the end."""
-    state = teller.state
-    return {
-        "arc": arc,
-        "hero": state.facts["hero"],
-        "characters": [
-            {"name": c.name, "kind": c.kind, "pronoun": c.pronoun, "feeling": state.facts.get(f"mood {c.name}", "")} for c in state.cast.values()
-        ],
-        "objects": [
-            {
-                "noun": noun,
-                "adjective": adjective,
-                "owner": state.facts.get(f"owner {noun}", ""),
-                "holder": state.facts.get(f"holder {noun}", ""),
-                "spot": state.facts.get(f"spot {noun}", ""),
-            }
-            for noun, adjective in state.things.items()
-        ],
-        "events": [{"event": told.name, **told.roles} for told in teller.told],
-    }
+    facts, cast, things = teller.state.facts, teller.state.cast.values(), teller.state.things
+    people = [{"name": c.name, "kind": c.kind, "pronoun": c.pronoun, "feeling": facts.get(f"mood {c.name}", "")} for c in cast]
+    objects = [
+        {"noun": noun, "adjective": adjective} | {aspect: facts.get(f"{aspect} {noun}", "") for aspect in ("owner", "holder", "spot")}
+        for noun, adjective in things.items()
+    ]
+    events = [{"event": told.name, **told.roles, "text": told.text} for told in teller.told]
+    return {"arc": arc, "hero": facts["hero"], "characters": people, "objects": objects, "events": events}

@@ -1,0 +1,153 @@
+"""`positron incremental`: training in chunks with a person in charge. After each one: the curve, the samples, and what next?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, choose_dataset, newest_samples, train_flags
+from positron_mini.cli.curve import curve_lines
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import SampleConfig, TrainConfig, given_flags
+from positron_mini.session import Session
+
+QUESTION = "[c]ontinue  [f]inish (cool down)  [a]sk it something  [q]uit > "
+ASKING = SampleConfig(max_tokens=80, temperature=0.7)
+
+
+@dataclass(frozen=True)
+class IncrementalFlags(TrainConfig):
+    """Train in chunks on an open-ended schedule. Started again, it goes on where it stopped. All flags of train are accepted too."""
+
+    dataset: str = "auto"
+    """tinystories, storyworld, a hub data set or a path (default: tinystories, without a network the story world)"""
+    chunk: int = 1_000
+    """steps per chunk"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train chunk by chunk until the person finishes or quits; without a terminal one chunk."""
+    words = list(argv)
+    if words and words[0].isdigit():  # ./train_incremental.sh 500
+        words[:1] = ["--chunk", words[0]]
+    flags, given = parse(IncrementalFlags, words, "incremental"), given_flags(words)
+    session = _open(flags, given)
+    if session.plan.finished and not session.plan.schedule.horizon:
+        session.plan = replace(session.plan, finished=False)
+    if session.plan.schedule.horizon is not None and session.trainer.step >= session.plan.schedule.horizon:
+        note(f"this run is finished at step {session.trainer.step:,}; ask it: positron generate --ckpt {session.run.path}")
+        return 0
+    for line in session.lines:
+        note(line)
+    while True:
+        _train_chunk(session, flags.chunk)
+        _show(session)
+        if session.is_done or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            _farewell(session)
+            return 0
+        choice = _choose(session)
+        if choice == "finish":
+            session.cool_down()
+            note(session.plan.say)
+        elif choice == "quit":
+            _farewell(session)
+            return 0
+
+
+def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
+    """The session to train, by the same policy for data and device as bootstrap's."""
+    from positron_mini import device as devices
+    from positron_mini.corpus.sources import obtain
+    from positron_mini.pretrain import open_session
+    from positron_mini.resolve import default_out_dir
+    from positron_mini.runs import RunFolder
+    from positron_mini.trainer import StopFlag
+
+    choice = devices.choose(devices.this_machine(), flags.device, flags.precision)
+    if choice.device == "cpu":
+        flags = replace(
+            flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS
+        )
+    run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
+    recorded = run_folder.read()
+    if recorded is not None and flags.dataset == "auto":
+        text = Path(recorded["config"]["dataset_path"])
+    else:
+        dataset = choose_dataset(flags.dataset)
+        text = obtain(dataset, stories=20_000 if choice.device == "cpu" and dataset == "tinystories" else None, seed=flags.seed, say=note)
+    config = replace(train_flags(flags, text), out_dir=str(run_folder.path))
+    if recorded is None:
+        config = replace(config, until_step=flags.chunk)  # so that the first lines tell the time of a chunk
+    elif "batch_tokens" not in given:
+        config = replace(config, batch_tokens=None)
+    return open_session(config, given=given | {"dataset_path"}, say=note, stop=StopFlag())
+
+
+def _train_chunk(session: Session, chunk: int) -> None:
+    """Train to the next multiple of the chunk, so that an interrupted chunk is completed, not shifted."""
+    from positron_mini.cli.progress import Progress
+    from positron_mini.cli.train import stop_signals
+
+    session.go_on(None if session.plan.schedule.horizon else (session.trainer.step // chunk + 1) * chunk)
+    with stop_signals(session.stop), Progress(session) as progress:
+        for report in session.steps():
+            progress.show(report)
+
+
+def _show(session: Session) -> None:
+    """Print the loss so far and the newest milestone samples."""
+    from positron_mini.cli.generate import printable
+
+    rows = session.run.metrics()
+    print("\nloss (nats per token)")
+    for line in curve_lines([(row["step"], row["loss"]) for row in rows]):
+        print(line)
+    validated = [row for row in rows if "val_bpb" in row]
+    if validated:
+        print(f"validation at step {validated[-1]['step']:,}: {validated[-1]['val_bpb']:.3f} bits per byte")
+    for row in newest_samples(session.run):
+        print(f"\n[step {row['step']:,}] {row['prompt']}{printable(row['text'])}")
+    print(flush=True)
+
+
+def _choose(session: Session) -> str:
+    """What the person wants next: continue, finish or quit; questions are answered on the way."""
+    while True:
+        try:
+            answer = input(QUESTION).strip().lower()
+        except EOFError:
+            return "quit"
+        for word in ("continue", "finish", "quit"):
+            if answer and word.startswith(answer):
+                return word
+        if answer and "ask".startswith(answer):
+            _ask(session)
+        else:
+            print("please type c, f, a or q")
+
+
+def _ask(session: Session) -> None:
+    """Let the model, as it would be saved now, continue a line."""
+    from positron_mini.cli.generate import printable
+    from positron_mini.generate import stream
+    from positron_mini.tokenizer import BOS
+
+    try:
+        prompt = input("begin a story > ")
+    except EOFError:
+        return
+    with session.trainer.best_weights() as model:
+        print(prompt, end="", flush=True)
+        for token in stream(model, session.tokenizer, [BOS, *session.tokenizer.encode(prompt)], ASKING):
+            print(printable(token.text), end="", flush=True)
+        print("\n")
+
+
+def _farewell(session: Session) -> None:
+    print(f"step {session.trainer.step:,} is saved in {session.run.path}")
+    if session.is_done:
+        print(f'finished. Try it: positron generate --ckpt {session.run.path} --prompt "Once upon a time"')
+    else:
+        print("go on: start the same command again")

@@ -1,0 +1,34 @@
+"""Small models whose every weight matters, and ids that are spread like those of a text."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron_mini.config import ModelConfig
+from positron_mini.model import GPT
+
+
+def shape(**changes: int) -> ModelConfig:
+    """Two layers, width 32, grouped heads, head_dim != width / heads; 512 pieces, as the tiny tokenizer has."""
+    base = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 16, "ffn": 64, "context_len": 32, "vocab_size": 512}
+    return ModelConfig(**{**base, **changes})
+
+
+def lively_model(config: ModelConfig, seed: int = 0) -> GPT:
+    """A model with noise in place of the zeros and ones that training starts from."""
+    model = GPT(config).init_weights(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def text_like_ids(vocab_size: int, rows: int, length: int, seed: int = 0) -> Tensor:
+    """Ids (rows, length), int64, whose frequencies fall like those of words (Zipf), after the control ids."""
+    ranks = np.arange(1, vocab_size - 5)
+    weights = 1 / (ranks + 2.7)
+    drawn = np.random.default_rng(seed).choice(len(ranks), (rows, length), p=weights / weights.sum())
+    return torch.from_numpy(drawn + 6)

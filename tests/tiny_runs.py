@@ -1,0 +1,161 @@
+"""Tiny training runs for tests: a workshop folder to train in, commands run in this process, in a forked child or in a new process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_stories import made_stories
+
+from positron_mini import files
+from positron_mini.cli import main
+
+SEPARATOR = "\n<|endoftext|>\n"
+# a model of 37 thousand weights; its cool-down (60 % of 30) begins after step 12
+_FLAGS = (
+    "--config PicoGPT --dataset_path text.txt --tokenizer_path spm.model --n_layer 2 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 "
+    "--context_len 64 --batch_tokens 512 --warmup_steps 4 --lr 4e-3 --save_every 5 --eval_every 10 --milestones 0,20 --compile off"
+)
+TINY = _FLAGS.split()
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one error sentence. Fails unless there is exactly one, with exactly one hint, as the last two lines."""
+        lines = self.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        hints = [line for line in lines if line.startswith("  hint: ")]
+        assert len(errors) == 1 and len(hints) == 1, self.err
+        assert lines[-2:] == [errors[0], hints[0]], self.err
+        assert len(hints[0]) > len("  hint: ") and "Traceback" not in self.err
+        return errors[0].removeprefix("error: ")
+
+    @property
+    def hint(self) -> str:
+        return self.err.splitlines()[-1].removeprefix("  hint: ")
+
+
+def positron(*words: str | Path, stdin: bytes = b"") -> Result:
+    """Run a command in this process."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(word) for word in words])
+    finally:
+        sys.stdin = before
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def tiny_train(out_dir: str, *words: str) -> Result:
+    """`positron train` with the tiny settings in this process, on one thread."""
+    return positron("train", *TINY, "--threads", "1", "--out_dir", out_dir, *words)
+
+
+def forked(act: Callable[[], int], *, fault: str = "") -> int:
+    """The exit code of `act` in a forked child, negative for a signal. A fork has torch loaded already."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            files._passed.clear()
+            os.environ["FAULT"] = fault
+            code = act()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def spawn(*words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **(env or {})}
+    command = [sys.executable, "-m", "positron_mini", *words]
+    return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Return as soon as `condition` holds. Fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a line file, read strictly."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def last_step_logged(run: Path) -> int:
+    """The step of the last complete line of metrics.jsonl, 0 for none."""
+    rows = files.read_lines(run / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """The reports of a run without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in ("tok_per_s", "elapsed_s")} for row in lines_of(run / "metrics.jsonl")]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative name."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def trained(run: Path, step: int) -> dict[str, str]:
+    """SHA-256 of the weights and of the training state of a step."""
+    found = digests(run / f"step_{step:06d}")
+    return {name: digest for name, digest in found.items() if name == "model.safetensors" or name.startswith("training/")}
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything below a folder: equal before and after means that nothing was written."""
+    return {
+        path.relative_to(folder).as_posix(): (path.lstat().st_size if path.is_file() else 0, path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def build_workshop(folder: Path, spm: Any) -> Path:
+    """A folder with a text, a tokenizer, its token cache, and `runs/base`: a finished run of 30 steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.txt").write_text(SEPARATOR.join(made_stories(200, seed=11)))
+    spm.save(folder / "spm.model")
+    with contextlib.chdir(folder):
+        result = tiny_train("runs/base", "--max_steps", "30")
+    assert result.code == 0, result.err
+    return folder
+
+
+@contextlib.contextmanager
+def copied(template: Path, folder: Path) -> Iterator[Path]:
+    """A copy of a workshop as the working directory."""
+    shutil.copytree(template, folder, symlinks=True)
+    with contextlib.chdir(folder):
+        yield folder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import CheckpointError
+from positron_mini.errors import CheckpointError, TokenizerError
 from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
@@ -174,6 +174,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             "copy the tokenizer that the model was trained with into the folder",
         )
     return Checkpoint(folder, config, tokenizer, "chat_template.jinja" in entries, STATE_FILE in entries and STATE_JSON in entries)
+
+
+def check_tokenizer(path: str | Path | None, checkpoint: Checkpoint) -> None:
+    """Nothing, or TokenizerError when the tokenizer at `path` is not the checkpoint's own."""
+    if path is None:
+        return
+    given, own = Tokenizer.load(path), checkpoint.tokenizer
+    if given.fingerprint != own.fingerprint:
+        raise TokenizerError(
+            f"{path}: not the tokenizer of {checkpoint.folder} ({given.vocab_size:,} pieces, {given.fingerprint[:12]}; "
+            f"there {own.vocab_size:,}, {own.fingerprint[:12]})",
+            "leave --tokenizer_path out; every checkpoint carries its own",
+        )
 
 
 def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dict[str, Tensor]:

@@ -204,7 +204,14 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory")
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",  # CUDA and MPS
+    "can't allocate memory",  # CPU
+    "cannot allocate memory",
+    "not enough memory",  # CPU on Windows
+    "cublas_status_alloc_failed",
+    "invalid buffer size",  # MPS, one tensor larger than Metal allows
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -106,10 +106,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        found = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
+        # (end, start): the stop string that is complete first counts, however the text was cut into tokens
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -104,9 +104,6 @@ class _Wrong(Exception):
     """Why a line cannot be used."""
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------------------
-
-
 def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversations:
     """The conversations in a JSONL file, one object a line, each of one of `SHAPES`; other fields are ignored.
 
@@ -133,7 +130,6 @@ def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversat
 
 
 def _refuse(path: Path, line: BadLine, bad: list[BadLine], skip_bad: bool) -> None:
-    """Note the line, or raise."""
     if not skip_bad:
         raise DataError(f"{path}, line {line.line}: {line.what}", "correct the line, or leave such lines out: --skip_bad")
     bad.append(line)
@@ -265,9 +261,6 @@ def _kind(value: Any) -> str:
     """What JSON calls this value."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-# --- ids and split -----------------------------------------------------------------------------------------------------------------
 
 
 def encode_conversations(

@@ -1,6 +1,6 @@
 """Conversations as training rows: several in a row, each in a segment of its own, so that attention never crosses from one to another.
 
-Legend: R rows a step, T tokens of a row. A conversation of n tokens is n - 1 inputs and their n - 1 targets, cut after the last trained one.
+Legend: R rows a step, T tokens of a row. A conversation of n tokens, up to its last trained one, is n - 1 inputs and their n - 1 targets.
 Batches are a pure function of (seed, step): nothing is remembered, so a resumed run or a validation cannot disturb them.
 """
 
@@ -21,7 +21,7 @@ from positron_mini.trainer import Batch
 
 WIDTH_STEP = 64  # rows are a multiple of this wide: few shapes, so that memory and kernels are reused
 PADDING_SEGMENT = 0  # conversations and stories count from 1
-_STORY_DRAWS = 1  # keeps the draws of stories apart from the order of an epoch, which uses (seed, epoch)
+_STORY_DRAWS = 0x5701  # keeps the draws of stories apart from the order of an epoch, which uses (seed, epoch)
 
 
 class Piece(NamedTuple):
@@ -56,7 +56,7 @@ class PackedBatches:
         stories: Stories | None = None,
     ) -> None:
         assert rows and batch_size > 0, f"{len(rows)} conversations, {batch_size} a step"
-        assert 0 <= replay < 1 and (not replay or stories is not None), f"replay {replay}, stories {stories is not None}"
+        assert 0 <= replay < 1 and (not replay or (stories is not None and len(stories.documents))), f"replay {replay} of {stories}"
         self.batch_size, self.context_len, self.seed = batch_size, context_len, seed
         self._pieces = [_conversation_piece(row, context_len) for row in rows]
         self._stories = stories

@@ -93,8 +93,8 @@ def prepare_corpus(
 ) -> Prepared:
     """The token files of a text and their tokenizer, from the cache where it has them; a missing tokenizer is trained and saved.
 
-    Without `validation` some stories of `source` are held back for it. A text with fewer than `min_train_tokens` is refused. Equal stories, tokenizer and seed give equal bytes, for any number
-    of threads (0: all). Errors: DataError and TokenizerError, before anything is written.
+    Without `validation` some stories of `source` are held back for it. Equal stories, tokenizer and seed give equal bytes, for any number
+    of threads (0: all). Errors: DataError (also for fewer than `min_train_tokens`) and TokenizerError, before anything is written.
     """
     # the tokenizer comes first, so that a wrong one is named before a long scan
     path = Path(tokenizer_path) if tokenizer_path is not None else default_tokenizer_path(vocab_size)

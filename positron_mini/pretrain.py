@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +14,16 @@ from positron_mini import device as devices
 from positron_mini import tokens
 from positron_mini.announce import describe
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, changed_fields, model_config, parse_milestones, preset
-from positron_mini.errors import CheckpointError, DataError
+from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import CONTROL_FLAGS, batch_checks, early_checks, identity, merge_with_run, resolve, same_run
-from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_new, recorded_schedule, schedule_record
-from positron_mini.session import Session
+from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run
+from positron_mini.runs import Request, RunFolder
+from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
@@ -56,7 +55,8 @@ def open_session(
     Errors: PositronError of every kind.
     """
     given = changed_fields(config) if given is None else given
-    config, run, recorded = merge_with_run(config, given)
+    run = RunFolder(Path(config.out_dir or default_out_dir(config)))
+    config, recorded = merge_with_run(config, given, run, "pretrain")
     batch_checks(config)
     early_checks(config, run, recorded)
     prepared = _prepare(config, say)
@@ -95,10 +95,8 @@ def _build(
     stop: StopFlag,
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
-    newest = run.newest(training=True, say=say) if recorded is not None else None
-    plan = make_plan(config, run, recorded, newest)
-    if newest is not None and plan.start != newest.step:
-        newest = ckpt.open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
+    request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
     model = GPT(shape).init_weights(config.seed).to(devices.torch_device(config.device))
     loop = LoopConfig(
@@ -114,30 +112,13 @@ def _build(
     )
     source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len)
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
-    elapsed = max((row["elapsed_s"] for row in run.metrics() if row["step"] <= plan.start), default=0.0) if recorded else 0.0
-    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed)
-    if newest is not None:
-        state = ckpt.load_training(newest)
-        trainer.restore(state.tensors, state.state)
-        if trainer.step != plan.start:
-            raise CheckpointError(
-                f"{newest.folder}: holds the training state of step {trainer.step:,}", "give the folder its old name back"
-            )
+    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
+    restore(trainer, newest, plan)
     tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
     recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len), tracker)
-    run_json = _run_json(config, recorded, prepared, shape, plan, choice)
+    run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
     return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer)
-
-
-def make_plan(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None, newest: ckpt.Checkpoint | None) -> Plan:
-    """Where to start and stop, for a new run or one that goes on."""
-    request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
-    if recorded is None:
-        return plan_new(request, config.warmup_steps)
-    step = newest.step if newest is not None and newest.step is not None else 0
-    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
-    return plan_continuation(schedule, step, run.resumable(), request)
 
 
 def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int) -> Recording:
@@ -179,23 +160,3 @@ def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[i
             break
         documents.append(prepared.validation.ids[start:end].tolist())
     return documents, [len(prepared.tokenizer.decode(document).encode()) for document in documents]
-
-
-def _run_json(
-    config: TrainConfig, recorded: dict[str, Any] | None, prepared: Prepared, shape: ModelConfig, plan: Plan, choice: devices.Choice
-) -> dict[str, Any]:
-    """The content of run.json: identity, resolved settings, device, versions, events."""
-    # events after the start did not happen: the run was set back, or its newer steps are damaged
-    events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
-    if recorded is None or plan.changed:
-        events.append(schedule_record(plan.schedule, plan.start))
-    settings = {k: v for k, v in asdict(config).items() if k not in CONTROL_FLAGS}
-    return {
-        "kind": "pretrain",
-        "identity": identity(config, shape, prepared),
-        "config": settings,
-        "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
-        "versions": devices.describe_versions() if recorded is None else recorded["versions"],
-        "events": events,
-        "command": recorded["command"] if recorded else f"positron {' '.join(sys.argv[1:])}",
-    }

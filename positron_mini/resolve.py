@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from positron_mini import device as devices
 from positron_mini import files
-from positron_mini.config import ModelConfig, TrainConfig, default_lr, model_config, preset
+from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, model_config, preset
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 
-CONTROL_FLAGS = frozenset({"max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"})  # they steer a run
+CONTROL_FLAGS = frozenset(
+    {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"}
+)  # they steer a run
 IDENTITY_SETTINGS = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
 Say = Callable[[str], None]
 
@@ -31,21 +33,26 @@ def batch_checks(config: TrainConfig) -> None:
         )
 
 
-def merge_with_run(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, RunFolder, dict[str, Any] | None]:
-    """The configuration completed from the run that `out_dir` holds (settings not in `given` follow it), its folder and its record."""
-    run = RunFolder(Path(config.out_dir or default_out_dir(config)))
+Config = TypeVar("Config", TrainConfig, SFTConfig)
+
+
+def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: str) -> tuple[Config, dict[str, Any] | None]:
+    """The configuration completed from what `run` holds (settings not in `given` follow it), and its record, None for a new run.
+
+    Errors: RunError when the folder holds something else than a run of this `kind`.
+    """
     recorded = run.read()
     files.check_writable(run.path)
     if recorded is None:
         # what a process leaves that was killed before it wrote run.json does not count
         if run.path.exists() and any(not entry.name.startswith((".lock", ".tmp-")) for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
-        return config, run, None
-    if recorded.get("kind") != "pretrain":
-        raise RunError(f"{run.path}: holds a {recorded.get('kind')} run", "choose another --out_dir")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
+        return config, None
+    if recorded.get("kind") != kind:
+        raise RunError(f"{run.path}: holds a {recorded.get('kind')} run, not a {kind} run", "choose another --out_dir")
+    known = {field.name for field in dataclasses.fields(config)}
     kept = {k: v for k, v in recorded["config"].items() if k in known and k not in given and k not in CONTROL_FLAGS}
-    return replace(config, **kept), run, recorded
+    return replace(config, **kept), recorded
 
 
 def default_out_dir(config: TrainConfig) -> str:

@@ -20,7 +20,7 @@ from positron_mini.errors import CheckpointError, PositronError, RunError, Usage
 from positron_mini.optim import Schedule, make_schedule
 
 FORMAT = 1
-STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl")
+STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
 Say = Callable[[str], None]
 
 
@@ -74,10 +74,10 @@ class RunFolder:
                 say(f"warning: {error.message}; falling back to an earlier step")
         return None
 
-    def point_latest(self, step: int) -> None:
-        """Make `latest` name this step: a link, or where links are not allowed a text file with the name."""
-        name, latest = ckpt.step_name(step), self.path / "latest"
-        temporary = self.path / f".tmp-latest-{os.getpid()}"
+    def point(self, pointer: str, step: int) -> None:
+        """Make `latest` or `best` name this step: a link, or where links are not allowed a text file with the name."""
+        name, latest = ckpt.step_name(step), self.path / pointer
+        temporary = self.path / f".tmp-{pointer}-{os.getpid()}"
         temporary.unlink(missing_ok=True)
         files.fault_point("before_latest")
         try:
@@ -112,7 +112,7 @@ class RunFolder:
             if path.is_file():
                 files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
         if later and self.folder(step).is_dir():
-            self.point_latest(step)
+            self.point("latest", step)
         for old in later:
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))

@@ -3,23 +3,80 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from positron_mini.config import TrainConfig
-from positron_mini.errors import Interrupted
+from positron_mini import device as devices
+from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
+from positron_mini.config import SFTConfig, TrainConfig
+from positron_mini.errors import CheckpointError, Interrupted
 from positron_mini.recorder import Recorder
-from positron_mini.runs import Plan, RunFolder, plan_finish, schedule_record
+from positron_mini.resolve import CONTROL_FLAGS
+from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
+
+Say = Callable[[str], None]
+
+
+def plan_run(
+    run: RunFolder, recorded: dict[str, Any] | None, request: Request, warmup_steps: int, say: Say
+) -> tuple[Plan, Checkpoint | None]:
+    """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
+    if recorded is None:
+        return plan_new(request, warmup_steps), None
+    newest = run.newest(training=True, say=say)
+    step = newest.step if newest is not None and newest.step is not None else 0
+    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
+    plan = plan_continuation(schedule, step, run.resumable(), request)
+    if newest is not None and plan.start != newest.step:
+        newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
+    return plan, newest
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None:
+    """Put `trainer` where `checkpoint` stands. Errors: CheckpointError when it does not fit, or is not of the step its folder says."""
+    if checkpoint is None:
+        return
+    state = load_training(checkpoint)
+    trainer.restore(state.tensors, state.state)
+    if trainer.step != plan.start:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds the training state of step {trainer.step:,}", "give the folder its old name back"
+        )
+
+
+def elapsed_before(run: RunFolder, step: int) -> float:
+    """Seconds of training that led to `step`, by the run's own log."""
+    return max((row["elapsed_s"] for row in run.metrics() if row["step"] <= step), default=0.0)
+
+
+def run_record(
+    kind: str, settings: dict[str, Any], recorded: dict[str, Any] | None, identity: dict[str, Any], plan: Plan, choice: devices.Choice
+) -> dict[str, Any]:
+    """The content of run.json: identity, resolved settings, device, versions, events."""
+    # events after the start did not happen: the run was set back, or its newer steps are damaged
+    events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
+    if recorded is None or plan.changed:
+        events.append(schedule_record(plan.schedule, plan.start))
+    return {
+        "kind": kind,
+        "identity": identity,
+        "config": {k: v for k, v in settings.items() if k not in CONTROL_FLAGS},
+        "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
+        "versions": devices.describe_versions() if recorded is None else recorded["versions"],
+        "events": events,
+        "command": recorded["command"] if recorded else f"positron {shlex.join(sys.argv[1:])}",
+    }
 
 
 @dataclass
 class Session:
     """A run that is ready to train. `lines` tell a person what will happen; iterate `steps()` to make it happen."""
 
-    config: TrainConfig
+    config: TrainConfig | SFTConfig
     run: RunFolder
     plan: Plan
     lines: list[str]
@@ -79,4 +136,5 @@ class Session:
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""
-        return f"positron train --out_dir {shlex.quote(str(self.run.path))}"
+        command = "sft" if isinstance(self.config, SFTConfig) else "train"
+        return f"positron {command} --out_dir {shlex.quote(str(self.run.path))}"

@@ -164,7 +164,11 @@ class Trainer:
     def _update(self, stop: StopFlag) -> StepReport | None:
         """One update, or None when `stop` was set on the way."""
         batch = self.source.batch(self.step)
-        gradients = self._gradients(batch, stop)
+        self.model.dropout = self.config.dropout
+        try:
+            gradients = self._gradients(batch, stop)
+        finally:
+            self.model.dropout = 0.0  # whoever uses the model between steps, or after a stop, gets it without
         if gradients is None:
             return None
         loss, grad_norm = gradients
@@ -186,7 +190,6 @@ class Trainer:
         """
         count = int((batch.targets != IGNORED).sum())
         total = torch.zeros((), device=self.config.device)
-        self.model.dropout = self.config.dropout
         for first in range(0, len(batch.ids), self.config.micro_batch):
             if self.config.dropout:
                 torch.manual_seed(_mix(self.config.seed, self.step, first))
@@ -198,7 +201,6 @@ class Trainer:
             if stop.signal_number is not None:
                 self.model.zero_grad(set_to_none=True)
                 return None
-        self.model.dropout = 0.0
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         mean, grad_norm = float(total) / count, float(norm)  # sync point
         self._check_finite(mean, grad_norm)

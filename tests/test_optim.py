@@ -45,12 +45,10 @@ def test_newton_schulz_changes_singular_values_and_nothing_else(size: tuple[int,
 
 
 def test_newton_schulz_brings_singular_values_near_one() -> None:
-    wanted = torch.logspace(-1.7, 0, 40, dtype=torch.float64)  # shares of the norm from 0.02 up
-    u, _, vh = torch.linalg.svd(torch.randn(40, 40, dtype=torch.float64))
-    found = torch.linalg.svdvals(newton_schulz(u @ (wanted / wanted.norm() * 0.999).diag_embed() @ vh))
-    inside = [quintic(float(s)) for s in wanted / wanted.norm() if s >= 0.02]
-    assert min(inside) > 0.65 and max(inside) < 1.25
-    assert float(found.max()) < 1.25
+    u, _, vh = torch.linalg.svd(torch.randn(16, 16))
+    matrix = u @ torch.linspace(0.1, 1.0, 16).diag_embed() @ vh  # the smallest is 0.04 of the norm
+    found = torch.linalg.svdvals(newton_schulz(matrix[None])[0])
+    assert float(found.min()) > 0.68 and float(found.max()) < 1.14  # the least and the largest value of the fivefold quintic
 
 
 @pytest.mark.parametrize("size", SHAPES)

@@ -163,7 +163,7 @@ def test_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Cal
     train(each, 2)
     poison(each)
     before = {name: tensor.nan_to_num(7) for name, tensor in state_of(each).items()}
-    with pytest.raises(NonFiniteError, match="step 3: the loss is .* nothing was updated") as caught:
+    with pytest.raises(NonFiniteError, match=r"step 3: the loss is .* nothing was updated") as caught:
         train(each, 3)
     assert caught.value.exit_code == 3 and "--lr 0.005" in caught.value.hint
     assert same({name: tensor.nan_to_num(7) for name, tensor in state_of(each).items()}, before)
@@ -174,7 +174,9 @@ def test_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Cal
     "error",
     [
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        ),
         MemoryError(),
     ],
 )
@@ -262,7 +264,9 @@ def test_the_first_cool_down_step_ends_the_average() -> None:
     kinds = []
     for _ in each.run(None, StopFlag()):
         raw = {name: p.detach() for name, p in each.parameters.items()}
-        kinds.append((each.state_numbers()["weights"], same(each.model_weights(), raw), any(n.startswith("average.") for n in each.state_tensors())))
+        kinds.append(
+            (each.state_numbers()["weights"], same(each.model_weights(), raw), any(n.startswith("average.") for n in each.state_tensors()))
+        )
     assert kinds == [("average", True, True)] + [("average", False, True)] * 2 + [("raw", True, False)] * 3  # the average begins at step 1
 
 

@@ -6,11 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges
-from positron_mini.errors import TokenizerError, UsageError
+from positron_mini.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class GenerateFlags(SampleConfig):
 def run(argv: Sequence[str]) -> int:
     """Generate; 0 when done."""
     flags = parse(GenerateFlags, argv, "generate")
-    from positron_mini.checkpoint import load_model
+    from positron_mini.checkpoint import check_tokenizer, load_model
     from positron_mini.device import set_threads
     from positron_mini.generate import generate
     from positron_mini.runs import find_checkpoint
 
     checkpoint = find_checkpoint(flags.ckpt, say=note)
-    check_tokenizer(flags.tokenizer_path, checkpoint.tokenizer.fingerprint, flags.ckpt)
+    check_tokenizer(flags.tokenizer_path, checkpoint)
     set_threads(flags.threads)
     model = load_model(checkpoint)
     if flags.device not in ("auto", "cpu"):
@@ -97,17 +96,3 @@ def _stream(model: object, tokenizer: object, prompt: str, flags: GenerateFlags,
 def printable(text: str) -> str:
     """The text without terminal control characters, which a model may have learned to write; newlines and tabs stay."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
-
-
-def check_tokenizer(path: str | None, fingerprint: str, ckpt: str) -> None:
-    """Nothing, or TokenizerError when the tokenizer at `path` is not the checkpoint's own."""
-    if path is None:
-        return
-    from positron_mini.tokenizer import Tokenizer
-
-    given = Tokenizer.load(Path(path))
-    if given.fingerprint != fingerprint:
-        raise TokenizerError(
-            f"{path}: not the tokenizer of {ckpt} (fingerprint {given.fingerprint[:12]} instead of {fingerprint[:12]})",
-            "leave --tokenizer_path out; every checkpoint carries its own",
-        )

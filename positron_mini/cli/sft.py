@@ -1,0 +1,85 @@
+"""`positron sft`: fine-tuning on conversations, with what it changed said at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import SFTConfig, given_flags
+
+MASK_ROWS = 5
+
+
+def run(argv: Sequence[str]) -> int:
+    """Fine-tune; 0 when the planned steps are done."""
+    config = parse(SFTConfig, argv, "sft")
+    if config.show_mask is not None:
+        return show_mask(config)
+    from positron_mini.cli.progress import Progress
+    from positron_mini.cli.train import stop_signals
+    from positron_mini.sft import open_sft_session
+    from positron_mini.trainer import StopFlag
+
+    stop = StopFlag()
+    session = open_sft_session(config, given=given_flags(list(argv)), say=note, stop=stop)
+    if session.plan.finished:
+        note(session.plan.say)
+        note(f"  ask it: positron chat --ckpt {session.run.path}")
+        return 0
+    for line in session.lines:
+        note(line)
+    with stop_signals(stop), Progress(session) as progress:
+        for report in session.steps():
+            progress.show(report)
+    for line in (*progress.summary(), *changes(session.run)):
+        note(line)
+    return 0
+
+
+def changes(run: object) -> list[str]:
+    """Validation loss and story loss before and after, as lines."""
+    from positron_mini.files import read_lines
+    from positron_mini.runs import RunFolder
+
+    assert isinstance(run, RunFolder)
+    lines = []
+    before = [event for event in read_lines(run.path / "events.jsonl") if event["kind"] == "before"]
+    scored = [row for row in run.metrics() if "val_loss" in row]
+    if before and scored:
+        first, last = before[-1]["val_loss"], scored[-1]["val_loss"]
+        best = min(scored, key=lambda row: row["val_loss"])
+        lines.append(f"answers    {first:.3f} nats per token before, {last:.3f} now ({last / first - 1:+.0%})")
+        lines.append(f"           best {best['val_loss']:.3f} at step {best['step']:,}, kept as {run.path}/best")
+    stories = read_lines(run.path / "stories.jsonl")
+    if len(stories) > 1:
+        first, last = stories[0]["story_bpb"], stories[-1]["story_bpb"]
+        lines.append(f"stories    {first:.3f} bits per byte before, {last:.3f} now ({last / first - 1:+.1%}): what it forgot")
+    return lines
+
+
+def show_mask(config: SFTConfig) -> int:
+    """Print the first conversations of a file, the trained tokens in colour (and in brackets where there is no colour)."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from positron_mini.chat_format import encode_chat, show_mask_lines
+    from positron_mini.instructions import read_conversations
+    from positron_mini.sft import find_base
+
+    assert config.show_mask is not None
+    base = find_base(config.base_ckpt, note)
+    read = read_conversations(config.show_mask, skip_bad=config.skip_bad)
+    console = Console(file=sys.stdout, highlight=False)
+    for conversation in read.conversations[:MASK_ROWS]:
+        line = Text()
+        for span in show_mask_lines(base.tokenizer, encode_chat(base.tokenizer, conversation.messages)):
+            text = "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in span.text)
+            if span.trained:
+                line.append(text if console.is_terminal else f"[[{text}]]", style="bold green")
+            else:
+                line.append(text, style="dim")
+        console.print(line)
+    shown = min(MASK_ROWS, len(read.conversations))
+    note(f"{shown} of {len(read.conversations):,} conversations; green (or in [[ ]]) is what the model learns to write")
+    return 0

@@ -1,0 +1,31 @@
+"""Every setting with its default, unit and meaning: what a model is, how it is trained, how it speaks.
+
+The dataclasses are frozen; the command line is generated from them. `None` means "decide by preset, device or recorded run"; 0 and 0.0
+are real values.
+"""
+
+from positron_mini.config.checks import changed_fields, check_ranges, check_rates, given_flags, is_milestone, parse_milestones
+from positron_mini.config.sample import SampleConfig
+from positron_mini.config.sft import SFTConfig
+from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, embedding_std, preset
+from positron_mini.config.train import TrainConfig, default_lr, model_config
+
+__all__ = [
+    "MAX_PARAMETERS",
+    "PRESETS",
+    "ModelConfig",
+    "Preset",
+    "SFTConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "changed_fields",
+    "check_ranges",
+    "check_rates",
+    "default_lr",
+    "embedding_std",
+    "given_flags",
+    "is_milestone",
+    "model_config",
+    "parse_milestones",
+    "preset",
+]

@@ -1,0 +1,63 @@
+"""Ranges of numbers and series of steps, checked the same way for every command."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from positron_mini.errors import UsageError
+
+
+def check_ranges(config: Any, at_least: dict[str, int]) -> None:
+    """Nothing, or UsageError naming the first flag whose whole number is below its least value or above 10^12."""
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= 10**12:
+            raise UsageError(
+                f"--{name} is {value:,}, it must be at least {least:,} and at most 10^12", f"leave --{name} out for the default"
+            )
+
+
+def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -> None:
+    """Nothing, or UsageError naming the first flag whose number is not finite, too large, negative or (without `zero`) zero."""
+    for name, most in at_most.items():
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value >= 0 if zero else value > 0) and value <= most):
+            least = "at least 0" if zero else "above 0"
+            raise UsageError(
+                f"--{name} {value} is out of range; it must be {least} and at most {most:g}", f"leave --{name} out for the default"
+            )
+
+
+def parse_milestones(text: str) -> frozenset[int] | None:
+    """The steps named by `--milestones`, or None for the default series. Errors: UsageError."""
+    if text == "auto":
+        return None
+    if text == "none":
+        return frozenset()
+    try:
+        steps = frozenset(int(part) for part in text.replace(" ", "").split(","))
+    except ValueError:
+        raise UsageError(f"--milestones {text!r} is not a list of steps", "--milestones 0,100,1000  or  --milestones none") from None
+    if min(steps) < 0:
+        raise UsageError(f"--milestones {text!r} holds a negative step", "--milestones 0,100,1000")
+    return steps
+
+
+def is_milestone(step: int, milestones: frozenset[int] | None) -> bool:
+    """Whether the model of this step is kept for ever: 0, 100, ... 1,000, then every 500, unless `milestones` names the steps."""
+    if milestones is not None:
+        return step in milestones
+    return step % 100 == 0 if step <= 1_000 else step % 500 == 0
+
+
+def given_flags(argv: list[str]) -> frozenset[str]:
+    """Names of the flags that a command line spells out, in snake_case: these must agree with a recorded run, defaults need not."""
+    names = (word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--"))
+    return frozenset(name.removeprefix("no_") for name in names)
+
+
+def changed_fields(config: Any) -> frozenset[str]:
+    """Names of the fields whose value differs from the default; stands in for `given_flags` when Python code calls."""
+    return frozenset(field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default)

@@ -1,0 +1,127 @@
+"""Settings of pretraining. The text below a field is its `--help`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from positron_mini.config.checks import check_ranges, check_rates, parse_milestones
+from positron_mini.config.shape import ModelConfig, preset
+from positron_mini.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model from a text, or go on training the run that `out_dir` holds."""
+
+    config: str = "TinyGPT"
+    """preset: PicoGPT, MicroGPT, TinyGPT, SmallGPT or BaseGPT"""
+    dataset_path: str | None = None
+    """a .txt, .jsonl, .parquet, .csv or .gz file, or a folder of them (default data/tinystories.txt)"""
+    tokenizer_path: str | None = None
+    """SentencePiece model; trained from the text if it is missing (default tokenizer/spm.bpe[.<V>].model)"""
+    vocab_size: int | None = None
+    """pieces of a new tokenizer (default: the preset's; an existing tokenizer file decides for itself)"""
+    out_dir: str | None = None
+    """run folder (default runs/positron-mini-<N>M-v1-base)"""
+    max_steps: int | None = None
+    """horizon in steps: the cool-down ends there (default: open-ended, stop with Ctrl-C, end with --finish)"""
+    until_step: int | None = None
+    """pause after this step; the horizon stays"""
+    more_steps: int | None = None
+    """pause this many steps after the newest one"""
+    resume_from_step: int | None = None
+    """start again at this saved step; later ones move to superseded/"""
+    finish: bool = False
+    """cool an open-ended run down and end it"""
+    batch_tokens: int | None = None
+    """tokens per optimizer step (default: CPU 65,536, MPS 98,304, CUDA 131,072; 4,096 learns fastest on a CPU)"""
+    micro_batch: int | None = None
+    """rows of context_len tokens that are computed at once (default: from the memory model)"""
+    context_len: int | None = None
+    """tokens the model sees at once (default: the preset's)"""
+    lr: float | None = None
+    """peak learning rate, AdamW scale (default: by --batch_tokens)"""
+    muon_lr: float | None = None
+    """learning rate of the matrices, if it is to differ from --lr"""
+    warmup_steps: int = 20
+    """steps of linear warm-up"""
+    cooldown_steps: int | None = None
+    """steps of linear cool-down at the end (default 60 % of --max_steps; with --finish a quarter of the steps done)"""
+    weight_decay: float = 0.1
+    """decoupled weight decay of the matrices"""
+    grad_clip: float = 1.0
+    """gradient norm above which the gradient is scaled down"""
+    dropout: float = 0.0
+    """share of residual activations dropped while training"""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for matrices and AdamW for the rest; adamw: AdamW for all"""
+    seed: int = 0
+    """seed of the weights, the data order and the samples"""
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    """where to compute"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: fp32 master weights with bf16 products"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile: auto uses it where its start-up is repaid"""
+    threads: int | None = None
+    """CPU threads (default: all cores)"""
+    save_every: int = 100
+    """steps between checkpoints"""
+    eval_every: int = 100
+    """steps between validations; validation takes at most 5 % of the time"""
+    milestones: str = "auto"
+    """steps kept for ever, as 0,100,1000 or none (default 0, 100, ... 1000, then every 500)"""
+    n_layer: int | None = None
+    """override: layers"""
+    n_embd: int | None = None
+    """override: width"""
+    n_head: int | None = None
+    """override: attention heads"""
+    n_kv_head: int | None = None
+    """override: key/value heads"""
+    head_dim: int | None = None
+    """override: channels per head"""
+    ffn: int | None = None
+    """override: width of the feed-forward layer"""
+    track: Literal["none", "tensorboard", "trackio"] = "none"
+    """also send the metrics to this local tracker"""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
+            "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
+        }  # fmt: skip
+        check_ranges(self, at_least)
+        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9})
+        check_rates(self, {"weight_decay": 10.0, "dropout": 0.95}, zero=True)
+        if self.until_step is not None and self.more_steps is not None:
+            raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")
+        parse_milestones(self.milestones)
+
+
+def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """The shape that a preset and its overrides ask for, with the vocabulary of the tokenizer in use."""
+    base = preset(config.config)
+
+    def chosen(name: str, default: int) -> int:
+        value: int | None = getattr(config, name)
+        return default if value is None else value
+
+    n_head = chosen("n_head", base.n_head)
+    return ModelConfig(
+        n_layer=chosen("n_layer", base.n_layer),
+        n_embd=chosen("n_embd", base.n_embd),
+        n_head=n_head,
+        n_kv_head=chosen("n_kv_head", n_head),
+        head_dim=chosen("head_dim", base.head_dim),
+        ffn=chosen("ffn", base.ffn),
+        context_len=chosen("context_len", base.context_len),
+        vocab_size=vocab_size,
+    )
+
+
+def default_lr(batch_tokens: int) -> float:
+    """Peak learning rate for a batch of that many tokens: 4e-3 at 4,096, growing with the square root, at most 1e-2."""
+    return round(min(1e-2, 4e-3 * math.sqrt(batch_tokens / 4_096)), 6)

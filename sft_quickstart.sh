@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Fine-tunes the newest base run on the sample conversations and generated story-world rows, asks three questions before and after.
+#   ./sft_quickstart.sh [--base_ckpt RUN] [--rows N] [more flags of sft]
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+# shellcheck source=setup.sh
+source ./setup.sh
+exec "$POSITRON_BIN/positron" quicksft "$@"

@@ -34,7 +34,8 @@ def write_corpus(
 def fact_lines(told: Iterator[Story]) -> Iterator[str]:
     """A JSON object a story, as lines: index, text, facts and nats of choice."""
     for story in told:
-        record: dict[str, Any] = {"index": story.index, "text": story.text, "facts": story.facts, "choice_nats": round(story.choice_nats, 6)}
+        record: dict[str, Any] = {"index": story.index, "text": story.text, "facts": story.facts}
+        record["choice_nats"] = round(story.choice_nats, 6)
         yield json.dumps(record, ensure_ascii=False) + "\n"
 
 

@@ -74,7 +74,7 @@ def _about(event: Event, facts: dict[str, Any]) -> Iterator[Question]:
 def _about_people(facts: dict[str, Any]) -> Iterator[Question]:
     for person in facts["characters"]:
         name, kind = person["name"], person["kind"]
-        if name.lower() not in (kind, "mom", "dad", "grandma", "grandpa") and lexicon().people[name].group != "elder":
+        if lexicon().people[name].group != "elder":
             others = tuple(other["kind"] for other in facts["characters"] if other["kind"] != kind)
             yield Question(f"Who is {name}?", f"{name} is {_a(kind)}.", "kind", (kind,), others)
     hero = next(person for person in facts["characters"] if person["name"] == facts["hero"])
@@ -87,10 +87,6 @@ def _a(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _names(facts: dict[str, Any], *right: str) -> tuple[str, ...]:
-    return tuple(person["name"] for person in facts["characters"] if person["name"] not in right)
-
-
 Asker = Callable[[Event, dict[str, Any]], Question | None]
 
 
@@ -98,8 +94,9 @@ def _who(role: str, text: str, answer: str) -> Asker:
     """A question after the name in a role."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
-        name = event[role]
-        return Question(text.format(**event), answer.format(**event), "who", (name,), _names(facts, name))
+        asked, full = text.format(**event), answer.format(**event)
+        others = tuple(person["name"] for person in facts["characters"] if person["name"] not in f"{asked} {full}")
+        return Question(asked, full, "who", (event[role],), others)
 
     return ask
 
@@ -141,7 +138,7 @@ def _why(text: str, answer: str, *accepted: str) -> Asker:
     return ask
 
 
-def _plain(role: str, kind: str, text: str, answer: str, *pool: str) -> Asker:
+def _plain(role: str, kind: str, text: str, answer: str) -> Asker:
     """A question after a fear or a food."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
@@ -198,11 +195,11 @@ ASKERS: dict[str, tuple[Asker, ...]] = {
     "home_found": (_who("B", "Who took {A} home?", "{B} took {A} home."),),
     "start_hide": (_who("A", "Who counted?", "{A} counted."), _who("B", "Who hid?", "{B} hid.")),
     "spot_hider": (_where("S", "Where was {B} hiding?", "{B} was {S}."),),
-    "missing": (_plain("F", "food", "What was missing in the kitchen?", "There was no more {F}."),),
+    "missing": (_plain("F", "food", "What was missing in the kitchen?", "They had no more {F}."),),
     "fetch_give": (_who("A", "Who gave {B} the {F}?", "{A} gave {B} the {F}."),),
     "rain": (_why("Why was {A} sad?", "Because it began to rain.", "rain", "rained", "raining", "picnic&wet"),),
     "rain_idea": (_who("A", "Who had a good idea?", "{A} had a good idea."),),
-    "sad_seed": (_why("Why was {A} sad?", "Because the seed did not grow.", "seed&not grow", "seed&never&grow", "not&grow", "nothing grew"),),
+    "sad_seed": (_why("Why was {A} sad?", "Because the seed did not grow.", "not grow", "never&grow", "didn't grow", "nothing grew"),),
     "patience": (_who("A", "Who told {B} to be patient?", "{A} told {B} to be patient."),),
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from positron_mini.corpus.storyworld.checker import Replay
 from positron_mini.corpus.storyworld.tales import Split, Story, stable_number, stories
@@ -27,8 +26,15 @@ PLOTS = {
     "rain": ("whose picnic ends in the rain", "rain", "A"),
     "seed": ("who plants a seed", "plant", "A"),
 }
-OPENINGS = ("Write a short story about {who} {plot}.", "Tell me a story about {who} {plot}.", "Can you tell a story about {who} {plot}?",
-            "Please write a story about {who} {plot}.", "I would like to hear a story about {who} {plot}.", "Make up a story about {who} {plot}.")
+OPENINGS = (
+    "Write a short story about {who} {plot}.",
+    "Tell me a story about {who} {plot}.",
+    "Can you tell a story about {who} {plot}?",
+    "Please write a story about {who} {plot}.",
+    "I would like to hear a story about {who} {plot}.",
+    "Make up a story about {who} {plot}.",
+)
+NAMED = {"object": "O", "fear": "X", "food": "F"}  # constraint: role of the event
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +46,25 @@ class Request:
 
 
 def request_for(story: Story) -> Request:
-    """A request that the story fulfils; how much it asks for depends on the story's number."""
-    dice = random.Random(stable_number(f"request {story.index} {story.text}"))
-    facts = story.facts
-    plot, event, role = PLOTS[facts["arc"]]
-    wanted = {"kind": next(c["kind"] for c in facts["characters"] if c["name"] == facts["hero"]), "event": event, "role": role}
-    shown = next(e for e in facts["events"] if e["event"] == event)
-    noun = shown.get("O") or next((o["noun"] for o in facts["objects"]), "")
-    for key, letter, needed in (("object", noun, "{a}" in plot or "{noun}" in plot), ("fear", shown.get("X"), "{fear}" in plot), ("food", shown.get("F"), "{food}" in plot)):
-        if needed and letter:
-            wanted[key] = letter
-    who = _a(wanted["kind"])
+    """A request that the story fulfils; whether it asks for a name depends on the story alone."""
+    dice = random.Random(stable_number(f"request {story.text}"))
+    hero = next(person for person in story.facts["characters"] if person["name"] == story.facts["hero"])
+    plot, event, role = PLOTS[story.facts["arc"]]
+    wanted = {"kind": hero["kind"], "event": event, "role": role} | _named(plot, event, story)
+    who = a_or_an(hero["kind"])
     if dice.random() < 0.5:
-        wanted["name"] = facts["hero"]
-        who += f" named {facts['hero']}"
-    opening = OPENINGS[int(dice.random() * len(OPENINGS))]
-    filled = plot.format(a=_a(noun) if noun else "", noun=noun, fear=shown.get("X", ""), food=shown.get("F", ""))
-    return Request(opening.format(who=who, plot=filled), wanted)
+        wanted["name"] = hero["name"]
+        who += f" named {hero['name']}"
+    noun = wanted.get("object", "")
+    filled = plot.format(a=a_or_an(noun), noun=noun, fear=wanted.get("fear", ""), food=wanted.get("food", ""))
+    return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(who=who, plot=filled), wanted)
+
+
+def _named(plot: str, event: str, story: Story) -> dict[str, str]:
+    """The object, fear or food that the plot's words name."""
+    shown = next(told for told in story.facts["events"] if told["event"] == event)
+    asked = {"object": "{a}" in plot or "{noun}" in plot, "fear": "{fear}" in plot, "food": "{food}" in plot}
+    return {key: shown[letter] for key, letter in NAMED.items() if asked[key]}
 
 
 def requests(seed: int, n: int, split: Split = "validation") -> list[Request]:
@@ -81,11 +89,12 @@ def check_request(request: Request, story_text: str) -> bool:
     return any(name == wanted["event"] and _fits(roles, wanted, hero.name) for name, roles in replay.events)
 
 
-def _fits(roles: dict[str, Any], wanted: dict[str, str], hero: str) -> bool:
+def _fits(roles: dict[str, str], wanted: dict[str, str], hero: str) -> bool:
     if wanted["role"] and roles.get(wanted["role"]) != hero:
         return False
-    return all(roles.get(letter) == wanted[key] for key, letter in (("object", "O"), ("fear", "X"), ("food", "F")) if key in wanted)
+    return all(roles.get(letter) == wanted[key] for key, letter in NAMED.items() if key in wanted)
 
 
-def _a(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+def a_or_an(word: str) -> str:
+    """The word with its article; nothing for nothing."""
+    return word and f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

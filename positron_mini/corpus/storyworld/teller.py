@@ -45,11 +45,10 @@ class Dice:
         total = sum(weights)
         if total == max(weights):
             return weights.index(total)
-        point = self.generator.random() * total
-        for index, weight in enumerate(weights):
-            point -= weight
-            if point < 0:
-                break
+        point, index = self.generator.random() * total, 0
+        while point >= weights[index] and index < len(weights) - 1:
+            point -= weights[index]
+            index += 1
         while not weights[index]:  # rounding may run past the last open way
             index -= 1
         self.choices.append(index)

@@ -1,0 +1,347 @@
+"""A conversation with a checkpoint: what the model reads, what it answers, what is remembered. No terminal here: `cli/repl` has it.
+
+A chat model reads the system text and the newest turns that its context holds, in the one chat format. A base model reads every line by
+itself and continues it as a story.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from positron_mini import files
+from positron_mini.chat_format import Message, encode_chat
+from positron_mini.config import SampleConfig
+from positron_mini.errors import CheckpointError, DataError, PositronError, UsageError
+from positron_mini.runs import RunFolder, Say, find_checkpoint, list_runs
+from positron_mini.tokenizer import BOS, Tokenizer
+
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.model import GPT
+
+FORMAT = 1
+CHAT_SETTINGS = SampleConfig(max_tokens=30, temperature=0.3, top_p=0.8)
+MAX_FILE_BYTES = 16 << 20
+RIVALS = 4
+
+
+# --- who speaks -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model and what is needed to talk to it. `end_ids` are the tokens that end an answer."""
+
+    name: str
+    model: GPT
+    tokenizer: Tokenizer
+    is_chat: bool
+    end_ids: frozenset[int]
+
+    @property
+    def context_len(self) -> int:
+        """Tokens that the model sees at once."""
+        return self.model.config.context_len
+
+
+def load_speaker(checkpoint: Checkpoint) -> Speaker:
+    """The speaker of a checkpoint, on the CPU, which is the fastest place for one small stream."""
+    from positron_mini.checkpoint import load_model
+
+    return Speaker(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
+
+
+def newest_checkpoint(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Checkpoint:
+    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. Runs that cannot be used are said.
+
+    Errors: CheckpointError when there is none.
+    """
+    kinds: dict[bool, list[Path]] = {True: [], False: []}
+    for run in list_runs(root):
+        try:
+            kinds[(RunFolder(run).read() or {}).get("kind") == "sft"].append(run)
+        except PositronError as error:
+            say(f"warning: {error.message}; passed over")
+    for run in kinds[True] + kinds[False]:
+        best = run / "best"
+        try:
+            return find_checkpoint(best if best.exists() or best.is_symlink() else run, say=say)
+        except PositronError as error:
+            say(f"warning: {error.message}; passed over")
+    raise CheckpointError(f"there is no trained model in {root}", "train one: ./bootstrap_tiny_llm.sh, then ./sft_quickstart.sh")
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and what the model answered. `is_complete` says whether the model ended the answer itself."""
+
+    question: str
+    answer: str
+    is_complete: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads for a question: ids from bos on. The `dropped` oldest turns did not fit; it may write `room` tokens."""
+
+    ids: list[int]
+    dropped: int
+    room: int
+
+
+@dataclass
+class Answer:
+    """An answer as far as it went: drawn tokens, their text, ln p of each under the model itself, seconds of wall-clock."""
+
+    question: str
+    prompt: Prompt
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
+    first_token_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    @property
+    def tok_per_s(self) -> float:
+        """Tokens per second, the reading of the prompt included."""
+        return len(self.token_ids) / max(self.elapsed_s, 1e-9)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean -ln p of the tokens: between how many equally likely ones the model chose. 1 for an empty answer."""
+        return math.exp(-math.fsum(self.logprobs) / max(len(self.logprobs), 1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One token of an answer, its probability under the model itself, and its likeliest rivals, each with its own."""
+
+    piece: str
+    probability: float
+    rivals: tuple[tuple[str, float], ...]
+
+
+class ChatSession:
+    """A speaker, its settings, an optional system text and the turns so far. An error leaves all of them as they were."""
+
+    def __init__(self, speaker: Speaker, settings: SampleConfig = CHAT_SETTINGS) -> None:
+        self.speaker, self.settings = speaker, settings
+        self.system: str | None = None
+        self.turns: list[Turn] = []
+        self.last: Answer | None = None
+        self._attempt = 0
+
+    def prompt(self, question: str, turns: list[Turn] | None = None) -> Prompt:
+        """What the model would read for `question` after `turns` (default: all so far). At least a quarter of the context is left to write
+        in, or max_tokens if that is less. Errors: UsageError when the question alone does not fit."""
+        speaker, wanted = self.speaker, self.settings.max_tokens
+        if not speaker.is_chat:
+            return Prompt([BOS, *speaker.tokenizer.encode(question)], 0, wanted)
+        turns = self.turns if turns is None else turns
+        limit = speaker.context_len - max(1, min(wanted, speaker.context_len // 4))
+        system = [Message("system", self.system)] if self.system is not None else []
+        size = len(encode_chat(speaker.tokenizer, [*system, Message("user", question)], add_generation_prompt=True).ids)
+        if size > limit:
+            raise UsageError(
+                f"the question{' and the system text have' if system else ' has'} {size:,} tokens; "
+                f"this model reads at most {limit:,} and writes the rest of its {speaker.context_len:,}",
+                "ask in fewer words" + (", or remove the system text: /system none" if system else ""),
+            )
+        kept: list[Message] = []
+        dropped = len(turns)
+        for turn in reversed(turns):
+            messages = [Message("user", turn.question), Message("assistant", turn.answer)]
+            size += len(encode_chat(speaker.tokenizer, messages).ids) - 1  # bos is counted already
+            if size > limit:
+                break
+            kept, dropped = messages + kept, dropped - 1
+        ids = encode_chat(speaker.tokenizer, [*system, *kept, Message("user", question)], add_generation_prompt=True).ids
+        return Prompt(ids, dropped, min(wanted, speaker.context_len - len(ids)))
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The pieces of the answer as they are drawn. What was drawn when the iterator is closed becomes a turn. Errors: as `prompt`."""
+        prompt, self._attempt = self.prompt(question), 0
+        return self._answer(question, prompt)
+
+    def retry(self) -> Iterator[str]:
+        """The pieces of another answer to the last question, which replaces the one there is. Errors: UsageError without a question."""
+        if not self.turns:
+            raise UsageError("there is no question to ask again", "type a question first")
+        question = self.turns[-1].question
+        prompt = self.prompt(question, self.turns[:-1])
+        self._attempt += 1
+        return self._answer(question, prompt, replaces=1)
+
+    def _answer(self, question: str, prompt: Prompt, replaces: int = 0) -> Iterator[str]:
+        from positron_mini import generate
+
+        answer, speaker = Answer(question, prompt), self.speaker
+        config = replace(self.settings, max_tokens=prompt.room, seed=self.settings.seed + self._attempt)
+        began = time.perf_counter()
+        try:
+            for token in generate.stream(speaker.model, speaker.tokenizer, prompt.ids, config, end_ids=speaker.end_ids):
+                answer.elapsed_s = time.perf_counter() - began
+                answer.first_token_s = answer.first_token_s or answer.elapsed_s
+                answer.token_ids.append(token.id)
+                answer.logprobs.append(token.logprob)
+                answer.text += token.text
+                answer.finish_reason = token.finish_reason or "interrupted"
+                if token.text:
+                    yield token.text
+        finally:
+            if answer.token_ids:  # stopped before the first token, nothing has happened
+                kept = self.turns[: len(self.turns) - replaces]
+                self.turns = [*kept, Turn(question, answer.text, answer.finish_reason == "stop")]
+                self.last = answer
+
+    def undo(self) -> Turn:
+        """The last turn, which is forgotten. Errors: UsageError when there is none."""
+        if not self.turns:
+            raise UsageError("there is no turn to take back", "type a question first")
+        self.last = None
+        return self.turns.pop()
+
+    def clear(self) -> None:
+        """Forget all turns; system text and settings stay."""
+        self.turns, self.last = [], None
+
+    def switch(self, speaker: Speaker) -> None:
+        """Go on with another speaker, who will read the same turns."""
+        self.speaker, self.last = speaker, None
+
+    def twin(self, speaker: Speaker) -> ChatSession:
+        """A session with another speaker who stands where this one stood before the last question."""
+        other = ChatSession(speaker, self.settings)
+        other.system, other.turns, other._attempt = self.system, self.turns[:-1], self._attempt
+        return other
+
+    def meter(self) -> str:
+        """How full the context was at the end of the last answer, and how many turns no longer fit, in words."""
+        if self.last is None:
+            return f"context: 0 of {self.speaker.context_len:,} tokens"
+        prompt, written = self.last.prompt, len(self.last.token_ids)
+        used = len(prompt.ids) + written
+        text = f"context: {min(used, self.speaker.context_len):,} of {self.speaker.context_len:,} tokens"
+        if not self.speaker.is_chat:
+            over = ", the oldest of the story dropped out" if used > self.speaker.context_len else ""
+            return f"{text}{over}; every line begins anew"
+        turns = f"{len(self.turns):,} turn{'s' if len(self.turns) != 1 else ''}"
+        if prompt.dropped == 0:
+            return f"{text}, {turns}"
+        return f"{text}, {turns}; the oldest {f'{prompt.dropped:,} ' if prompt.dropped > 1 else ''}dropped out"
+
+    def choices(self) -> Iterator[Choice]:
+        """Each token of the last answer with its rivals, computed anew the way it was drawn. Errors: UsageError without an answer."""
+        import torch
+
+        from positron_mini.generate import Reader
+
+        answer, pieces = self.last, self.speaker.tokenizer.piece
+        if answer is None:
+            raise UsageError("there is no answer to explain", "type a question first")
+        reader = Reader(self.speaker.model, 1)
+        history = torch.tensor([answer.prompt.ids])  # (1, T)
+        for token in answer.token_ids:
+            probabilities = reader.read(history)[0].softmax(-1)  # (V,)
+            best = probabilities.topk(min(RIVALS + 1, len(probabilities)))
+            rivals = [(pieces(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if i != token]
+            yield Choice(pieces(token), float(probabilities[token]), tuple(rivals[:RIVALS]))
+            history = torch.cat((history, torch.tensor([[token]])), dim=1)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON. Errors: DataError when another kind of file stands there; PositronError when it cannot be written."""
+        if path.exists():
+            try:
+                _record(path)
+            except PositronError as error:
+                raise DataError(f"{path}: exists and is not a saved conversation", f"/save {path.stem}-chat.json") from error
+        settings = {**dataclasses.asdict(self.settings), "stop": list(self.settings.stop)}
+        turns = [dataclasses.asdict(turn) for turn in self.turns]
+        files.write_json(
+            path, {"format": FORMAT, "checkpoint": self.speaker.name, "system": self.system, "settings": settings, "turns": turns}
+        )
+
+    def load(self, path: Path) -> str:
+        """The name of the checkpoint that a saved conversation was held with; turns, system text and settings become those of the file.
+
+        Errors: DataError naming what is wrong in the file.
+        """
+        record = _record(path)
+        system, settings, turns = record.get("system"), record.get("settings"), record["turns"]
+        if not (system is None or _is_text(system)) or not isinstance(settings, dict) or not _is_text(record.get("checkpoint")):
+            raise DataError(f"{path}: system, settings or checkpoint is damaged", "load another file")
+        for number, turn in enumerate(turns, 1):
+            fits = isinstance(turn, dict) and turn.keys() == {"question", "answer", "is_complete"}
+            if not (fits and _is_text(turn["question"]) and _is_text(turn["answer"]) and isinstance(turn["is_complete"], bool)):
+                raise DataError(f"{path}: turn {number:,} is damaged", "it needs question, answer (texts) and is_complete (true or false)")
+        loaded = _recorded_settings(path, settings)
+        self.system, self.settings, self.turns, self.last = system, loaded, [Turn(**turn) for turn in turns], None
+        return str(record["checkpoint"])
+
+
+# --- settings and files -----------------------------------------------------------------------------------------------------------------
+
+
+def with_settings(settings: SampleConfig, changes: Mapping[str, str]) -> SampleConfig:
+    """`settings` with some of them changed, each value given as text. Errors: UsageError for an unknown name or an impossible value."""
+    values: dict[str, Any] = {}
+    for given, text in changes.items():
+        name = given.replace("-", "_")
+        if name not in dataclasses.asdict(settings):
+            near = get_close_matches(name, dataclasses.asdict(settings), 1) or ["temperature"]
+            known = ", ".join(dataclasses.asdict(settings))
+            raise UsageError(f"there is no setting {given!r}; there are {known}", f"/set {near[0]}={getattr(settings, near[0])}")
+        now = getattr(settings, name)
+        try:
+            values[name] = ((text,) if text else ()) if isinstance(now, tuple) else type(now)(text)
+            replace(settings, **{name: values[name]})
+        except UsageError as error:
+            raise UsageError(error.message.removeprefix("--"), f"/set {name}={now}") from error
+        except ValueError:
+            wanted = "a whole number" if isinstance(now, int) else "a number"
+            raise UsageError(f"{name} cannot be {text!r}, it takes {wanted}", f"/set {name}={now}") from None
+    return replace(settings, **values)
+
+
+def _recorded_settings(path: Path, recorded: dict[str, Any]) -> SampleConfig:
+    for name, value in recorded.items():
+        default = getattr(CHAT_SETTINGS, name, None)
+        kinds = {int: (int,), float: (int, float), tuple: (list,)}.get(type(default), ())
+        if type(value) not in kinds or (isinstance(value, list) and not all(_is_text(item) for item in value)):
+            raise DataError(f"{path}: the setting {name!r:.40} is damaged", "load another file")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    try:
+        return replace(CHAT_SETTINGS, **values)
+    except UsageError as error:
+        raise DataError(f"{path}: {error.message.removeprefix('--')}", "load another file") from error
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The content of a saved conversation, its outline checked."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "name a file that /save wrote")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, a conversation has at most {MAX_FILE_BYTES:,}", "load another file")
+    try:
+        record = files.read_json(path)
+    except PositronError as error:
+        raise DataError(error.message, "name a file that /save wrote") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("turns"), list):
+        raise DataError(f"{path}: not a conversation of format {FORMAT}", "name a file that /save wrote")
+    return record
+
+
+def _is_text(value: object) -> bool:
+    """Whether a JSON value is a text that can be encoded: a lone surrogate, which JSON can spell, cannot."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

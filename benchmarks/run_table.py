@@ -19,6 +19,8 @@ from positron_mini.device import set_threads, usable_cores
 from positron_mini.evaluate.bits import score_texts
 from positron_mini.runs import RunFolder, find_checkpoint
 
+VALIDATION = ("step", "tokens", "elapsed_s", "val_loss", "val_bpb")
+
 
 def collect(run: RunFolder, text: Path) -> dict[str, Any]:
     """Everything the table shows."""
@@ -39,7 +41,7 @@ def collect(run: RunFolder, text: Path) -> dict[str, Any]:
         "tokens": metrics[-1]["tokens"],
         "minutes": round(metrics[-1]["elapsed_s"] / 60, 2),
         "tok_per_s_median": speeds[len(speeds) // 2],
-        "validations": [{k: row[k] for k in ("step", "tokens", "elapsed_s", "val_loss", "val_bpb")} for row in metrics if "val_bpb" in row],
+        "validations": [{k: row[k] for k in VALIDATION} for row in metrics if "val_bpb" in row],
         "text": text.name,
         "loss": round(score.loss, 4),
         "bits_per_byte": round(score.bits_per_byte, 4),

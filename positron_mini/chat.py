@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -169,12 +169,12 @@ class ChatSession:
         ids = encode_chat(speaker.tokenizer, [*system, *kept, Message("user", question)], add_generation_prompt=True).ids
         return Prompt(ids, dropped, min(wanted, speaker.context_len - len(ids)))
 
-    def ask(self, question: str) -> Iterator[str]:
+    def ask(self, question: str) -> Generator[str, None, None]:
         """The pieces of the answer as they are drawn. What was drawn when the iterator is closed becomes a turn. Errors: as `prompt`."""
         prompt, self._attempt = self.prompt(question), 0
         return self._answer(question, prompt)
 
-    def retry(self) -> Iterator[str]:
+    def retry(self) -> Generator[str, None, None]:
         """The pieces of another answer to the last question, which replaces the one there is. Errors: UsageError without a question."""
         if not self.turns:
             raise UsageError("there is no question to ask again", "type a question first")
@@ -183,7 +183,7 @@ class ChatSession:
         self._attempt += 1
         return self._answer(question, prompt, replaces=1)
 
-    def _answer(self, question: str, prompt: Prompt, replaces: int = 0) -> Iterator[str]:
+    def _answer(self, question: str, prompt: Prompt, replaces: int = 0) -> Generator[str, None, None]:
         from positron_mini import generate
 
         answer, speaker = Answer(question, prompt), self.speaker
@@ -320,7 +320,7 @@ def _recorded_settings(path: Path, recorded: dict[str, Any]) -> SampleConfig:
         kinds = {int: (int,), float: (int, float), tuple: (list,)}.get(type(default), ())
         if type(value) not in kinds or (isinstance(value, list) and not all(_is_text(item) for item in value)):
             raise DataError(f"{path}: the setting {name!r:.40} is damaged", "load another file")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    values = {name: type(getattr(CHAT_SETTINGS, name))(value) for name, value in recorded.items()}
     try:
         return replace(CHAT_SETTINGS, **values)
     except UsageError as error:

@@ -34,7 +34,8 @@ def returning_zero(act: Callable[[], object]) -> Callable[[], int]:
 
 @needs_fork
 @pytest.mark.parametrize(
-    ("point", "survivor"), [("before_write", b"old"), ("before_fsync", b"old"), ("before_replace", b"old"), ("after_replace", b"new" * 1000)]
+    ("point", "survivor"),
+    [("before_write", b"old"), ("before_fsync", b"old"), ("before_replace", b"old"), ("after_replace", b"new" * 1000)],
 )
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str, survivor: bytes) -> None:
     target = tmp_path / "file"
@@ -84,9 +85,13 @@ def test_a_fault_acts_on_the_passing_it_names_and_on_no_other(tmp_path: Path, mo
 
 
 def test_a_folder_whose_making_fails_never_existed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="on purpose"), files.atomic_folder(tmp_path / "made") as folder:
-        files.write_text(folder / "one", "1")
-        raise ValueError("on purpose")
+    def make() -> None:
+        with files.atomic_folder(tmp_path / "made") as folder:
+            files.write_text(folder / "one", "1")
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        make()
     assert entries(tmp_path) == []
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import SFTConfig, given_flags
+
+if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
 
 MASK_ROWS = 5
 
@@ -16,17 +20,23 @@ def run(argv: Sequence[str]) -> int:
     config = parse(SFTConfig, argv, "sft")
     if config.show_mask is not None:
         return show_mask(config)
+    finetune(config, given_flags(list(argv)))
+    return 0
+
+
+def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
+    """The run folder after fine-tuning by `config`, of which the flags in `given` were spelled out."""
     from positron_mini.cli.progress import Progress
     from positron_mini.cli.train import stop_signals
     from positron_mini.sft import open_sft_session
     from positron_mini.trainer import StopFlag
 
     stop = StopFlag()
-    session = open_sft_session(config, given=given_flags(list(argv)), say=note, stop=stop)
+    session = open_sft_session(config, given=given, say=note, stop=stop)
     if session.plan.finished:
         note(session.plan.say)
         note(f"  ask it: positron chat --ckpt {session.run.path}")
-        return 0
+        return session.run
     for line in session.lines:
         note(line)
     with stop_signals(stop), Progress(session) as progress:
@@ -34,15 +44,13 @@ def run(argv: Sequence[str]) -> int:
             progress.show(report)
     for line in (*progress.summary(), *changes(session.run)):
         note(line)
-    return 0
+    return session.run
 
 
-def changes(run: object) -> list[str]:
+def changes(run: RunFolder) -> list[str]:
     """Validation loss and story loss before and after, as lines."""
     from positron_mini.files import read_lines
-    from positron_mini.runs import RunFolder
 
-    assert isinstance(run, RunFolder)
     lines = []
     before = [event for event in read_lines(run.path / "events.jsonl") if event["kind"] == "before"]
     scored = [row for row in run.metrics() if "val_loss" in row]

@@ -12,7 +12,7 @@ QUOTES = '"""'
 
 # A text may otherwise move the cursor, change colours, type for the user, or show its letters in another order than it has them
 # (CVE-2021-42574). Whole escape sequences need no parsing: without its first character each is plain text, even when it comes in parts.
-_CONTROLS = [*range(0x00, 0x20), *range(0x7F, 0xA0)]
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 _BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _LINES = [0x2028, 0x2029]
 _DROPPED = dict.fromkeys(code for code in (*_CONTROLS, *_BIDI, *_LINES, *range(0xD800, 0xE000)) if chr(code) not in "\n\t")
@@ -27,51 +27,55 @@ def printable(text: str) -> str:
 
 
 class Keyboard(Protocol):
-    """Where lines come from."""
+    """Where lines come from. Errors of both: EOFError when nothing will come, KeyboardInterrupt for Ctrl-C."""
 
     def read(self, prompt: str) -> str:
-        """What was typed, without its last newline. Errors: EOFError when nothing will come, KeyboardInterrupt for Ctrl-C."""
+        """A question or command, which may have several lines."""
+
+    def answer(self, prompt: str) -> str:
+        """One line, which is not offered again."""
 
     def remember(self, line: str) -> None:
         """Offer `line` when the user asks for earlier ones."""
 
 
 class PlainKeyboard:
-    '''Lines of a pipe or file, or of a terminal whose output goes elsewhere. A block between `"""` and `"""` is read as one line.'''
+    '''Lines of a pipe or file, or of a terminal whose output goes elsewhere. What stands between `"""` and `"""` is read at once.'''
 
     def __init__(self, *, is_silent: bool) -> None:
         self._is_silent = is_silent
 
     def read(self, prompt: str) -> str:
         """The next line or block; the prompt goes to stderr. Bytes that are no UTF-8 become U+FFFD. Errors: DataError for a huge line."""
-        if not self._is_silent:
-            print(prompt, end="", file=sys.stderr, flush=True)
-        text = self._line()
+        text = self.answer(prompt)
         while is_open_block(text):
             try:
-                text += "\n" + self._line()
+                text += "\n" + self.answer("... ")
             except EOFError:
                 break
         return text
 
-    def remember(self, line: str) -> None:
-        """Nothing: there is no recall here."""
-
-    def _line(self) -> str:
+    def answer(self, prompt: str) -> str:
+        """The next line."""
+        if not self._is_silent:
+            print(prompt, end="", file=sys.stderr, flush=True)
         data: bytes = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if not data:
             raise EOFError
         if len(data) == MAX_LINE_BYTES and not data.endswith(b"\n"):
-            while len(rest := sys.stdin.buffer.readline(MAX_LINE_BYTES)) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            while (rest := sys.stdin.buffer.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
             raise DataError(f"a line has more than {MAX_LINE_BYTES:,} bytes", "give one question per line")
         return data.decode("utf-8", errors="replace").removeprefix("\ufeff").rstrip("\r\n")
+
+    def remember(self, line: str) -> None:
+        """Nothing: there is no recall here."""
 
 
 class TerminalKeyboard:
     """A line editor: arrows, history (of this session only, nothing is written), Tab for commands, pasting of several lines.
 
-    Enter sends; Alt-Enter, and Enter in an open `\"\"\"` block, begin a new line.
+    Enter sends; Alt-Enter, and Enter in an open block of triple quotes, begin a new line.
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -95,7 +99,7 @@ class TerminalKeyboard:
             event.current_buffer.insert_text("\n")
 
         self._history = InMemoryHistory()
-        self._session: PromptSession[str] = PromptSession(
+        self._questions: PromptSession[str] = PromptSession(
             history=self._history,
             key_bindings=keys,
             multiline=True,
@@ -104,11 +108,15 @@ class TerminalKeyboard:
             complete_style=CompleteStyle.READLINE_LIKE,
             enable_suspend=True,
         )
+        self._answers: PromptSession[str] = PromptSession(history=InMemoryHistory())
 
     def read(self, prompt: str) -> str:
         """What was typed or pasted, up to Enter."""
-        text: str = self._session.prompt(prompt)
-        return text
+        return self._questions.prompt(prompt)
+
+    def answer(self, prompt: str) -> str:
+        """One line."""
+        return self._answers.prompt(prompt)
 
     def remember(self, line: str) -> None:
         """Offer `line` on the up key."""
@@ -120,7 +128,12 @@ def is_open_block(text: str) -> bool:
     return text.lstrip().startswith(QUOTES) and QUOTES not in text.lstrip()[len(QUOTES) :]
 
 
+def is_block(text: str) -> bool:
+    '''Whether a text begins with `"""`: then it is a question, even where it looks like a command.'''
+    return text.lstrip().startswith(QUOTES)
+
+
 def without_quotes(text: str) -> str:
-    '''The text between `"""` and `"""` (what follows is dropped), or the text itself where it is no block; without outer whitespace.'''
+    '''A block without its two `"""`, any other text as it is; both without outer whitespace.'''
     stripped = text.strip()
-    return stripped[len(QUOTES) :].split(QUOTES)[0].strip() if stripped.startswith(QUOTES) else stripped
+    return stripped[len(QUOTES) :].replace(QUOTES, "", 1).strip() if is_block(stripped) else stripped

@@ -6,18 +6,15 @@ Any text can be judged, a model's included. What cannot be read counts as incons
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
-from positron_mini.corpus.storyworld.events import Event, Telling, events
-from positron_mini.corpus.storyworld.grammar import Alt, Choice, Sequence, Slot, mark_articles, match
+from positron_mini.corpus.storyworld.grammar import mark_articles
 from positron_mini.corpus.storyworld.lexicon import lexicon
-from positron_mini.corpus.storyworld.slots import read_slot
+from positron_mini.corpus.storyworld.reading import Reading, readings_at
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, Contradiction, Rule, State, apply
 
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
-_NAME = re.compile(r'("?)([A-Z][a-z]+(?: [A-Z][a-z]+)?)')
 DEFAULTS = {"O": "thing", "F": "missing", "X": "fear"}  # what an unnamed role of an event stands for
 
 
@@ -28,17 +25,6 @@ class Verdict:
     consistent: bool
     parsed_share: float
     reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A sentence understood: its event, whom and what it names, and where it ends."""
-
-    event: Event
-    telling: Telling
-    bindings: dict[str, str]
-    choices: tuple[Choice, ...]
-    end: int
 
 
 def check_story(text: str) -> Verdict:
@@ -144,74 +130,3 @@ def _unsaid(role: str, roles: dict[str, str], state: State) -> str:
         order = (hero, *(state.pair or ())) if role == "A" else (*(state.pair or ())[::-1], hero)
         return next((name for name in order if name not in said), "")
     return ""
-
-
-# ---- finding the patterns that can start with given words ----
-def readings_at(text: str, position: int) -> Iterator[Reading]:
-    """Every reading of the text at `position` that ends with a sentence."""
-    for event, telling in _candidates(text, position):
-        for end, bindings, choices in match(telling.sequence, text, position, read_slot):
-            if end == len(text) or text[end] == " ":
-                yield Reading(event, telling, dict(bindings), choices, end)
-
-
-def _candidates(text: str, position: int) -> list[tuple[Event, Telling]]:
-    index = _index()
-    return index.get(_first_word(text, position), []) + index["*"]
-
-
-def _first_word(text: str, position: int) -> str:
-    """The first word of a sentence as the index spells it: any name is <N>."""
-    found = _NAME.match(text, position)
-    if found:
-        for name in (found[2], found[2].partition(" ")[0]):
-            if name in lexicon().people:
-                end = found.start(2) + len(name)
-                return f"{found[1]}<N>" + ("'s" if text.startswith("'s ", end) else "")
-    return _spell(text[position : position + 40])
-
-
-@lru_cache(maxsize=1)
-def _index() -> dict[str, list[tuple[Event, Telling]]]:
-    """First word -> tellings that can start with it; under "*" those that can start with many."""
-    index: dict[str, list[tuple[Event, Telling]]] = {"*": []}
-    for event in events().values():
-        for telling in event.tellings:
-            for word in first_words(telling.sequence):
-                index.setdefault(word, []).append((event, telling))
-    return index
-
-
-def first_words(sequence: Sequence) -> set[str]:
-    """The first words with which a pattern can start, as the index spells them."""
-    return {_spell(head) for head in _heads(sequence)}
-
-
-def _spell(head: str) -> str:
-    word = head.partition(" ")[0].rstrip(",")
-    return word[:1].upper() + word[1:]
-
-
-def _heads(sequence: Sequence) -> set[str]:
-    """Leading strings of a pattern, long enough to hold its first word."""
-    heads = {""}
-    for node in sequence:
-        done = {head for head in heads if " " in head}
-        if len(done) == len(heads):
-            break
-        heads = done | {head + more for head in heads - done for more in _starts_of(node)}
-    return heads
-
-
-def _starts_of(node: str | Slot | Alt) -> set[str]:
-    if isinstance(node, str):
-        return {node}
-    if isinstance(node, Alt):
-        return {head for option in node.options for head in _heads(option)}
-    if node.role in CHARACTERS and node.form in ("", "!"):
-        return {"<N>", "He ", "She ", "The "} if node.role == "A" and node.form == "" else {"<N>"}
-    if node.role == "T":
-        return {"<N>", "They "}
-    if node.form.lower() == "his":
-        return {"His ", "Her "}
-    return {"* "}

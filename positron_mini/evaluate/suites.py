@@ -1,0 +1,100 @@
+"""Suites with answers that code can check: reading comprehension and requests, on story-world stories that no training text holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from positron_mini.chat_format import Message, encode_chat
+from positron_mini.checkpoint import Checkpoint
+from positron_mini.config import SampleConfig
+from positron_mini.corpus import storyworld
+from positron_mini.generate import generate
+from positron_mini.instructions import join_input
+from positron_mini.model import GPT
+from positron_mini.tokenizer import BOS
+
+READING_ITEMS, REQUEST_ITEMS = 500, 200
+READING = SampleConfig(max_tokens=32, temperature=0.0)
+REQUESTS = SampleConfig(max_tokens=400, temperature=0.3)
+SUITES = ("reading", "requests")
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One task: what is asked, its kind, and the judge of a reply."""
+
+    prompt: str
+    kind: str
+    is_right: Callable[[str], bool]
+
+
+def tally(outcomes: Iterable[bool]) -> dict[str, float | int]:
+    """items, accuracy and its 95 % interval as low and high."""
+    known = list(outcomes)
+    low, high = wilson(sum(known), len(known))
+    return {"items": len(known), "accuracy": sum(known) / max(len(known), 1), "low": low, "high": high}
+
+
+def wilson(right: int, items: int) -> tuple[float, float]:
+    """The 95 % interval of a share. Source: Wilson 1927; unlike the normal one it holds near 0 and 1 and for few items."""
+    if items == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, right / items
+    middle = share + z * z / (2 * items)
+    spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
+    return max(0.0, (middle - spread) / (1 + z * z / items)), min(1.0, (middle + spread) / (1 + z * z / items))
+
+
+def reading_items(count: int, seed: int = 0) -> Iterator[Item]:
+    """Questions about validation stories, one or two a story, so that every kind occurs."""
+    made = 0
+    for index, story in enumerate(storyworld.stories(seed, split="validation")):
+        asked = storyworld.questions(story)
+        for question in {asked[index % len(asked)], asked[(7 * index + 3) % len(asked)]} if asked else ():
+            if made == count:
+                return
+            made += 1
+            yield Item(join_input(question.text, story.text), question.kind, lambda reply, q=question: storyworld.check_answer(q, reply))  # type: ignore[misc]
+
+
+def request_items(count: int, seed: int = 0) -> Iterator[Item]:
+    """Requests for a story; right is a story that the checker can follow and that meets every constraint."""
+    for request in storyworld.requests(seed, count):
+        yield Item(request.text, request.constraints["event"], lambda reply, r=request: storyworld.check_request(r, reply))  # type: ignore[misc]
+
+
+def chance_of(items: list[Item], replies: list[str]) -> float:
+    """How often the reply to one task is also right for another of its kind: what answering without reading would give."""
+    by_kind: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        by_kind.setdefault(item.kind, []).append(i)
+    right = 0
+    for members in by_kind.values():
+        shifted = members[1:] + members[:1]
+        right += sum(items[i].is_right(replies[j]) for i, j in zip(members, shifted, strict=True) if i != j)
+    return right / max(len(items), 1)
+
+
+def run_suite(
+    name: str, model: GPT, checkpoint: Checkpoint, *, items: int | None = None, done: Callable[[int, int], None] = lambda _i, _n: None
+) -> dict[str, object]:
+    """The result of a suite: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` is told (finished, all)."""
+    tasks = list(reading_items(items or READING_ITEMS)) if name == "reading" else list(request_items(items or REQUEST_ITEMS))
+    settings = READING if name == "reading" else REQUESTS
+    replies = []
+    for i, task in enumerate(tasks, 1):
+        prompt = prompt_ids(checkpoint, task.prompt)
+        replies.append(generate(model, checkpoint.tokenizer, prompt, settings, end_ids=checkpoint.end_ids)[0].text)
+        done(i, len(tasks))
+    right = {task: task.is_right(reply) for task, reply in zip(tasks, replies, strict=True)}
+    by_kind = {kind: tally(is_right for task, is_right in right.items() if task.kind == kind) for kind in sorted({t.kind for t in tasks})}
+    return {"suite": name, **tally(right.values()), "chance": chance_of(tasks, replies), "by_kind": by_kind}
+
+
+def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
+    """The ids that ask `text` of a chat model; a base model reads it as the beginning of a text that goes on with the answer."""
+    if checkpoint.is_chat:
+        return encode_chat(checkpoint.tokenizer, [Message("user", text)], add_generation_prompt=True).ids
+    return [BOS, *checkpoint.tokenizer.encode(f"{text}\n")]

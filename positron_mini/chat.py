@@ -260,7 +260,7 @@ class ChatSession:
             history = torch.cat((history, torch.tensor([[token]])), dim=1)
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON. Errors: DataError when another kind of file stands there; PositronError when it cannot be written."""
+        """Write the conversation as JSON. Errors: DataError when another kind of file stands there, PositronError for the disk's."""
         if path.exists():
             try:
                 _record(path)

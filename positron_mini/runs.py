@@ -328,7 +328,7 @@ def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
     say = f"the horizon moves to {wanted:,} steps"
     cooldown_start = schedule.cooldown_start
     if cooldown_start is not None and start > cooldown_start:
-        if cooldown_start not in resumable:
+        if cooldown_start > 0 and cooldown_start not in resumable:
             raise RunError(
                 f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to",
                 "start a new run in another --out_dir",

@@ -130,7 +130,18 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(step: Path, name: str)
 
 @pytest.mark.parametrize(
     "entry",
-    [None, 3, "x", [], {}, {"bytes": "5", "sha256": "0"}, {"bytes": 5}, {"bytes": 5, "sha256": 7}, {"bytes": 5.0, "sha256": "0"}, {"bytes": True, "sha256": ""}],
+    [
+        None,
+        3,
+        "x",
+        [],
+        {},
+        {"bytes": "5", "sha256": "0"},
+        {"bytes": 5},
+        {"bytes": 5, "sha256": 7},
+        {"bytes": 5.0, "sha256": "0"},
+        {"bytes": True, "sha256": ""},
+    ],
 )
 def test_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> None:
     rewrite_manifest(step, **{"config.json": entry})
@@ -139,7 +150,8 @@ def test_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "null", "3", "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 2, "files": {}}', '{"format": 1, "files": {}}']
+    "content",
+    ["[]", "null", "3", "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 2, "files": {}}', '{"format": 1, "files": {}}'],
 )
 def test_a_manifest_of_another_shape_is_refused(step: Path, content: str) -> None:
     (step / "manifest.json").write_text(content)
@@ -153,9 +165,17 @@ HUGE_OR_WRONG: list[Any] = [10**8, 10**13, int("9" * 4000), 2**63, 0, -1, 8.0, "
 @pytest.mark.parametrize("value", HUGE_OR_WRONG, ids=lambda value: repr(value)[:12])
 @pytest.mark.parametrize(
     "name",
-    ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-     "max_position_embeddings", "vocab_size"],
-)  # fmt: skip
+    [
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "max_position_embeddings",
+        "vocab_size",
+    ],
+)
 def test_absurd_numbers_in_config_json_are_refused_before_anything_is_built(victim: Path, name: str, value: Any) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError) as caught:
@@ -165,13 +185,24 @@ def test_absurd_numbers_in_config_json_are_refused_before_anything_is_built(vict
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_hidden_layers": 10**6, "hidden_size": 1}, {"max_position_embeddings": 10**7}, {"head_dim": 10**6, "hidden_size": 1},
-     {"rms_norm_eps": float("nan")}, {"rms_norm_eps": 0}, {"rope_theta": -1, "rope_parameters": None},
-     {"rope_parameters": {"rope_theta": float("inf")}}, {"rope_scaling": {"type": "yarn"}}, {"model_type": "llama"},
-     {"tie_word_embeddings": False}, {"attention_bias": True}, {"use_sliding_window": True}, {"num_key_value_heads": 3},
-     {"head_dim": 15}],
+    [
+        {"num_hidden_layers": 10**6, "hidden_size": 1},
+        {"max_position_embeddings": 10**7},
+        {"head_dim": 10**6, "hidden_size": 1},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": 0},
+        {"rope_theta": -1, "rope_parameters": None},
+        {"rope_parameters": {"rope_theta": float("inf")}},
+        {"rope_scaling": {"type": "yarn"}},
+        {"model_type": "llama"},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"use_sliding_window": True},
+        {"num_key_value_heads": 3},
+        {"head_dim": 15},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_shape_that_this_program_does_not_have_is_refused(victim: Path, change: dict[str, Any]) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError):
@@ -226,9 +257,16 @@ def test_narrow_weights_are_widened_to_fp32(step: Path, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0" * 7, struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10**9) + b"{}", struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 4) + b"null",
-     b"PK\x03\x04" + bytes(100)],
-)  # fmt: skip
+    [
+        b"",
+        b"\0" * 7,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 10**9) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 4) + b"null",
+        b"PK\x03\x04" + bytes(100),
+    ],
+)
 def test_a_weight_file_with_a_hostile_header_is_refused(step: Path, data: bytes) -> None:
     with pytest.raises(CheckpointError):
         load_model(swap_weights(step, data))
@@ -252,7 +290,9 @@ def test_a_pt_file_is_refused_and_never_unpickled(tmp_path: Path, name: str) -> 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "config.json", "training/state.safetensors", "training/state.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.model", "config.json", "training/state.safetensors", "training/state.json"]
+)
 def test_a_pickle_in_the_place_of_any_file_is_never_unpickled(step: Path, name: str) -> None:
     (step / name).write_bytes(pickle.dumps(Canary(step / "ran")))
     ckpt.write_manifest(step)
@@ -330,7 +370,9 @@ def test_the_name_of_a_step_says_its_number(step: int) -> None:
     assert ckpt.step_number(ckpt.step_name(step)) == step
 
 
-@pytest.mark.parametrize("name", ["", "step_", "step_-1", "step_1.0", "step_１", "step_1 ", "1000", "latest", "step_" + "1" * 13, "Step_1", "step_1_0"])
+@pytest.mark.parametrize(
+    "name", ["", "step_", "step_-1", "step_1.0", "step_１", "step_1 ", "1000", "latest", "step_" + "1" * 13, "Step_1", "step_1_0"]
+)
 def test_other_names_are_not_steps(name: str) -> None:
     assert ckpt.step_number(name) is None
 

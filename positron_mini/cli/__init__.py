@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "ask a model: one question, a pipe of them, or a conversation"),
     "score": ("score", "log-probability of every line read from stdin"),
     "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
+    "export": ("export", "write a GGUF file for llama.cpp and Ollama, or a Hugging Face folder"),
     "runs": ("runs", "list the runs there are"),
     "info": ("info", "the presets, or the shape and figures of a checkpoint"),
 }

@@ -117,7 +117,7 @@ def newest_samples(run: RunFolder) -> list[dict[str, Any]]:
 
 def show_samples(run: RunFolder) -> None:
     """Print the newest milestone samples of a run, and what to type next."""
-    from positron_mini.cli.generate import printable
+    from positron_mini.cli.terminal import printable
 
     for row in newest_samples(run):
         print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import printable
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges
 from positron_mini.errors import UsageError
 
@@ -91,8 +92,3 @@ def _stream(model: object, tokenizer: object, prompt: str, flags: GenerateFlags,
         print(printable(token.text), end="", flush=True)
     print()
     return 0
-
-
-def printable(text: str) -> str:
-    """The text without terminal control characters, which a model may have learned to write; newlines and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))

@@ -98,7 +98,7 @@ def _train_chunk(session: Session, chunk: int) -> None:
 
 def _show(session: Session) -> None:
     """Print the loss so far and the newest milestone samples."""
-    from positron_mini.cli.generate import printable
+    from positron_mini.cli.terminal import printable
 
     rows = session.run.metrics()
     print("\nloss (nats per token)")
@@ -130,7 +130,7 @@ def _choose(session: Session) -> str:
 
 def _ask(session: Session) -> None:
     """Let the model, as it would be saved now, continue a line."""
-    from positron_mini.cli.generate import printable
+    from positron_mini.cli.terminal import printable
     from positron_mini.generate import stream
     from positron_mini.tokenizer import BOS
 

@@ -170,7 +170,7 @@ class Repl:
 
     def _do_system(self, rest: str) -> None:
         if not self.session.speaker.is_chat:
-            raise UsageError("a base model reads no system text; it continues each line as a story", "/model runs/NAME  of a fine-tuned run")
+            raise UsageError("a base model reads no system text; it continues each line as a story", "/model runs/NAME")
         if rest:
             self.session.system = None if rest.lower() == "none" else rest
         self.note(f"system: {self.session.system if self.session.system is not None else '(none)'}")

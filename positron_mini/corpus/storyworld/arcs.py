@@ -203,9 +203,10 @@ def wish(t: Teller, hero: str) -> None:
     boss = elder(t)
     t.tell("elder_comes", A=boss, B=hero)
     console(t, hero, boss, "tell_wish", O=noun)
-    t.tell("offer_work", A=boss, B=hero)
+    chore = t.choose(lexicon().chores)
+    t.tell("offer_work", A=boss, B=hero, K=chore)
     t.paragraph()
-    t.tell("work", A=hero)
+    t.tell("work", A=hero, K=chore)
     t.tell("pay", A=boss, B=hero)
     t.tell("buy", A=hero, O=noun)
     if t.coin(0.7):

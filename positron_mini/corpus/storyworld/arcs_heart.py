@@ -92,6 +92,7 @@ def afraid(t: Teller, hero: str) -> None:
     friend = helper(t, hero)
     if t.coin(0.6):
         t.tell("ask_afraid", A=friend, B=hero, X=fear)
+        t.tell("admit", A=hero, B=friend)
     if t.coin(0.4):
         t.tell("kind_word", A=friend, B=hero)
     t.tell("comfort", A=friend, B=hero)
@@ -205,8 +206,6 @@ def rain(t: Teller, hero: str) -> None:
     friend = helper(t, hero)
     t.tell("picnic", A=hero, B=friend)
     t.tell("rain", A=hero)
-    if t.coin(0.5):
-        t.tell("feel_sad", A=hero)
     t.paragraph()
     t.tell("rain_idea", A=friend, B=hero)
     t.tell("inside_fun")
@@ -230,6 +229,7 @@ def seed(t: Teller, hero: str) -> None:
     friend = helper(t, hero)
     if t.coin(0.6):
         t.tell("ask_wrong", A=friend, B=hero)
+        t.tell("tell_seed", A=hero, B=friend)
     t.tell("patience", A=friend, B=hero)
     t.paragraph()
     t.tell("grow", A=hero)

@@ -15,7 +15,7 @@ from positron_mini.corpus.storyworld.reading import Reading, readings_at
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, Contradiction, Rule, State, apply
 
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
-DEFAULTS = {"O": "thing", "F": "missing", "X": "fear"}  # what an unnamed role of an event stands for
+DEFAULTS = {"O": "thing", "F": "missing", "X": "fear", "K": "chore"}  # what an unnamed role of an event stands for
 
 
 @dataclass(frozen=True, slots=True)

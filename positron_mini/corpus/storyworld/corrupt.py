@@ -9,8 +9,10 @@ from collections.abc import Callable
 from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.tales import Story, stable_number
 
-SWAPS = {"he": "she", "she": "he", "his": "her", "him": "her", "himself": "herself", "herself": "himself", "He": "She", "She": "He", "His": "Her"}
+SWAPS = {"he": "she", "she": "he", "his": "her", "him": "her", "himself": "herself", "herself": "himself"}
+SWAPS |= {old.capitalize(): new.capitalize() for old, new in SWAPS.items()}
 _PRONOUN = re.compile(r"\b(?:" + "|".join(SWAPS) + r")\b")
+TURNS = {"find", "mend", "mend_pair", "reach", "buy", "make_up", "accept", "try_brave", "give_gift", "home_found", "meal", "grow"}
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
 Corruption = Callable[[Story, random.Random], str | None]
 
@@ -78,7 +80,8 @@ def wrong_giver(story: Story, dice: random.Random) -> str | None:
     for event in story.facts["events"]:
         if event["event"] in ("give_back", "give_gift", "fetch_give", "pay") and "gave" in event["text"]:
             giver, taker = event["A"], event["B"]
-            wrong = f"{taker} gave the {event['O']} back to {giver}." if "O" in event else f"{taker} gave {giver} a handful of silver coins."
+            gift = f"{taker} gave the {event['O']} back to {giver}."
+            wrong = gift if "O" in event else f"{taker} gave {giver} a handful of silver coins."
             return story.text.replace(event["text"], wrong, 1)
     return None
 
@@ -116,8 +119,7 @@ def cut_story(story: Story, dice: random.Random) -> str | None:
 
 def missing_turn(story: Story, dice: random.Random) -> str | None:
     """The sentence that solves the trouble is left out."""
-    turns = {"find", "mend", "mend_pair", "reach", "buy", "make_up", "accept", "try_brave", "give_gift", "home_found", "spot_hider", "meal", "grow"}
-    texts = [event["text"] for event in story.facts["events"] if event["event"] in turns]
+    texts = [event["text"] for event in story.facts["events"] if event["event"] in TURNS]
     return story.text.replace(f"{texts[-1]} ", "", 1) if texts and f"{texts[-1]} " in story.text else None
 
 

@@ -37,13 +37,21 @@ class Event:
 
 
 def spoken_orders(verbs: str, words: str) -> Iterator[str]:
-    """The patterns of one speech: speaker last, speaker first and, where ` / ` allows it, speaker in the middle."""
-    whole = words.replace(" / ", " ")
-    yield f'"{_before_speaker(whole)}" {verbs} <A!>{{| @manner}}.'
-    yield f'<A> {verbs}, "{whole}"'
+    """The patterns of one speech: speaker last, speaker first and, where ` / ` allows it, speaker in the middle.
+
+    Beside a question the speaker asks; "asked" beside anything else is left out.
+    """
     first, cut, second = words.partition(" / ")
+    whole = words.replace(" / ", " ")
+    if whole.endswith("?") or verbs != "asked":
+        yield f'"{_before_speaker(whole)}" {_verb(verbs, whole)} <A!>{{| @manner}}.'
+    yield f'<A> {_verb(verbs, first)}, "{whole}"'
     if cut:
-        yield f'"{_before_speaker(first)}" {verbs} <A!>. "{second}"'
+        yield f'"{_before_speaker(first)}" {_verb(verbs, first)} <A!>. "{second}"'
+
+
+def _verb(verbs: str, words: str) -> str:
+    return "asked" if words.endswith("?") else verbs
 
 
 def _before_speaker(words: str) -> str:

@@ -55,6 +55,7 @@ class Lexicon:
     spots: dict[str, tuple[str, ...]]  # by group of place
     foods: tuple[str, ...]
     fears: tuple[str, ...]
+    chores: tuple[str, ...]
     classes: dict[str, tuple[str, ...]]
 
     def marked(self, mark: str) -> tuple[str, ...]:
@@ -144,5 +145,6 @@ def lexicon() -> Lexicon:
         spots={title.split()[1]: tuple(lines) for title, lines in sections.items() if title.startswith("spots ")},
         foods=tuple(" ".join(sections["foods"]).split()),
         fears=tuple(sections["fears"]),
+        chores=tuple(sections["chores"]),
         classes=_read_classes(FOLDER / "words.txt"),
     )

@@ -158,7 +158,7 @@ def _read_pair(text: str, position: int, at_start: bool, bindings: Bindings) -> 
 
 
 def _read_phrase(role: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
-    known = {"S": tuple(lexicon().all_spots()), "F": lexicon().foods, "X": lexicon().fears, "V": lexicon().traits}[role]
+    known = {"S": tuple(lexicon().all_spots()), "F": lexicon().foods, "X": lexicon().fears, "V": lexicon().traits, "K": lexicon().chores}[role]
     for phrase in known:
         marked = phrase.replace(" an ", " a~ ").replace(" a ", " a~ ")
         if text.startswith(marked, position) and not text[position + len(marked) : position + len(marked) + 1].isalpha():

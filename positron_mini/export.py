@@ -1,0 +1,331 @@
+"""A checkpoint in the forms that other programs open: a GGUF file for llama.cpp, Ollama and LM Studio, or a plain Hugging Face folder.
+
+A GGUF file holds the same weights under other names. The architecture is `qwen3`, whose rotary positions turn halves of a head, as ours do,
+so no row is permuted. A chat model carries this package's own template; what stands in the checkpoint's folder is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from positron_mini import checkpoint as ckpt
+from positron_mini import files
+from positron_mini.chat_format import CHAT_TEMPLATE
+from positron_mini.checkpoint import Checkpoint
+from positron_mini.config import ModelConfig
+from positron_mini.errors import PositronError, UsageError
+from positron_mini.model_card import MARK, model_card
+from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Converted = dict[str, tuple[NDArray[Any], Any]]  # GGUF's name -> data as bytes or floats, type
+
+Say = Callable[[str], None]
+Format = Literal["gguf", "hf"]
+Dtype = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+
+VERSION = "v1.0"
+BLOCK = 32  # weights that share one scale in q8_0 and q4_0
+# the largest magnitude that each type holds; blocks keep their scale as a 16-bit float
+LARGEST = {"F32": 3.4e38, "BF16": 3.38e38, "F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_0": 8 * 65_504.0}
+TOKEN_TYPES = {"normal": 1, "unknown": 2, "control": 3, "byte": 6}  # llama.cpp's numbers
+MODELFILE_MARK = "# Positron Mini"
+# our name inside a block -> GGUF's
+_BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_OUTER_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the GGUF file or the folder, everything beside it, and its size in bytes."""
+
+    path: Path
+    beside: tuple[Path, ...]
+    bytes: int
+
+
+def model_name(config: ModelConfig, *, is_chat: bool) -> str:
+    """The name without spaces: `Positron-Mini-15M-Chat-v1.0`."""
+    return f"Positron-Mini-{max(1, config.parameters // 1_000_000)}M-{'Chat' if is_chat else 'Base'}-{VERSION}"
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------------------------
+
+
+def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0", *, say: Say = lambda _: None) -> Exported:
+    """The GGUF file written to `out` (a `.gguf` file; else a folder; None: `export/` beside the checkpoint), its Modelfile and model card.
+
+    Equal checkpoints give equal bytes. Errors: PositronError without the package gguf, UsageError, DiskFullError; then nothing is left.
+    """
+    gguf = _gguf()
+    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat)
+    path = _gguf_path(checkpoint, out, f"{name}-{dtype.upper()}.gguf")
+    tensors = dict(_converted(ckpt.load_model(checkpoint).state_dict(), dtype, gguf, say))
+    card = model_card(checkpoint, name, _gguf_use(path.name, checkpoint), library="gguf")
+    beside = {
+        _free_name(path, "Modelfile", MODELFILE_MARK, say): modelfile(path.name, checkpoint),
+        _free_name(path, "README.md", MARK, say): card,
+    }
+    with _undone_on_error([path, *beside]):
+        files.stream_file(path, lambda handle: _write_gguf(handle, checkpoint, name, tensors, dtype, gguf))
+        for place, text in beside.items():
+            files.write_text(place, text)
+    return Exported(path, tuple(beside), path.stat().st_size)
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise PositronError(
+            f"GGUF files are written by the package gguf, which cannot be imported ({error})",
+            'pip install "gguf>=0.17"  (it is part of positron-mini[export])',
+        ) from error
+    return gguf
+
+
+def _gguf_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
+    out = _export_folder(checkpoint) if out is None else out
+    path = out if out.suffix.lower() == ".gguf" and not out.is_dir() else out / name
+    _refuse_checkpoints(path.parent)
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder", "name another file, or another folder to put the file in")
+    return path
+
+
+def _export_folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder.resolve().parent / "export"
+
+
+def _refuse_checkpoints(folder: Path) -> None:
+    """Nothing, or UsageError when `folder` is or lies in a checkpoint: a new README would contradict its manifest."""
+    for place in (folder, *folder.absolute().parents):
+        if (place / ckpt.MANIFEST).is_file():
+            raise UsageError(f"--out lies in {place}, which is a checkpoint and stays as it is", "--out export")
+
+
+def tensor_name(name: str) -> str:
+    """GGUF's name of one of our parameters: `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`."""
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{_BLOCK_NAMES[rest.removesuffix('.weight')]}.weight"
+
+
+def _converted(weights: dict[str, Tensor], dtype: Dtype, gguf: Any, say: Say) -> Iterator[tuple[str, tuple[NDArray[Any], Any]]]:
+    """GGUF's name, data and type of every tensor. Fallbacks are said once per reason."""
+    reasons: dict[str, list[str]] = {}
+    for ours, weight in weights.items():
+        name, array = tensor_name(ours), weight.detach().float().contiguous().numpy()
+        kind, reason = _kind(array, dtype.upper())
+        if reason:
+            reasons.setdefault(f"{reason}: kept as {kind}", []).append(name)
+        yield name, (gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind]), gguf.GGMLQuantizationType[kind])
+    for reason, names in reasons.items():
+        say(f"{reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+
+
+def _kind(array: NDArray[np.float32], wanted: str) -> tuple[str, str]:
+    """The type to store a tensor in, and why it is another than the one wanted (empty for the rule: vectors are small and stay F32)."""
+    if array.ndim == 1:
+        return "F32", ""
+    if float(abs(array).max()) >= LARGEST[wanted]:
+        return "F32", f"values too large for {wanted}"
+    if wanted.startswith("Q") and array.shape[-1] % BLOCK:
+        kind, _ = _kind(array, "F16")
+        return kind, f"rows of {array.shape[-1]} are no multiple of {BLOCK}, which {wanted} needs"
+    return wanted, ""
+
+
+def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Converted, dtype: Dtype, gguf: Any) -> None:
+    from gguf.gguf_writer import WriterState
+
+    writer = gguf.GGUFWriter(None, "qwen3")
+    writer.fout, writer.state = [handle], WriterState.EMPTY  # it would open a file by name, ours appears under its name when complete
+    _add_shape(writer, checkpoint.config, name.replace("-", " "))
+    kinds = {"f32": "ALL_F32"}
+    writer.add_file_type(gguf.LlamaFileType[kinds.get(dtype, f"MOSTLY_{dtype.upper()}")])
+    if dtype.startswith("q"):
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_tokenizer(writer, checkpoint)
+    for tensor, (data, kind) in tensors.items():
+        writer.add_tensor(tensor, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.write_padding(handle, handle.tell())
+    for data, _ in tensors.values():  # not by the writer: numpy's tofile hides that a disk is full
+        handle.write(memoryview(data).cast("B"))
+        writer.write_padding(handle, data.nbytes)
+
+
+def _add_shape(writer: Any, config: ModelConfig, name: str) -> None:
+    writer.add_name(name)
+    writer.add_context_length(config.context_len)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.ffn)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_kv_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
+    """The vocabulary as llama.cpp's own SentencePiece reads it. Real scores and no added space, or nearly every text is split wrongly."""
+    pieces = checkpoint.tokenizer.pieces()
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([piece.text for piece in pieces])
+    writer.add_token_scores([piece.score for piece in pieces])
+    writer.add_token_types([TOKEN_TYPES[piece.kind] for piece in pieces])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(checkpoint.tokenizer.im_end_id if checkpoint.is_chat else EOS)
+    writer.add_unk_token_id(UNK)
+    writer.add_pad_token_id(PAD)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    if checkpoint.is_chat:
+        writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
+    """Ollama's Modelfile for the GGUF file of that name in the same folder. Ollama puts bos first by itself."""
+    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat).lower()
+    if checkpoint.is_chat:
+        message = "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
+        template = f'"""{{{{- range .Messages }}}}{message}{{{{ end }}}}<|im_start|>assistant\n"""'
+        stops = f'PARAMETER stop "{IM_END}"\nPARAMETER stop "</s>"\n'
+    else:
+        template, stops = "{{ .Prompt }}", 'PARAMETER stop "</s>"\n'
+    return (
+        f"{MODELFILE_MARK}: ollama create {name} -f Modelfile\n"
+        f"FROM ./{gguf_name}\nTEMPLATE {template}\n{stops}"
+        f"PARAMETER num_ctx {checkpoint.config.context_len}\nPARAMETER temperature 0.7\n"
+    )
+
+
+# --- Hugging Face -----------------------------------------------------------------------------------------------------------------------
+
+
+def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "f32", *, say: Say = lambda _: None) -> Exported:
+    """The checkpoint as a model folder without training state at `out` (None: `export/NAME` beside it; an existing folder: inside it).
+
+    Weights, settings, tokenizer files, card and manifest are written anew and verified before the folder appears. Errors: UsageError for
+    quantised types, PositronError; then nothing is left.
+    """
+    import torch
+
+    types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    if dtype not in types:
+        raise UsageError(f"--format hf stores f32, f16 or bf16, not {dtype}", f"--format gguf --dtype {dtype}")
+    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat)
+    path = _folder_path(checkpoint, out, name)
+    weights = {key: tensor.to(types[dtype]) for key, tensor in ckpt.load_model(checkpoint).state_dict().items()}
+    ckpt.check_free_space(path.parent, sum(tensor.nbytes for tensor in weights.values()))
+    card = model_card(checkpoint, name, _folder_use(checkpoint), library="transformers")
+    texts = ckpt.model_files(
+        checkpoint.config, checkpoint.tokenizer, chat_template=CHAT_TEMPLATE if checkpoint.is_chat else None, card=card
+    )
+    kind = str(types[dtype]).removeprefix("torch.")
+    settings = {**json.loads(texts["config.json"]), "dtype": kind, "torch_dtype": kind}
+    texts["config.json"] = files.json_text(settings).encode()
+    with _undone_on_error([path]), files.atomic_folder(path) as temporary:
+        for file, data in {**texts, ckpt.MODEL_FILE: ckpt.tensor_bytes(weights)}.items():
+            files.write_bytes(temporary / file, data)
+        ckpt.write_manifest(temporary)
+        ckpt.load_model(ckpt.open_checkpoint(temporary))
+    say(f"verified: {len(texts) + 1} files, {checkpoint.config.parameters:,} parameters in {kind}")
+    return Exported(path, (), sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+
+
+def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
+    """Where the folder goes. Only a folder that holds an earlier export and nothing else is replaced."""
+    path = _export_folder(checkpoint) / name if out is None else out
+    if path.is_dir() and any(path.iterdir()) and not _is_export(path):
+        path = path / name
+    _refuse_checkpoints(path.parent)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_export(path))):
+        raise UsageError(f"--out {path} holds something else than an earlier export", "choose another --out")
+    return path
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds the files of its manifest and nothing else, has no training state and is not a step of a run."""
+    if not (folder / ckpt.MANIFEST).is_file() or ckpt.step_number(folder.resolve().name) is not None:
+        return False
+    listed = set(ckpt.read_manifest(folder)) | {ckpt.MANIFEST}
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    return listed == there and ckpt.STATE_FILE not in listed
+
+
+def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
+    model = model_name(checkpoint.config, is_chat=checkpoint.is_chat).lower()
+    run = f"ollama run {model}" if checkpoint.is_chat else f'ollama run {model} "Once upon a time"'
+    return f"```\nollama create {model} -f Modelfile\n{run}\nllama-server -m {name}\n```\n"
+
+
+def _folder_use(checkpoint: Checkpoint) -> str:
+    verb = "chat" if checkpoint.is_chat else "generate"
+    ending = f" A message ends with `{IM_END}`." if checkpoint.is_chat else ""
+    return (
+        f'```\npositron {verb} --ckpt FOLDER\nmlx_lm.generate --model FOLDER --prompt "Once upon a time"\n```\n\n'
+        f"In transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.{ending}\n"
+    )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _free_name(gguf_path: Path, name: str, mark: str, say: Say) -> Path:
+    """Where a file named `name` may be written beside the GGUF file: there, unless somebody else's file has that name."""
+    place = gguf_path.with_name(name)
+    if not place.exists():
+        return place
+    with files.translate_os_errors(f"reading {place}"):
+        if place.is_file() and mark in place.read_bytes()[:400].decode("utf-8", "replace"):
+            return place
+    other = gguf_path.with_name(f"{gguf_path.stem}.{name}")
+    say(f"{place} is not from an export and stays; writing {other.name}")
+    return other
+
+
+@contextlib.contextmanager
+def _undone_on_error(paths: Sequence[Path]) -> Iterator[None]:
+    """On an error, files of `paths` and folders that were not there before vanish again. What was there is whole, old or new."""
+    new = [path for path in paths if not path.exists()]
+    parents = [parent for parent in paths[0].absolute().parents if not parent.exists()]  # innermost first
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+        for parent in parents:
+            with contextlib.suppress(OSError):  # not made, or something of another's is in it
+                parent.rmdir()
+        raise

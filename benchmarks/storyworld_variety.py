@@ -1,6 +1,7 @@
 """How varied the story world is, beside real stories: prints a table and writes it as JSON.
 
-    python benchmarks/storyworld_variety.py --stories 100000 --reference data/tinystories.txt --json docs/results/storyworld.json
+    python benchmarks/storyworld_variety.py --stories 100000 --reference data/tinystories.txt \\
+        --json docs/results/storyworld.json --out docs/results/storyworld.md
 
 The reference is a text with stories separated by <|endoftext|>; without one, only the story world is measured.
 """
@@ -24,7 +25,8 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from positron_mini import files
-from positron_mini.corpus.storyworld import stories
+from positron_mini.corpus.storyworld import check_story, entropy_bits_per_byte, stories
+from positron_mini.corpus.storyworld.corrupt import CORRUPTIONS, corrupted
 
 WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 GZIP_BYTES = 4_000_000
@@ -149,27 +151,66 @@ def read_stories(path: Path) -> list[str]:
     return [text.strip() for text in path.read_text(encoding="utf-8").split("<|endoftext|>") if text.strip()]
 
 
-def main() -> None:
+def checked(seed: int, count: int) -> dict[str, float]:
+    """Shares of stories that the checker finds inconsistent: those of the world as they are, and with one fault of each sort."""
+    told = list(islice(stories(seed), count))
+    shares = {"as written": sum(not check_story(story.text).consistent for story in told) / count}
+    for name in CORRUPTIONS:
+        wrong = [text for story in told if (text := corrupted(story, name)) is not None]
+        shares[name] = round(sum(not check_story(text).consistent for text in wrong) / len(wrong), 4)
+    return shares
+
+
+def report(record: dict[str, Any], reference: dict[str, Any] | None) -> str:
+    """The page for docs/results: variety, what the checker sees, the date and the machine."""
+    lines = ["# The story world, measured", "", "Variety, beside real stories (TinyStories). Words, 4-grams and gzip are of a first"]
+    lines += ["million words and of 4 MB; duplicates are sought among all generated stories.", "", "```"]
+    lines += [f"{row[0]:<24}{row[1]:>14}{row[2]:>14}{row[3]:>14}" for row in rows(record["storyworld"], reference)]
+    lines += ["```", "", "`near_duplicate_share`: stories that share half or more of their 8-grams with one other story."]
+    lines += ["`half_found_elsewhere`: stories half of whose 8-grams stand in any of the others, whichever they are.", ""]
+    lines += [f"Entropy of the choices that can be read back from the text: {record['entropy_bits_per_byte']:.4f} bits per byte.", ""]
+    lines += ["Stories that the checker finds inconsistent, as written and with one fault put in:", "", "```"]
+    lines += [f"{name:<24}{share:>9.1%}" for name, share in record["inconsistent"].items()]
+    return "\n".join([*lines, "```", "", f"{record['date']}, {record['machine']}; seed {record['seed']}.", ""])
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", type=int, default=20_000, help="stories to generate (default 20000)")
+    parser.add_argument("--checked", type=int, default=1_000, help="stories to put through the checker (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the stories (default 0)")
     parser.add_argument("--reference", type=Path, help="real stories separated by <|endoftext|>")
-    parser.add_argument("--machine", default="", help="what the table says about the machine")
+    parser.add_argument("--machine", default="2 CPU cores, AVX2", help="what the page says about the machine")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="date of the measurement (default today)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--out", type=Path, help="write the page here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    args = arguments()
     began = time.perf_counter()
     texts = [story.text for story in islice(stories(args.seed), args.stories)]
     rate = args.stories / (time.perf_counter() - began)
     ours = measure(texts) | near_duplicates(texts) | {"stories_per_s": round(rate)}
     reference = measure(read_stories(args.reference)) if args.reference else None
-    print(f"{'measure':<24}{'story world':>14}{'reference':>14}{'target':>14}")
-    for row in rows(ours, reference):
-        print(f"{row[0]:<24}{row[1]:>14}{row[2]:>14}{row[3]:>14}")
-    print(f"{args.date}, seed {args.seed}{', ' + args.machine if args.machine else ''}")
+    record = {
+        "date": args.date,
+        "machine": args.machine,
+        "seed": args.seed,
+        "storyworld": ours,
+        "reference": reference,
+        "entropy_bits_per_byte": round(entropy_bits_per_byte(args.seed, 1_000), 4),
+        "inconsistent": checked(args.seed, args.checked),
+    }
+    page = report(record, reference)
+    print(page)
     if args.json:
-        record = {"date": args.date, "machine": args.machine, "seed": args.seed, "storyworld": ours, "reference": reference}
         files.write_json(args.json, record)
+    if args.out:
+        files.write_text(args.out, page)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,8 @@ def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) 
     if seconds > 3_600:
         micro = model_config(TrainConfig(config="MicroGPT"), preset("MicroGPT").vocab_size)
         micro_speed = speed * shape.flops_per_token() / micro.flops_per_token()
-        steps = max(100, round(600 * micro_speed / 4_096 / 50) * 50)
+        steps = max(100, round(600 * micro_speed / 2_048 / 50) * 50)
         lines.append(
-            f"           for a first model in about 10 min: positron train --config MicroGPT --batch_tokens 4096 --max_steps {steps}"
+            f"           for a first model in about 10 min: positron train --config MicroGPT --batch_tokens 2048 --max_steps {steps}"
         )
     return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,6 @@ from positron_mini import files
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.errors import CheckpointError, DataError, PositronError, UsageError
-from positron_mini.runs import RunFolder, Say, find_checkpoint, list_runs
 from positron_mini.tokenizer import BOS, Tokenizer
 
 if TYPE_CHECKING:
@@ -58,11 +57,13 @@ def load_speaker(checkpoint: Checkpoint) -> Speaker:
     return Speaker(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
 
 
-def newest_checkpoint(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Checkpoint:
+def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
     """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. Runs that cannot be used are said.
 
     Errors: CheckpointError when there is none.
     """
+    from positron_mini.runs import RunFolder, find_checkpoint, list_runs
+
     kinds: dict[bool, list[Path]] = {True: [], False: []}
     for run in list_runs(root):
         try:

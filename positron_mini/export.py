@@ -162,7 +162,6 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
     from gguf.gguf_writer import WriterState
 
     writer = gguf.GGUFWriter(None, "qwen3")
-    writer.fout, writer.state = [handle], WriterState.EMPTY  # it would open a file by name, ours appears under its name when complete
     _add_shape(writer, checkpoint.config, name.replace("-", " "))
     kinds = {"f32": "ALL_F32"}
     writer.add_file_type(gguf.LlamaFileType[kinds.get(dtype, f"MOSTLY_{dtype.upper()}")])
@@ -171,6 +170,7 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
     _add_tokenizer(writer, checkpoint)
     for tensor, (data, kind) in tensors.items():
         writer.add_tensor(tensor, data, raw_dtype=kind)
+    writer.fout, writer.state = [handle], WriterState.EMPTY  # it would open a file by name, ours appears under its name when complete
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -1,7 +1,6 @@
 """Instruction data: JSONL files to conversations, checked line by line, and conversations to ids, split for validation.
 
-Every line is used or named: one that cannot be used stops the reading with its number and what was expected there, or, with `skip_bad`,
-is counted and listed.
+Every line is used or named: one that cannot be used stops the reading with its number and what was expected or, with `skip_bad`, is listed.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from positron_mini.chat_format import ROLES, Encoded, Message, encode_chat
+from positron_mini.chat_format import ROLES, Encoded, Message, Role, encode_chat
 from positron_mini.corpus.split import normalised_key
 from positron_mini.errors import DataError
 from positron_mini.tokenizer import Tokenizer
@@ -163,7 +162,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse(data: bytes) -> dict[str, Any]:
     """The JSON object of a line."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(data.rstrip(b"\r\n").decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise _Wrong(f"byte {error.start + 1:,} is not UTF-8; UTF-8 is expected") from None
     except RecursionError:
@@ -176,8 +175,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise _Wrong(f"not JSON ({str(error)[:80]})") from None
     if isinstance(value, dict):
         return value
-    hint = "; a JSON array becomes lines with: jq -c '.[]'" if isinstance(value, list) else ""
-    raise _Wrong(f"{_kind(value)}, an object is expected{hint}")
+    raise _Wrong(f"{_kind(value)}, an object is expected" + ("; jq -c '.[]' makes lines of an array" if isinstance(value, list) else ""))
 
 
 def _no_constant(name: str) -> None:
@@ -198,8 +196,7 @@ def _conversation(row: dict[str, Any]) -> tuple[str, tuple[Message, ...]]:
         if question not in row:
             continue
         if not present:
-            expected = next(shape for shape in SHAPES if shape.startswith(f'{{"{question}"'))
-            missing = '" or "'.join(answers)
+            missing, expected = '" or "'.join(answers), next(shape for shape in SHAPES if shape.startswith(f'{{"{question}"'))
             raise _Wrong(f'no field "{missing}"; {expected} is expected')
         asked = _text(row[question], f'field "{question}"')
         if extra is not None and row.get(extra) is not None:
@@ -233,7 +230,7 @@ def _messages(value: Any) -> Iterator[Message]:
         if not content and role != "system":
             raise _Wrong(f"message {at} ({role}) is empty; text is expected")
         if content:
-            yield Message(role, content)
+            yield Message(cast(Role, role), content)
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -259,8 +256,7 @@ def _text(value: Any, where: str) -> str:
 
 def _kind(value: Any) -> str:
     """What JSON calls this value."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
 def encode_conversations(
@@ -347,7 +343,7 @@ def split_conversations(conversations: Sequence[Conversation], share: float = 0.
         if len(group) <= left:
             left -= len(group)
             held.update(group)
-    held = held or set(min(groups, key=len))
+    held = held or set(sorted(groups, key=len)[0])
     return [index in held for index in range(len(conversations))]
 
 
@@ -355,7 +351,7 @@ def _groups(conversations: Sequence[Conversation]) -> list[list[int]]:
     """Indices of the conversations that belong together, the groups in the order of a hash of their texts."""
     questions = [_key("question", conversation.messages[_first_question(conversation)].content) for conversation in conversations]
     topics = [_topic(conversation) for conversation in conversations]
-    counts = Counter(topic for topic in topics if topic)
+    counts = Counter(topics)
     limit = max(20, len(conversations) // 20)
     parent: dict[bytes, bytes] = {}
     for question, topic in zip(questions, topics, strict=True):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from positron_mini.config import ModelConfig, embedding_std
 
+MATRIX_STD = 0.02  # small: Muon moves every matrix by a fixed amount a step, which turns a small one sooner (docs/results/recipes.md)
 IGNORED = -100  # a target with this value is not predicted
 
 
@@ -166,7 +167,7 @@ class GPT(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             elif parameter.ndim == 2:
-                std = embedding_std(self.config.n_embd) if "embed_tokens" in name else self.config.n_embd**-0.5
+                std = embedding_std(self.config.n_embd) if "embed_tokens" in name else MATRIX_STD
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             else:
                 parameter.fill_(1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -89,12 +89,14 @@ def prepare_corpus(
     threads: int = 0,
     validation: Path | None = None,
     min_train_tokens: int = 1,
+    check_content: Callable[[str], None] = lambda _: None,
     say: Say,
 ) -> Prepared:
     """The token files of a text and their tokenizer, from the cache where it has them; a missing tokenizer is trained and saved.
 
     Without `validation` some stories of `source` are held back for it. Equal stories, tokenizer and seed give equal bytes, for any number
-    of threads (0: all). Errors: DataError (also for fewer than `min_train_tokens`) and TokenizerError, before anything is written.
+    of threads (0: all). `check_content` is told the content fingerprint as soon as it is known, and may raise. Errors: DataError (also for
+    fewer than `min_train_tokens`) and TokenizerError. All errors come before anything is written.
     """
     # the tokenizer comes first, so that a wrong one is named before a long scan
     path = Path(tokenizer_path) if tokenizer_path is not None else default_tokenizer_path(vocab_size)
@@ -104,10 +106,12 @@ def prepare_corpus(
     if tokenizer is not None and memo is not None:
         found = _open_cached(cache_dir, memo["content"], tokenizer, memo["reading"], lambda _: None)
         if found is not None:
+            check_content(found.content_fingerprint)
             if found.train.count < min_train_tokens:
                 raise _too_short(origin.path, found.train.count, min_train_tokens)
             return found
     scan = _scan(origin, say)
+    check_content(scan.content)
     seconds = {"scan": scan.seconds}
     if tokenizer is None:
         tokenizer, seconds["tokenizer"] = _train(origin, scan, vocab_size or DEFAULT_VOCAB_SIZE, seed, threads, say)

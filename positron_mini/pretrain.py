@@ -59,7 +59,7 @@ def open_session(
     config, recorded = merge_with_run(config, given, run, "pretrain")
     batch_checks(config)
     early_checks(config, run, recorded)
-    prepared = _prepare(config, say)
+    prepared = _prepare(config, lambda content: same_run(run, recorded, {"text": content}) if recorded else None, say)
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
     machine = devices.this_machine()
@@ -69,7 +69,7 @@ def open_session(
     return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag())
 
 
-def _prepare(config: TrainConfig, say: Say) -> Prepared:
+def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
     source = Path(config.dataset_path or "data/tinystories.txt")
     if config.dataset_path is None and not source.exists():
         raise DataError(
@@ -79,7 +79,9 @@ def _prepare(config: TrainConfig, say: Say) -> Prepared:
     context = config.context_len or preset(config.config).context_len
     path = Path(config.tokenizer_path) if config.tokenizer_path else None
     vocab = config.vocab_size if config.vocab_size or path is not None else preset(config.config).vocab_size
-    return prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, min_train_tokens=context + 1, say=say)
+    return prepare_corpus(
+        source, tokenizer_path=path, vocab_size=vocab, min_train_tokens=context + 1, check_content=check_content, say=say
+    )
 
 
 def _build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from positron_mini.checkpoint import TrainingState, write_checkpoint
+from positron_mini.checkpoint import TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
 from positron_mini.evaluate.bits import Score
 from positron_mini.model import GPT
@@ -35,19 +35,23 @@ class Recorder:
         self.run, self.trainer, self.recording, self.tracker = run, trainer, recording, tracker
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
-        scored = [(row["val_loss"], row["step"]) for row in run.metrics() if row["step"] <= trainer.step and "val_loss" in row]
-        self.best: tuple[float, int] | None = min(scored, default=None)
+        self.best = _best_saved(run, trainer.step) if recording.keep_best else None
 
     def begin(self) -> None:
-        """Keep the untrained model and its samples, if step 0 is a milestone and not there yet."""
-        if self.trainer.step == 0 and self.recording.evaluate_first:
-            with self.trainer.best_weights() as model:
-                score = self.recording.evaluate(model)
-                self.recording.observe(model, 0)
+        """Score and sample the untrained model where that is due, and keep it if step 0 is a milestone; once."""
+        if self.best is not None:
+            self.run.point("best", self.best[1])  # the run may have been set back
+        if self.trainer.step > 0 and not self.is_settled():
+            self.settle()
+        is_kept = is_milestone(0, self.recording.milestones)
+        if self.trainer.step > 0 or 0 in self.run.steps() or not (is_kept or self.recording.evaluate_first):
+            return
+        with self.trainer.best_weights() as model:
+            self.recording.observe(model, 0)
+            score = self.recording.evaluate(model) if self.recording.evaluate_first else None
+        if score is not None:
             self.run.log("events", {"kind": "before", "step": 0, "val_loss": score.loss, "val_bpb": score.bits_per_byte})
-        if self.trainer.step == 0 and is_milestone(0, self.recording.milestones) and 0 not in self.run.steps():
-            with self.trainer.best_weights() as model:
-                self.recording.observe(model, 0)
+        if is_kept:
             write_checkpoint(self.run.folder(0), self.trainer.model_weights(), self.recording.texts(0, 0, None), None)
             self.run.point("latest", 0)
 
@@ -66,15 +70,19 @@ class Recorder:
         if milestone or step == horizon:
             with self.trainer.best_weights() as model:
                 due.observe(model, step)
-        is_best = due.keep_best and report.val_loss is not None and (self.best is None or report.val_loss < self.best[0])
-        if is_best and report.val_loss is not None:
-            self.best = (report.val_loss, step)
+        is_best = due.keep_best and self._is_best(report)
         if milestone or is_best or step % due.save_every == 0 or step in (horizon, cooldown_start):
             self.save()
-        if is_best:
-            self.run.point("best", step)
         self.trainer.clock.lap_other()
         return report
+
+    def _is_best(self, report: StepReport) -> bool:
+        """Whether this is the lowest validation loss so far, as the log has it (or going on would decide otherwise); it is remembered."""
+        loss = report.record().get("val_loss")
+        if loss is None or (self.best is not None and loss >= self.best[0]):
+            return False
+        self.best = (loss, report.step)
+        return True
 
     def save(self) -> None:
         """Write the checkpoint of the newest finished step, once, and apply the retention rule."""
@@ -84,10 +92,30 @@ class Recorder:
         training = TrainingState(trainer.state_tensors(), trainer.state_numbers())
         texts = self.recording.texts(trainer.step, trainer.tokens, self.last)
         write_checkpoint(self.run.folder(trainer.step), trainer.model_weights(), texts, training)
-        self.run.point("latest", trainer.step)
         self.saved = trainer.step
-        cooldown_start = trainer.config.schedule.cooldown_start
-        keep = {cooldown_start} if cooldown_start is not None else set()
-        if self.recording.keep_best and self.best is not None:
-            keep.add(self.best[1])
-        self.run.prune(trainer.step, self.recording.milestones, frozenset(keep))
+        self.settle()
+
+    def settle(self) -> None:
+        """Point `latest` and `best` at what is saved and apply the retention rule: the end of a save, or of one that a kill cut short."""
+        step = self.trainer.step
+        self.run.point("latest", step)
+        if self.best is not None and self.best[1] == step:
+            self.run.point("best", step)  # before the one it replaces goes
+        self.run.prune(step, self.recording.milestones, self._kept_states())
+
+    def is_settled(self) -> bool:
+        """Whether `settle` would change nothing."""
+        step = self.trainer.step
+        pointed = self.run.points_to("latest") == step_name(step)
+        return pointed and not self.run.surplus(step, self.recording.milestones, self._kept_states())
+
+    def _kept_states(self) -> frozenset[int]:
+        """The steps besides the newest that keep their training state."""
+        cooldown_start = self.trainer.config.schedule.cooldown_start
+        return frozenset(step for step in (cooldown_start, self.best[1] if self.best else None) if step is not None)
+
+
+def _best_saved(run: RunFolder, step: int) -> tuple[float, int] | None:
+    """The lowest logged validation loss up to `step` and its step, among the steps that are still there; None without one."""
+    there = {saved for saved in run.steps() if saved <= step}
+    return min(((row["val_loss"], row["step"]) for row in run.metrics() if "val_loss" in row and row["step"] in there), default=None)

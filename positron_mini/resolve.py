@@ -20,6 +20,7 @@ CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"}
 )  # they steer a run
 IDENTITY_SETTINGS = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
+FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
 Say = Callable[[str], None]
 
 
@@ -131,7 +132,7 @@ def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any])
         if there != value:
             if isinstance(value, dict):
                 name, there, value = next((k, there[k], v) for k, v in value.items() if there.get(k) != v)
-            shown = (str(there)[:16], str(value)[:16]) if name in ("text", "tokenizer") else (there, value)
+            shown = (str(there)[:16], str(value)[:16]) if name in FINGERPRINTS else (there, value)
             raise RunError(
                 f"{run.path} holds another run: {name} is {shown[0]} there and {shown[1]} here",
                 f"choose another --out_dir, or leave out the flag that sets {name}",

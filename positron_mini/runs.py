@@ -87,6 +87,13 @@ class RunFolder:
         with files.translate_os_errors(f"writing {latest}"):
             os.replace(temporary, latest)
 
+    def points_to(self, pointer: str) -> str | None:
+        """The folder's name that `latest` or `best` holds, or None where there is no such pointer."""
+        path = self.path / pointer
+        if path.is_symlink():
+            return os.readlink(path)
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+
     def log(self, name: str, record: dict[str, Any]) -> None:
         """Append a record to one of the run's line files."""
         files.append_line(self.path / f"{name}.jsonl", record)
@@ -111,22 +118,26 @@ class RunFolder:
                 files.write_text(attic / name, _lines(cut))
             if path.is_file():
                 files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
-        if later and self.folder(step).is_dir():
-            self.point("latest", step)
+        if later:
+            (self.path / "best").unlink(missing_ok=True)  # it may name one of them; whoever keeps a best step points it anew
+            if self.folder(step).is_dir():
+                self.point("latest", step)
         for old in later:
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))
 
+    def surplus(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
+        """The steps that hold more than the retention rule keeps: the state of all but the two newest and `keep_training`, or any model
+        but the milestones' and theirs. A `training/` that no manifest lists is what a kill left of a drop."""
+        spared = set(self.resumable()[-2:]) | keep_training | {newest}
+        others = [step for step in self.steps() if step < newest and step not in spared]
+        return [step for step in others if not is_milestone(step, milestones) or (self.folder(step) / "training").is_dir()]
+
     def prune(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> None:
         """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their state, milestones their model."""
-        states = self.resumable()
-        spared = set(states[-2:]) | keep_training | {newest}
-        for step in self.steps():
-            if step in spared or step > newest:
-                continue
+        for step in self.surplus(newest, milestones, keep_training):
             if is_milestone(step, milestones):
-                if step in states or (self.folder(step) / "training").is_dir():  # the second: a kill came between the two halves of a drop
-                    ckpt.drop_training(self.folder(step))
+                ckpt.drop_training(self.folder(step))
             else:
                 files.fault_point("before_prune")
                 doomed = self.path / f".tmp-old-{ckpt.step_name(step)}"
@@ -199,13 +210,7 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
 def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
     """The checkpoint that `latest` or `best` names; the newest undamaged one when it names none."""
     run = RunFolder(pointer.parent)
-    name = (
-        pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if pointer.is_file()
-        else os.readlink(pointer)
-        if pointer.is_symlink()
-        else ""
-    )
+    name = run.points_to(pointer.name) or ""
     if ckpt.step_number(name) is not None:
         try:
             return ckpt.open_checkpoint(run.path / name)

@@ -92,6 +92,7 @@ class Session:
         Errors: Interrupted after a clean save when `stop` was set; NonFiniteError, OutOfMemoryError, DiskFullError.
         """
         if self.plan.finished:
+            self._settle()
             return
         with self.run.writing():
             self._write_down_plan()
@@ -111,6 +112,12 @@ class Session:
                 self.resume_command(),
                 signal_number=self.stop.signal_number,
             )
+
+    def _settle(self) -> None:
+        """Complete the last save of a finished run, if a kill cut it short; else nothing is written."""
+        if self.run.steps()[-1:] == [self.trainer.step] and not self.recorder.is_settled():
+            with self.run.writing():
+                self.recorder.settle()
 
     @property
     def is_done(self) -> bool:

@@ -55,18 +55,17 @@ def open_sft_session(
     Errors: PositronError of every kind; DataError naming file and line for conversations that cannot be used.
     """
     given = changed_fields(config) if given is None else given
-    base = find_base(config.base_ckpt, say)
-    run = RunFolder(Path(config.out_dir or default_sft_dir(base)))
+    config, run = _place(config, say)
     config, recorded = merge_with_run(config, given, run, "sft")
-    if recorded is not None and "base_ckpt" not in given and config.base_ckpt:
-        base = find_base(config.base_ckpt, say)
+    base = find_base(config.base_ckpt, say)
     ckpt.check_tokenizer(config.tokenizer_path, base)
     material = Material(base, read_instructions(config, base, say), find_stories(config, base, say))
     identity = sft_identity(config, material)
     if recorded is not None:
         same_run(run, recorded, identity)
     config = replace(config, base_ckpt=str(base.folder), out_dir=str(run.path))
-    return _build(config, run, recorded, material, identity, say, stop or StopFlag())
+    keeps_horizon = recorded is not None and "epochs" not in given
+    return _build(config, run, recorded, material, identity, say, stop or StopFlag(), keeps_horizon=keeps_horizon)
 
 
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
@@ -85,8 +84,16 @@ def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     return base
 
 
+def _place(config: SFTConfig, say: Say) -> tuple[SFTConfig, RunFolder]:
+    """The run folder; without one named, that of the base model, which the configuration then names. A run that is there knows its base."""
+    if config.out_dir is not None:
+        return config, RunFolder(Path(config.out_dir))
+    base = find_base(config.base_ckpt, say)
+    return replace(config, base_ckpt=str(base.folder)), RunFolder(Path(default_sft_dir(base)))
+
+
 def default_sft_dir(base: ckpt.Checkpoint) -> str:
-    """The run folder for a base: its own name with -sft for -base, beside it."""
+    """The run folder for a base: its own name with -sft for -base, under runs/."""
     run = base.folder.resolve().parent
     return str(Path("runs") / (run.name.removesuffix("-base") + "-sft"))
 
@@ -107,7 +114,7 @@ def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared
     source = config.replay_path
     if source is None:
         record = RunFolder(base.folder.resolve().parent).read() or {}
-        source = record.get("config", {}).get("dataset_path")
+        source = record.get("config", {}).get("dataset_path") or ("data/tinystories.txt" if record else None)
     if config.replay_path is None and (source is None or not Path(source).exists()):
         if config.replay:
             say(f"no replay: the base model's text ({source or 'unknown'}) is not here; name one with --replay_path, or expect forgetting")
@@ -135,10 +142,14 @@ def _build(
     identity: dict[str, Any],
     say: Say,
     stop: StopFlag,
+    *,
+    keeps_horizon: bool,
 ) -> Session:
     """Plan, model, trainer and recorder of a fine-tuning."""
     base, machine = material.base, devices.this_machine()
     choice = devices.choose(machine, config.device, config.precision)
+    if recorded is not None and choice.device == recorded["device"]["device"]:
+        choice = replace(choice, reason=recorded["device"]["reason"])
     stories = material.stories
     replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents())
     source = PackedBatches(
@@ -149,7 +160,7 @@ def _build(
         replay=config.replay if replayed is not None else 0.0,
         stories=replayed,
     )
-    horizon = config.epochs * source.steps_per_epoch
+    horizon = None if keeps_horizon else config.epochs * source.steps_per_epoch
     request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, cooldown_steps=config.cooldown_steps)
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     rows = config.micro_batch or devices.micro_batch_rows(base.config, base.config.context_len, 64, choice.device, machine.memory_bytes)

@@ -23,19 +23,27 @@ RANKS = [
     "tokenizer",
     "tokens",
     "prepare",
+    "chat_format",
+    "instructions",
     "model",
     "optim",
     "checkpoint",
+    "model_card",
     "runs",
     "trainer",
+    "packing",
     "evaluate.bits",
     "generate",
+    "evaluate.suites",
     "track",
     "recorder",
-    "session",
     "resolve",
+    "session",
     "announce",
     "pretrain",
+    "sft",
+    "chat",
+    "export",
     "cli",
     "__main__",
 ]
@@ -85,7 +93,7 @@ def upward_imports(module: str, tree: ast.AST, modules: set[str]) -> list[str]:
     wrong = []
     for target, line in imported(tree, modules):
         rank = rank_of(target)
-        if rank is None or rank > own or (rank == own and RANKS[own] == module != target):
+        if rank is None or rank > own:
             wrong.append(f"{module}:{line} imports {target}")
     return wrong
 
@@ -116,7 +124,7 @@ def unsafe(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{a.name}" for a in node.names]
             found += [f"{node.lineno}: {n}" for n in names if n.split(".")[0] in UNSAFE_MODULES or n in UNSAFE_CALLS]
-        elif isinstance(node, ast.Name | ast.Attribute) and dotted(node) in UNSAFE_CALLS:
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load) and dotted(node) in UNSAFE_CALLS:
             found.append(f"{node.lineno}: {dotted(node)}")
         elif isinstance(node, ast.keyword) and node.arg in UNSAFE_KEYWORDS and getattr(node.value, "value", True) is not False:
             found.append(f"{node.value.lineno}: {node.arg}")

@@ -205,7 +205,7 @@ def test_milestones_are_the_series_of_the_design_unless_named() -> None:
 
 
 def test_the_default_rate_grows_with_the_root_of_the_batch_up_to_a_limit() -> None:
-    assert [default_lr(tokens) for tokens in (1_024, 4_096, 16_384, 25_600, 98_304)] == [2e-3, 4e-3, 8e-3, 1e-2, 1e-2]
+    assert [default_lr(tokens) for tokens in (1_024, 4_096, 16_384, 25_600, 98_304)] == [0.002828, 0.005657, 1e-2, 1e-2, 1e-2]
 
 
 def test_the_embedding_shrinks_with_the_width_so_that_no_token_expects_itself() -> None:

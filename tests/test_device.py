@@ -85,7 +85,7 @@ def test_a_micro_batch_divides_the_rows_and_keeps_logits_below_one_gibibyte(mode
     assert 1 <= found <= rows and rows % found == 0
     logits_bytes = found * model.context_len * model.vocab_size * 4
     assert logits_bytes <= MAX_LOGITS_BYTES == GIB
-    assert found == 1 or (logits_bytes <= memory // 4 and (name != "cpu" or found * model.context_len <= 4_096))
+    assert found == 1 or (logits_bytes <= memory // 4 and (name != "cpu" or found * model.context_len <= 2_048))
 
 
 @given(st.sampled_from(SHAPES), st.integers(1, 400), DEVICES, MEMORY, MEMORY)
@@ -105,7 +105,8 @@ def test_a_larger_model_never_gets_more_rows(name: str, machine: str) -> None:
 
 @pytest.mark.parametrize("rows", [192, 1_920, 19_200])
 def test_memory_does_not_grow_with_the_tokens_of_a_step(rows: int) -> None:
-    assert micro_batch_rows(SHAPES[2], 512, rows, "cpu", 8 * GIB) == 8
+    # a token needs 3 x 4 x 16,000 bytes of logits and 4 x 8 x (34 x 320 + 10 x 960) of activations: 1.5 GB hold 1,770, three contexts
+    assert micro_batch_rows(SHAPES[2], 512, rows, "cpu", 8 * GIB) == 3
 
 
 # --- compiling ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from positron_mini.checkpoint import load_model, model_files, open_checkpoint, w
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.generate import generate
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.tokenizer import UNK, Tokenizer
 
 CONFIGS = {
     "grouped heads, head_dim != width / heads": shape(),
@@ -57,7 +57,7 @@ def test_transformers_generates_the_same_greedy_tokens(tmp_path: Path, tiny_toke
     for prompt in ("Once upon a time", "A dog", "7 o'clock"):
         (ours,) = generate(model, tiny_tokenizer, prompt, SampleConfig(temperature=0.0, max_tokens=12))
         ids = torch.tensor([ours.prompt_token_ids])
-        banned = sorted(tiny_tokenizer.control_ids - {2})
+        banned = sorted({UNK} | tiny_tokenizer.control_ids - {2})
         found = theirs.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, suppress_tokens=banned, temperature=None
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_a_preset_has_the_parameters_that_the_design_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_first_loss_is_within_two_percent_of_the_logarithm_of_the_vocabulary(name: str) -> None:
-    config = preset_shape(name)
+    config = replace(preset_shape(name), n_layer=2)  # new blocks are the identity (below), so two stand for all
     ids = text_like_ids(config.vocab_size, 4, 65)
     with torch.no_grad():
         loss = float(GPT(config).init_weights(0).loss(ids[:, :-1], ids[:, 1:])) / ids[:, 1:].numel()
@@ -208,7 +209,7 @@ def test_the_loss_is_the_sum_of_nats_over_targets_that_count(tiny_model: GPT) ->
     ids = text_like_ids(512, 2, 9)
     targets = text_like_ids(512, 2, 9, seed=1)
     targets[0, 3:] = IGNORED
-    logprobs = tiny_model(ids).double().log_softmax(-1)
+    logprobs = tiny_model(ids).detach().double().log_softmax(-1)
     expected = -sum(float(logprobs[b, t, targets[b, t]]) for b in range(2) for t in range(9) if targets[b, t] != IGNORED)
     assert float(tiny_model.loss(ids, targets)) == pytest.approx(expected, rel=1e-5)
     assert float(tiny_model.loss(ids, torch.full_like(ids, IGNORED))) == 0.0

@@ -122,8 +122,11 @@ def test_adamw_equals_the_one_of_torch_over_20_steps(decay: float) -> None:
     reference = torch.optim.AdamW([p for _, p in theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
     for step in range(20):
         multiplier = (step % 4 + 1) / 4
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
+        for named in (ours, theirs):
+            give_gradients(named, step)
+            tiny = named[1][1].grad
+            assert tiny is not None
+            tiny.mul_(torch.tensor([0.0, 1e-9, 1e-8, 1.0]))  # where epsilon decides
         optimizer.step(multiplier)
         reference.param_groups[0]["lr"] = 0.01 * multiplier
         reference.step()
@@ -188,6 +191,7 @@ def test_the_state_does_not_depend_on_how_matrices_are_grouped() -> None:
     two.step(1.0)
     assert sorted(one.state()) == [f"muon.momentum.p{i}" for i in range(3)] == sorted(two.state())
     assert all(torch.equal(one.state()[name], two.state()[name]) for name in one.state())
+    assert all(torch.equal(one.state()[f"muon.momentum.{name}"], p.grad) for name, p in named if p.grad is not None), "the first momentum"
 
 
 # --- schedule ----------------------------------------------------------------------------------------------------------------------

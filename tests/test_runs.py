@@ -296,7 +296,7 @@ def test_latest_becomes_a_text_file_where_links_are_not_allowed(base: RunFolder,
         raise OSError("no links here")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    base.point_latest(25)
+    base.point("latest", 25)
     assert (base.path / "latest").read_text() == "step_000025\n" and not (base.path / "latest").is_symlink()
     assert find_checkpoint("runs/base/latest", say=pytest.fail).step == 25
 

@@ -18,7 +18,7 @@ from positron_mini.tokenizer import Tokenizer
 
 LEARNED = {
     "Explain gravity to a child.": "Things fall down to the ground.",
-    "Who are you?": "I am a small red cat.",
+    "Who are you?": "I am a cat.",
     "What do you eat?": "Fish and cake.",
 }
 

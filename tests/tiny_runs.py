@@ -21,6 +21,7 @@ from made_stories import made_stories
 
 from positron_mini import files
 from positron_mini.cli import main
+from positron_mini.prepare import prepare_corpus
 
 SEPARATOR = "\n<|endoftext|>\n"
 # a model of 37 thousand weights; its cool-down (60 % of 30) begins after step 12
@@ -88,9 +89,10 @@ def forked(act: Callable[[], int], *, fault: str = "") -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def spawn(*words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def spawn(*words: str) -> subprocess.Popen[str]:
     """A command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **(env or {})}
+    # two spinning threads on a busy machine take a hundred times as long as two that wait
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "positron_mini", *words]
     return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -155,7 +157,8 @@ def build_workshop(folder: Path, spm: Any) -> Path:
 
 @contextlib.contextmanager
 def copied(template: Path, folder: Path) -> Iterator[Path]:
-    """A copy of a workshop as the working directory."""
+    """A copy of a workshop as the working directory. Its cache knows the copied text."""
     shutil.copytree(template, folder, symlinks=True)
     with contextlib.chdir(folder):
+        prepare_corpus(Path("text.txt"), tokenizer_path=Path("spm.model"), vocab_size=None, say=lambda _: None)
         yield folder

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import TrainConfig, given_flags, model_config, preset
+from positron_mini.config import TrainConfig, check_ranges, given_flags, model_config, preset
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
 
 CPU_MINUTES = 10
-CPU_BATCH_TOKENS = 4_096
+CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
+CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
 
@@ -27,6 +29,10 @@ class BootstrapFlags(TrainConfig):
     """tinystories, storyworld, a hub data set or a path (default: tinystories, without a network the story world)"""
     steps: int | None = None
     """the same as --max_steps"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"steps": 1})
 
 
 def choose_dataset(dataset: str) -> str:
@@ -48,11 +54,11 @@ def fill_defaults(flags: BootstrapFlags, given: frozenset[str], device: str) -> 
     """Preset, batch and steps where none was given: TinyGPT and 5,000 steps on a GPU, about ten minutes of MicroGPT on a CPU."""
     steps = flags.max_steps if flags.steps is None else flags.steps
     if device != "cpu":
-        return replace(flags, max_steps=steps or GPU_STEPS)
+        return replace(flags, max_steps=GPU_STEPS if steps is None else steps)
     config = flags.config if "config" in given else CPU_PRESET
     batch = flags.batch_tokens or CPU_BATCH_TOKENS
     flags = replace(flags, config=config, batch_tokens=batch)
-    return replace(flags, max_steps=steps or cpu_steps(flags))
+    return replace(flags, max_steps=cpu_steps(flags) if steps is None else steps)
 
 
 def cpu_steps(flags: BootstrapFlags) -> int:
@@ -68,7 +74,7 @@ def cpu_steps(flags: BootstrapFlags) -> int:
     return max(50, round(steps / 50) * 50)
 
 
-def train_flags(flags: BootstrapFlags, text: Path) -> TrainConfig:
+def train_flags(flags: TrainConfig, text: Path) -> TrainConfig:
     """The flags of `positron train` in those of bootstrap."""
     import dataclasses
 
@@ -81,7 +87,6 @@ def run(argv: Sequence[str]) -> int:
     flags, given = parse(BootstrapFlags, argv, "bootstrap"), given_flags(list(argv))
     from positron_mini import device as devices
     from positron_mini.cli.train import train
-    from positron_mini.corpus.sources import obtain
     from positron_mini.resolve import default_out_dir
     from positron_mini.runs import RunFolder
 
@@ -91,12 +96,7 @@ def run(argv: Sequence[str]) -> int:
         flags = replace(flags, config=CPU_PRESET)
     run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
     recorded = run_folder.read()
-    if recorded is not None and flags.dataset == "auto":
-        text = Path(recorded["config"]["dataset_path"])
-    else:
-        dataset = choose_dataset(flags.dataset)
-        part = 20_000 if choice.device == "cpu" and dataset == "tinystories" else None  # a CPU with minutes needs no 2.2 GB
-        text = obtain(dataset, stories=part, seed=flags.seed, say=note)
+    text = find_text(flags, recorded, choice.device)
     if recorded is None:
         flags = fill_defaults(flags, given, choice.device)
         given |= {"max_steps"}
@@ -105,6 +105,19 @@ def run(argv: Sequence[str]) -> int:
     code = train(replace(train_flags(flags, text), out_dir=str(run_folder.path)), given | {"dataset_path"})
     show_samples(run_folder)
     return code
+
+
+def find_text(flags: Any, recorded: dict[str, Any] | None, device: str) -> Path:
+    """The text to train on: that of a run which goes on, else what `--dataset` or `--dataset_path` names, fetched or made if need be."""
+    from positron_mini.corpus.sources import obtain
+
+    if flags.dataset_path is not None:
+        return Path(flags.dataset_path)
+    if recorded is not None and flags.dataset == "auto":
+        return Path(recorded["config"]["dataset_path"] or "data/tinystories.txt")
+    dataset = choose_dataset(flags.dataset)
+    part = CPU_STORIES if device == "cpu" and dataset == "tinystories" else None
+    return obtain(dataset, stories=part, seed=flags.seed, say=note)
 
 
 def newest_samples(run: RunFolder) -> list[dict[str, Any]]:
@@ -119,8 +132,11 @@ def show_samples(run: RunFolder) -> None:
     """Print the newest milestone samples of a run, and what to type next."""
     from positron_mini.cli.terminal import printable
 
-    for row in newest_samples(run):
+    rows = newest_samples(run)
+    for row in rows:
         print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")
     print(f"\nyour model is in {run.path}. Next:")
     print('  ./ask_model.sh "Once upon a time"      ask it')
-    print("  ./train_incremental.sh                 train it further")
+    print("  ./sft_quickstart.sh                    teach it to answer questions")
+    if rows:
+        print(f"  ./bootstrap_tiny_llm.sh --out_dir {shlex.quote(str(run.path))} --steps {2 * max(rows[-1]['step'], 1)}   train it further")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, choose_dataset, newest_samples, train_flags
+from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, find_text, newest_samples, train_flags
 from positron_mini.cli.curve import curve_lines
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import SampleConfig, TrainConfig, given_flags
+from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags
+from positron_mini.errors import PositronError, UsageError
 from positron_mini.session import Session
 
 QUESTION = "[c]ontinue  [f]inish (cool down)  [a]sk it something  [q]uit > "
@@ -26,6 +28,13 @@ class IncrementalFlags(TrainConfig):
     chunk: int = 1_000
     """steps per chunk"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"chunk": 1})
+        for name in ("until_step", "more_steps"):
+            if getattr(self, name) is not None:
+                raise UsageError(f"--{name}: every chunk ends in a pause of its own", "say how many steps a chunk has: --chunk 500")
+
 
 def run(argv: Sequence[str]) -> int:
     """Train chunk by chunk until the person finishes or quits; without a terminal one chunk."""
@@ -34,10 +43,10 @@ def run(argv: Sequence[str]) -> int:
         words[:1] = ["--chunk", words[0]]
     flags, given = parse(IncrementalFlags, words, "incremental"), given_flags(words)
     session = _open(flags, given)
-    if session.plan.finished and not session.plan.schedule.horizon:
-        session.plan = replace(session.plan, finished=False)
-    if session.plan.schedule.horizon is not None and session.trainer.step >= session.plan.schedule.horizon:
-        note(f"this run is finished at step {session.trainer.step:,}; ask it: positron generate --ckpt {session.run.path}")
+    if session.is_done:
+        done, folder = session.trainer.step, shlex.quote(str(session.run.path))
+        note(f"this run is finished at step {done:,}; ask it: positron generate --ckpt {folder}")
+        note(f"  train it further: positron train --out_dir {folder} --max_steps {2 * done}   or start another: --out_dir runs/NAME")
         return 0
     for line in session.lines:
         note(line)
@@ -50,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         choice = _choose(session)
         if choice == "finish":
             session.cool_down()
-            note(session.plan.say)
+            note(session.plan.say or "the cool-down has begun already; it goes on to its end")
         elif choice == "quit":
             _farewell(session)
             return 0
@@ -59,7 +68,6 @@ def run(argv: Sequence[str]) -> int:
 def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     """The session to train, by the same policy for data and device as bootstrap's."""
     from positron_mini import device as devices
-    from positron_mini.corpus.sources import obtain
     from positron_mini.pretrain import open_session
     from positron_mini.resolve import default_out_dir
     from positron_mini.runs import RunFolder
@@ -72,25 +80,25 @@ def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
         )
     run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
     recorded = run_folder.read()
-    if recorded is not None and flags.dataset == "auto":
-        text = Path(recorded["config"]["dataset_path"])
-    else:
-        dataset = choose_dataset(flags.dataset)
-        text = obtain(dataset, stories=20_000 if choice.device == "cpu" and dataset == "tinystories" else None, seed=flags.seed, say=note)
-    config = replace(train_flags(flags, text), out_dir=str(run_folder.path))
-    if recorded is None:
-        config = replace(config, until_step=flags.chunk)  # so that the first lines tell the time of a chunk
-    elif "batch_tokens" not in given:
-        config = replace(config, batch_tokens=None)
+    text = find_text(flags, recorded, choice.device)
+    newest = max(run_folder.resumable(), default=0) if flags.resume_from_step is None else flags.resume_from_step
+    until = None if flags.finish else _end_of_chunk(newest, flags.chunk)  # so that the first lines tell the time of the chunk
+    config = replace(train_flags(flags, text), out_dir=str(run_folder.path), until_step=until)
     return open_session(config, given=given | {"dataset_path"}, say=note, stop=StopFlag())
 
 
+def _end_of_chunk(step: int, chunk: int) -> int:
+    """The next multiple of the chunk, so that an interrupted chunk is completed, not shifted."""
+    return (step // chunk + 1) * chunk
+
+
 def _train_chunk(session: Session, chunk: int) -> None:
-    """Train to the next multiple of the chunk, so that an interrupted chunk is completed, not shifted."""
+    """Train to the end of the chunk; a cool-down that has begun is not interrupted."""
     from positron_mini.cli.progress import Progress
     from positron_mini.cli.train import stop_signals
 
-    session.go_on(None if session.plan.schedule.horizon else (session.trainer.step // chunk + 1) * chunk)
+    step, cooldown_start = session.trainer.step, session.plan.schedule.cooldown_start
+    session.go_on(None if cooldown_start is not None and step >= cooldown_start else _end_of_chunk(step, chunk))
     with stop_signals(session.stop), Progress(session) as progress:
         for report in session.steps():
             progress.show(report)
@@ -129,7 +137,7 @@ def _choose(session: Session) -> str:
 
 
 def _ask(session: Session) -> None:
-    """Let the model, as it would be saved now, continue a line."""
+    """Let the model, as it would be saved now, continue a line; what cannot be asked ends nothing."""
     from positron_mini.cli.terminal import printable
     from positron_mini.generate import stream
     from positron_mini.tokenizer import BOS
@@ -138,9 +146,14 @@ def _ask(session: Session) -> None:
         prompt = input("begin a story > ")
     except EOFError:
         return
+    try:
+        ids = [BOS, *session.tokenizer.encode(prompt)]
+    except PositronError as error:
+        print(f"{error.message}; {error.hint}")
+        return
     with session.trainer.best_weights() as model:
-        print(prompt, end="", flush=True)
-        for token in stream(model, session.tokenizer, [BOS, *session.tokenizer.encode(prompt)], ASKING):
+        print(printable(prompt), end="", flush=True)
+        for token in stream(model, session.tokenizer, ids, ASKING):
             print(printable(token.text), end="", flush=True)
         print("\n")
 

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from positron_mini.config import SFTConfig
 from positron_mini.device import peak_memory
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class Progress:
             f"{'finished' if done else 'paused'} at step {self.last.step:,} after {self.last.elapsed_s / 60:.1f} min of training{measured}"
         ]
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
-        lines.append(f'try it     positron generate --ckpt {path} --prompt "Once upon a time"')
+        is_chat = isinstance(session.config, SFTConfig)
+        lines.append(
+            f"try it     positron {'chat' if is_chat else 'generate'} --ckpt {path}" + ("" if is_chat else ' --prompt "Once upon a time"')
+        )
         if not done:
             lines.append(
                 f"go on      {session.resume_command()}"

@@ -12,7 +12,6 @@ from pathlib import Path
 from positron_mini.chat import ChatSession, Speaker, load_speaker, with_settings
 from positron_mini.cli.terminal import Keyboard, is_block, printable, without_quotes
 from positron_mini.errors import PositronError, UsageError
-from positron_mini.runs import find_checkpoint, list_runs
 
 TITLE = "🚀 Positron Mini Interactive Question Mode"
 PROMPT = "❓ Your question: "
@@ -57,7 +56,9 @@ class Repl:
             except EOFError:
                 break
             except KeyboardInterrupt:
-                self.note("(type quit, or press Ctrl-D, to leave)")
+                if not self.is_terminal:
+                    raise
+                self.note("(stopped; type quit, or press Ctrl-D, to leave)")
             except PositronError as error:
                 self.errors += 1
                 hint = f"\n  hint: {error.hint}" if error.hint else ""
@@ -104,6 +105,7 @@ class Repl:
                     print(printable(piece), end="", flush=True)
             except KeyboardInterrupt:
                 if not self.is_terminal:
+                    print(flush=True)
                     raise
         print(flush=True)
         if self.is_terminal:
@@ -201,6 +203,8 @@ class Repl:
         self.note(f"loaded {len(self.session.turns):,} turns and their settings{other}")
 
     def _do_model(self, rest: str) -> None:
+        from positron_mini.runs import list_runs
+
         if rest:
             self.session.switch(self._speaker(rest))
         else:
@@ -251,6 +255,8 @@ class Repl:
         self._table([name for name, _, _ in answers], [[text for _, text, _ in answers], [speed for _, _, speed in answers]])
 
     def _speaker(self, name: str) -> Speaker:
+        from positron_mini.runs import find_checkpoint
+
         return load_speaker(find_checkpoint(Path(name).expanduser(), say=self.note))
 
     def _table(self, headers: list[str], rows: list[list[str]]) -> None:

@@ -34,6 +34,7 @@ def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
     stop = StopFlag()
     session = open_sft_session(config, given=given, say=note, stop=stop)
     if session.plan.finished:
+        list(session.steps())  # nothing but the end of a save that was cut short
         note(session.plan.say)
         note(f"  ask it: positron chat --ckpt {session.run.path}")
         return session.run
@@ -79,15 +80,16 @@ def show_mask(config: SFTConfig) -> int:
     base = find_base(config.base_ckpt, note)
     read = read_conversations(config.show_mask, skip_bad=config.skip_bad)
     console = Console(file=sys.stdout, highlight=False)
+    is_plain = console.color_system is None or console.no_color
     for conversation in read.conversations[:MASK_ROWS]:
         line = Text()
         for span in show_mask_lines(base.tokenizer, encode_chat(base.tokenizer, conversation.messages)):
             text = "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in span.text)
             if span.trained:
-                line.append(text if console.is_terminal else f"[[{text}]]", style="bold green")
+                line.append(f"[[{text}]]" if is_plain else text, style="bold green")
             else:
                 line.append(text, style="dim")
-        console.print(line)
+        console.print(line, soft_wrap=True)
     shown = min(MASK_ROWS, len(read.conversations))
     note(f"{shown} of {len(read.conversations):,} conversations; green (or in [[ ]]) is what the model learns to write")
     return 0

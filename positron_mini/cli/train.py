@@ -26,6 +26,7 @@ def train(config: TrainConfig, given: frozenset[str]) -> int:
     stop = StopFlag()
     session = open_session(config, given=given, say=note, stop=stop)
     if session.plan.finished:
+        list(session.steps())  # nothing but the end of a save that was cut short
         note(session.plan.say)
         note(f"  try it: positron generate --ckpt {session.run.path}")
         return 0

@@ -36,7 +36,7 @@ class TrainConfig:
     finish: bool = False
     """cool an open-ended run down and end it"""
     batch_tokens: int | None = None
-    """tokens per optimizer step (default: CPU 65,536, MPS 98,304, CUDA 131,072; 4,096 learns fastest on a CPU)"""
+    """tokens per optimizer step (default: CPU 65,536, MPS 98,304, CUDA 131,072; 2,048 learns fastest on a CPU)"""
     micro_batch: int | None = None
     """rows of context_len tokens that are computed at once (default: from the memory model)"""
     context_len: int | None = None
@@ -123,5 +123,5 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
 
 
 def default_lr(batch_tokens: int) -> float:
-    """Peak learning rate for a batch of that many tokens: 4e-3 at 4,096, growing with the square root, at most 1e-2."""
-    return round(min(1e-2, 4e-3 * math.sqrt(batch_tokens / 4_096)), 6)
+    """Peak learning rate for a batch of that many tokens: 4e-3 at 2,048, growing with the square root, at most 1e-2."""
+    return round(min(1e-2, 4e-3 * math.sqrt(batch_tokens / 2_048)), 6)

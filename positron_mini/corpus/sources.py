@@ -9,6 +9,7 @@ from pathlib import Path
 from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
 from positron_mini.corpus.files import read_documents
 from positron_mini.corpus.reading import ReadStats
+from positron_mini.errors import UsageError
 from positron_mini.files import read_json, write_json
 
 STORYWORLD_STORIES = 20_000  # about 18 MB, some epochs for half an hour on a laptop
@@ -23,7 +24,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
     Errors: DataError, UsageError, HubError with the manual way as its hint.
     """
     if dataset == "storyworld":
-        return write_storyworld(text_out or Path("data/storyworld.txt"), stories or STORYWORLD_STORIES, seed, say)
+        return write_storyworld(text_out or Path("data/storyworld.txt"), STORYWORLD_STORIES if stories is None else stories, seed, say)
     source = resolve_source(dataset)
     if source.kind == "tinystories":
         from positron_mini.corpus.hub import write_tinystories
@@ -36,7 +37,11 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
     assert source.path is not None
     if text_out is None and stories is None:
         return source.path
-    out = text_out or Path("data") / f"{source.path.stem}.txt"
+    out = text_out or Path("data") / f"{source.path.stem}{'' if stories is None else f'-{stories}'}.txt"
+    if out.exists() and out.resolve() == source.path.resolve():
+        raise UsageError(
+            f"{out}: this is the text that is to be read; it would be written over", f"--text_out {out.with_suffix('')}-copy.txt"
+        )
     count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
     say(f"{out}: {count:,} stories")
     return out
@@ -47,6 +52,8 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
     from positron_mini.corpus import storyworld
 
     note = out.with_suffix(".json")
+    if note == out:
+        raise UsageError(f"{out}: the name is needed for the note on the text", f"--text_out {out.with_suffix('.txt')}")
     facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
     if out.is_file() and note.is_file() and read_json(note) == facts:
         say(f"{out} is already there: {stories:,} stories")

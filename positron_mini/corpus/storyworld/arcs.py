@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from positron_mini.corpus.storyworld.cast import elder, place, someone, spot, thing
+from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.teller import Teller
 
 Arc = Callable[[Teller, str], None]

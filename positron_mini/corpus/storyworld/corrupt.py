@@ -80,8 +80,7 @@ def wrong_giver(story: Story, dice: random.Random) -> str | None:
     for event in story.facts["events"]:
         if event["event"] in ("give_back", "give_gift", "fetch_give", "pay") and "gave" in event["text"]:
             giver, taker = event["A"], event["B"]
-            gift = f"{taker} gave the {event['O']} back to {giver}."
-            wrong = gift if "O" in event else f"{taker} gave {giver} a handful of silver coins."
+            wrong = f"{taker} gave the {event['O']} back to {giver}." if "O" in event else f"{taker} gave {giver} the coins one by one."
             return story.text.replace(event["text"], wrong, 1)
     return None
 

@@ -158,8 +158,9 @@ def _read_pair(text: str, position: int, at_start: bool, bindings: Bindings) -> 
 
 
 def _read_phrase(role: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
-    known = {"S": tuple(lexicon().all_spots()), "F": lexicon().foods, "X": lexicon().fears, "V": lexicon().traits, "K": lexicon().chores}[role]
-    for phrase in known:
+    words = lexicon()
+    known = {"S": tuple(words.all_spots()), "F": words.foods, "X": words.fears, "V": words.traits, "K": words.chores}
+    for phrase in known[role]:
         marked = phrase.replace(" an ", " a~ ").replace(" a ", " a~ ")
         if text.startswith(marked, position) and not text[position + len(marked) : position + len(marked) + 1].isalpha():
             yield from _yield(position + len(marked), bindings, [(role, phrase)])

@@ -1,0 +1,197 @@
+"""Laws of getting a text: what a name means, that nothing is fetched or made twice, and that the user's own text is never written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from tiny_runs import SEPARATOR, listing, positron
+
+from positron_mini.corpus import sources, storyworld
+from positron_mini.corpus.files import ReadStats, read_documents
+from positron_mini.corpus.sources import obtain
+from positron_mini.errors import DataError, PositronError, UsageError
+
+STORIES = [f'Once there was a cat called Tom {number}. Tom said, "Hello!" and ran home.' for number in range(40)]
+HUB_STORIES = [f"{text} {'He was very happy and he slept well. ' * 5}The end." for text in STORIES]
+REPO, TRAIN, VALID = "roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with one text in it."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text(SEPARATOR.join(STORIES))
+    return tmp_path
+
+
+def documents(path: Path) -> list[str]:
+    return list(read_documents(path, stats=ReadStats()))
+
+
+def unheard(line: str) -> None:
+    """Whoever says something here fails."""
+    raise AssertionError(line)
+
+
+# --- a path -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_is_used_as_it_lies(folder: Path) -> None:
+    before = listing(folder)
+    assert obtain("mine.txt", say=unheard) == Path("mine.txt")
+    assert listing(folder) == before
+
+
+def test_some_stories_of_a_path_are_a_text_of_their_own() -> None:
+    said: list[str] = []
+    assert obtain("mine.txt", stories=3, say=said.append) == Path("data/mine-3.txt")
+    assert documents(Path("data/mine-3.txt")) == STORIES[:3] and said == ["data/mine-3.txt: 3 stories"]
+    assert obtain("mine.txt", text_out=Path("all.txt"), say=said.append) == Path("all.txt") and documents(Path("all.txt")) == STORIES
+
+
+def test_a_text_is_never_written_over_itself(folder: Path) -> None:
+    Path("data").mkdir()
+    Path("data/mine.txt").write_bytes(Path("mine.txt").read_bytes())
+    obtain("data/mine.txt", stories=2, say=lambda _: None)
+    for name in ("data/mine.txt", "./data/../data/mine.txt"):
+        with pytest.raises(UsageError, match="would be written over") as caught:
+            obtain("data/mine.txt", stories=2, text_out=Path(name), say=unheard)
+        assert caught.value.hint.startswith("--text_out ")
+    assert Path("data/mine.txt").read_bytes() == Path("mine.txt").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gone.txt", DataError), ("nonsense", UsageError)])
+def test_a_name_that_means_nothing_is_refused(folder: Path, name: str, kind: type[PositronError]) -> None:
+    before = listing(folder)
+    with pytest.raises(kind, match=name):
+        obtain(name, say=unheard)
+    assert listing(folder) == before
+
+
+# --- the story world --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_story_world_is_written_once_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    path = obtain("storyworld", stories=5, say=said.append)
+    assert path == Path("data/storyworld.txt") and said == ["data/storyworld.txt: 5 stories from the story world, seed 0"]
+    assert documents(path) == [storyworld.story(0, index).text for index in range(5)]
+    other = obtain("storyworld", stories=5, text_out=Path("there/tales.txt"), say=lambda _: None)
+    assert other == Path("there/tales.txt") and other.read_bytes() == path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(storyworld, "write_corpus", unheard)
+        before = listing(Path("data"))
+        assert obtain("storyworld", stories=5, say=said.append) == path
+        assert listing(Path("data")) == before and said[-1] == "data/storyworld.txt is already there: 5 stories"
+
+
+@pytest.mark.parametrize("change", ["stories", "seed", "version", "cut short"])
+def test_the_story_world_is_written_anew_when_it_would_be_another_text(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = obtain("storyworld", stories=3, say=lambda _: None)
+    path.write_text("old")
+    stories, seed = 3, 0
+    if change == "stories":
+        stories = 4
+    elif change == "seed":
+        seed = 1
+    elif change == "version":
+        monkeypatch.setattr(storyworld, "VERSION", storyworld.VERSION + 1)
+    else:
+        path.with_suffix(".json").unlink()  # it is written last: a killed process has left no note
+    obtain("storyworld", stories=stories, seed=seed, say=lambda _: None)
+    assert documents(path) == [storyworld.story(seed, index).text for index in range(stories)]
+
+
+def test_the_note_never_takes_the_place_of_the_text() -> None:
+    with pytest.raises(UsageError, match=r"tales\.json"):
+        obtain("storyworld", stories=2, text_out=Path("tales.json"), say=unheard)
+
+
+def test_without_a_number_the_story_world_has_its_usual_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "STORYWORLD_STORIES", 2)
+    assert len(documents(obtain("storyworld", say=lambda _: None))) == 2
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[None]:
+    """One HTTP client for all tests, made without the proxies of this machine."""
+    import huggingface_hub
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        huggingface_hub.close_session()
+        huggingface_hub.get_session()
+        yield
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, client: None) -> Iterator[FakeHub]:
+    """A hub with TinyStories and a small data set."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported
+    with FakeHub() as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        fake.add(REPO, {TRAIN: SEPARATOR.join(HUB_STORIES).encode(), VALID: HUB_STORIES[-1].encode()})
+        fake.add("someone/tales", {"train.txt": SEPARATOR.join(STORIES).encode()})
+        yield fake
+
+
+def test_tinystories_come_from_the_hub_once(hub: FakeHub) -> None:
+    path = obtain("tinystories", say=lambda _: None)
+    assert path == Path("data/tinystories.txt") and documents(path) == HUB_STORIES[:-1]  # the last one is for validation
+    asked = len(hub.requests)
+    assert obtain("tinystories", say=lambda _: None) == path and len(hub.requests) == asked
+    elsewhere = obtain("tinystories", text_out=Path("tiny/t.txt"), say=lambda _: None)
+    assert elsewhere == Path("tiny/t.txt") and elsewhere.read_bytes() == path.read_bytes()
+
+
+def test_some_tinystories_cost_only_the_beginning_of_the_file(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TINYSTORIES_BYTES_PER_STORY", len(HUB_STORIES[0]) + 20)
+    found = documents(obtain("tinystories", stories=10, say=lambda _: None))
+    assert len(found) in (10, 11) and found == HUB_STORIES[: len(found)]
+    sent = sum(request.sent_bytes for request in hub.data_requests)
+    assert sent < 0.5 * len(SEPARATOR.join(HUB_STORIES))
+
+
+def test_a_data_set_of_the_hub_is_written_to_a_text_of_its_name(hub: FakeHub) -> None:
+    path = obtain("someone/tales", stories=4, say=lambda _: None)
+    assert path == Path("data/someone--tales.txt") and documents(path) == STORIES[:4]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_writes_a_plain_text_and_stops(folder: Path) -> None:
+    result = positron("prepare", "--dataset", "storyworld", "--stories", "3", "--text_out", "out/tales.txt", "--json")
+    assert result.code == 0 and json.loads(result.out) == {"text": "out/tales.txt", "bytes": Path("out/tales.txt").stat().st_size}
+    text = Path("out/tales.txt").read_text()
+    assert text.endswith("\n<|endoftext|>\n") and text.count("<|endoftext|>") == 3
+    assert not Path("data").exists() and not Path("tokenizer").exists()
+    result = positron("prepare", "--dataset", "mine.txt", "--text_out", "copy.txt")
+    assert (result.code, result.out) == (0, "") and "copy.txt: 40 stories" in result.err
+
+
+def test_prepare_prints_its_report_on_stdout_and_progress_on_stderr(workshop: Path) -> None:
+    words = ("prepare", "--dataset", "text.txt", "--tokenizer_path", "spm.model")
+    table, object_ = positron(*words), positron(*words, "--json")
+    assert table.code == object_.code == 0 and "ready: positron train --dataset_path text.txt" in table.err
+    report = json.loads(object_.out)
+    assert report["text"] == "text.txt" and Path(report["folder"]).is_dir()
+    assert report["train_stories"] + report["validation_stories"] == report["stories"]
+    assert f"{report['train_stories']:,}" in table.out and f"{report['vocab_size']:,}" in table.out
+    assert "ready" not in table.out and object_.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--stories", "0"), ("--config", "HugeGPT"), ("--seed", "-1")])
+def test_prepare_refuses_what_cannot_be(words: tuple[str, str]) -> None:
+    result = positron("prepare", "--dataset", "mine.txt", *words)
+    assert result.code == 2 and words[0].removeprefix("--") in f"{result.sentence} {result.hint}"
+    assert not Path("data").exists()

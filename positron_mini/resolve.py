@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from positron_mini import device as devices
 from positron_mini import files
-from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, model_config, preset
+from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
@@ -19,7 +19,18 @@ from positron_mini.tokenizer import Tokenizer
 CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"}
 )  # they steer a run
-IDENTITY_SETTINGS = ("batch_tokens", "lr", "muon_lr", "warmup_steps", "weight_decay", "grad_clip", "dropout", "optimizer", "seed")
+IDENTITY_SETTINGS = (
+    "batch_tokens",
+    "short_steps",
+    "lr",
+    "muon_lr",
+    "warmup_steps",
+    "weight_decay",
+    "grad_clip",
+    "dropout",
+    "optimizer",
+    "seed",
+)
 FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
 Say = Callable[[str], None]
 
@@ -69,6 +80,7 @@ def run_size(shape: ModelConfig) -> str:
 
 
 def wanted_vocab(config: TrainConfig) -> int:
+    """Pieces of the tokenizer that `config` asks for, where no tokenizer file decides."""
     return config.vocab_size or preset(config.config).vocab_size
 
 
@@ -94,6 +106,7 @@ def resolve(
     resolved = replace(
         config,
         batch_tokens=batch_tokens,
+        short_steps=config.short_steps if config.short_steps is not None else default_short_steps(config.max_steps),
         lr=config.lr if config.lr is not None else default_lr(batch_tokens),
         device=choice.device,
         precision=choice.precision,

@@ -190,10 +190,11 @@ class Trainer:
         """
         count = int((batch.targets != IGNORED).sum())
         total = torch.zeros((), device=self.config.device)
-        for first in range(0, len(batch.ids), self.config.micro_batch):
+        rows = self.config.micro_batch * max(1, self.model.config.context_len // batch.ids.shape[1])  # shorter rows, as many tokens
+        for first in range(0, len(batch.ids), rows):
             if self.config.dropout:
                 torch.manual_seed(_mix(self.config.seed, self.step, first))
-            part = [None if t is None else t[first : first + self.config.micro_batch].to(self.config.device) for t in batch]
+            part = [None if t is None else t[first : first + rows].to(self.config.device) for t in batch]
             with devices.autocast(self.config.device, self.config.precision):
                 loss = self._loss(*part)
             (loss / count).backward()  # type: ignore[no-untyped-call]

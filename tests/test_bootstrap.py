@@ -19,34 +19,11 @@ from positron_mini.corpus import sources
 from positron_mini.device import Machine
 from positron_mini.runs import RunFolder
 
-TINY = [
-    "--tokenizer_path",
-    "spm.model",
-    "--n_layer",
-    "1",
-    "--n_embd",
-    "32",
-    "--n_head",
-    "2",
-    "--head_dim",
-    "16",
-    "--ffn",
-    "64",
-    "--context_len",
-    "64",
-    "--batch_tokens",
-    "512",
-    "--warmup_steps",
-    "2",
-    "--milestones",
-    "0",
-    "--compile",
-    "off",
-    "--threads",
-    "1",
-    "--out_dir",
-    "runs/mine",
-]
+_FLAGS = (
+    "--tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 --context_len 64 --batch_tokens 512 "
+    "--warmup_steps 2 --milestones 0 --compile off --threads 1 --out_dir runs/mine"
+)
+TINY = _FLAGS.split()
 RUN = RunFolder(Path("runs/mine"))
 LAPTOP = Machine(("cpu",), (), 16 << 30, 8, True, "Linux")
 MAC = Machine(("mps", "cpu"), ("mps",), 16 << 30, 8, True, "Darwin")

@@ -50,12 +50,12 @@ class Gradients:
 
 
 def trainer(**changes: object) -> Trainer:
-    model = lively_model(shape())
+    model = lively_model(shape(context_len=LENGTH))
     return Trainer(model, build_optimizer(model, "muon", lr=0.01, muon_lr=None, weight_decay=0.1), Rows(), replace(LOOP, **changes))  # type: ignore[arg-type]
 
 
 def recording(**changes: object) -> tuple[Trainer, Gradients]:
-    model = lively_model(shape())
+    model = lively_model(shape(context_len=LENGTH))
     optimizer = Gradients(model)
     return Trainer(model, optimizer, Rows(), replace(LOOP, **changes)), optimizer  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ from positron_mini.config.checks import changed_fields, check_ranges, check_rate
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, embedding_std, preset
-from positron_mini.config.train import TrainConfig, default_lr, model_config
+from positron_mini.config.train import TrainConfig, default_lr, default_short_steps, model_config
 
 __all__ = [
     "MAX_PARAMETERS",
@@ -22,6 +22,7 @@ __all__ = [
     "check_ranges",
     "check_rates",
     "default_lr",
+    "default_short_steps",
     "embedding_std",
     "given_flags",
     "is_milestone",

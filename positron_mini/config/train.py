@@ -41,6 +41,8 @@ class TrainConfig:
     """rows of context_len tokens that are computed at once (default: from the memory model)"""
     context_len: int | None = None
     """tokens the model sees at once (default: the preset's)"""
+    short_steps: int | None = None
+    """first steps, in which rows are half a context long, which learns faster (default 60 % of --max_steps, at most 2,000)"""
     lr: float | None = None
     """peak learning rate, AdamW scale (default: by --batch_tokens)"""
     muon_lr: float | None = None
@@ -92,6 +94,7 @@ class TrainConfig:
         at_least = {
             "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
             "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
+            "short_steps": 0,
         }  # fmt: skip
         check_ranges(self, at_least)
         check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9})
@@ -120,6 +123,11 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
         context_len=chosen("context_len", base.context_len),
         vocab_size=vocab_size,
     )
+
+
+def default_short_steps(max_steps: int | None) -> int:
+    """Steps that read half windows: 60 % of the horizon, at most 2,000; 500 for an open-ended run."""
+    return 500 if max_steps is None else min(2_000, round(0.6 * max_steps))
 
 
 def default_lr(batch_tokens: int) -> float:

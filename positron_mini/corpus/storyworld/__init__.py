@@ -9,12 +9,31 @@ from positron_mini.corpus.storyworld.output import fact_lines, write_corpus
 from positron_mini.corpus.storyworld.questions import Question, Retelling, check_answer, check_next, questions, retellings
 from positron_mini.corpus.storyworld.requests import Request, check_request, request_for, requests
 from positron_mini.corpus.storyworld.rows import instruction_rows
-from positron_mini.corpus.storyworld.tales import VERSION, Split, Story, stories, story
+from positron_mini.corpus.storyworld.tales import Split, Story, stories, story
 
 VERSION = 1  # goes up when the same seed gives other bytes
 
 __all__ = [
-    "VERSION", "Question", "Request", "Retelling", "Split", "Story", "Verdict", "check_answer", "check_next", "check_request",
-    "check_story", "entropy_bits_per_byte", "fact_lines", "instruction_rows", "questions", "recover", "request_for", "requests",
-    "retellings", "stories", "story", "write_corpus",
+    "VERSION",
+    "Question",
+    "Request",
+    "Retelling",
+    "Split",
+    "Story",
+    "Verdict",
+    "check_answer",
+    "check_next",
+    "check_request",
+    "check_story",
+    "entropy_bits_per_byte",
+    "fact_lines",
+    "instruction_rows",
+    "questions",
+    "recover",
+    "request_for",
+    "requests",
+    "retellings",
+    "stories",
+    "story",
+    "write_corpus",
 ]

@@ -62,9 +62,11 @@ class Search(Dice):
         return index
 
     def pick(self, count: int) -> int:
+        """One of 0 .. count - 1, each in its turn."""
         return self.record(self.decide(list(range(count))), math.log(count))
 
     def weigh(self, weights: Sequence[float]) -> int:
+        """One of the indices whose weight is not zero, each in its turn."""
         openings = [index for index, weight in enumerate(weights) if weight]
         if len(openings) == 1:
             return openings[0]
@@ -123,9 +125,7 @@ class Reteller(Teller):
             self.cache[key] = list(match(telling.sequence, self.target, self.position, _tagged))
         return self.cache[key]
 
-    def _price(
-        self, roles: Roles, bound: Roles, choices: tuple[Choice, ...], telling: Telling
-    ) -> list[tuple[int, float]] | None:
+    def _price(self, roles: Roles, bound: Roles, choices: tuple[Choice, ...], telling: Telling) -> list[tuple[int, float]] | None:
         """The choices as (index, nats), None when the words do not fit the roles or say somebody in a way that is not open."""
         if not self._fits(roles, bound):
             return None

@@ -104,9 +104,11 @@ def _parse_alt(tokens: list[str], position: int) -> tuple[Alt, int]:
 class Source(Protocol):
     """What `realise` asks: a free choice, and the words of a slot."""
 
-    def pick(self, count: int) -> int: ...
+    def pick(self, count: int) -> int:
+        """One of 0 .. count - 1."""
 
-    def fill(self, slot: Slot) -> str: ...
+    def fill(self, slot: Slot) -> str:
+        """The words that stand for `slot`."""
 
 
 def realise(sequence: Sequence, source: Source) -> str:

@@ -12,7 +12,6 @@ from positron_mini.corpus.storyworld.arcs import opening
 from positron_mini.corpus.storyworld.arcs_heart import ARCS
 from positron_mini.corpus.storyworld.teller import Dice, Teller
 
-VERSION = 1  # goes up when any story of any seed changes, so that prepared texts are made anew
 MIN_WORDS, MAX_WORDS = 80, 300
 Split = Literal["train", "validation"]
 

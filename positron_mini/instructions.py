@@ -183,8 +183,11 @@ def _no_constant(name: str) -> None:
 
 
 def join_input(instruction: str, text: str) -> str:
-    """The question that an instruction and its input make: the input on the line after it."""
-    return f"{instruction.strip()}\n{text.strip()}".strip()
+    """The question that an instruction and its input make: the input first, so that what is asked stands right before the answer.
+
+    A small model has then read everything in the light of nothing yet, but needs to look back only a few tokens for the question.
+    """
+    return f"{text.strip()}\n{instruction.strip()}".strip()
 
 
 def _conversation(row: dict[str, Any]) -> tuple[str, tuple[Message, ...]]:

@@ -133,9 +133,20 @@ def early_checks(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] |
     there = Tokenizer.load(path) if path.is_file() else None
     vocab = there.vocab_size if there else wanted_vocab(config) if recorded is None else recorded["identity"]["model"]["vocab_size"]
     shape = model_config(config, vocab)
+    _memory_check(shape, config.device)
     if recorded is not None:
         known = {"model": asdict(shape), **({"tokenizer": there.fingerprint} if there else {})}
         same_run(run, recorded, {**known, **{name: getattr(config, name) for name in IDENTITY_SETTINGS}})
+
+
+def _memory_check(shape: ModelConfig, device: str) -> None:
+    copies = 1 if device == "cuda" else 4  # weights are drawn on the CPU; training there adds gradient, momentum and average
+    needed, there = 4 * copies * shape.parameters, devices.total_memory()
+    if needed > there:
+        raise UsageError(
+            f"a model of {shape.parameters:,} parameters takes {needed / 1e9:,.0f} GB to train, this machine has {there / 1e9:,.0f} GB",
+            "choose a smaller shape, for example --config TinyGPT without overrides",
+        )
 
 
 def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:

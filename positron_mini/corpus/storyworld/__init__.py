@@ -8,7 +8,7 @@ from positron_mini.corpus.storyworld.choices import entropy_bits_per_byte, recov
 from positron_mini.corpus.storyworld.output import fact_lines, write_corpus
 from positron_mini.corpus.storyworld.questions import Question, Retelling, check_answer, check_next, questions, retellings
 from positron_mini.corpus.storyworld.requests import Request, check_request, request_for, requests
-from positron_mini.corpus.storyworld.rows import instruction_rows
+from positron_mini.corpus.storyworld.rows import conversation_rows, instruction_rows
 from positron_mini.corpus.storyworld.tales import Split, Story, stories, story
 
 VERSION = 1  # goes up when the same seed gives other bytes
@@ -25,6 +25,7 @@ __all__ = [
     "check_next",
     "check_request",
     "check_story",
+    "conversation_rows",
     "entropy_bits_per_byte",
     "fact_lines",
     "instruction_rows",

@@ -33,3 +33,23 @@ def _row(told: Story, kind: str) -> dict[str, str]:
 
 def _as_row(instruction: str, given: str, output: str) -> dict[str, str]:
     return {"instruction": instruction, "input": given, "output": output, "source": SOURCE}
+
+
+def conversation_rows(seed: int, n: int, split: Split = "train", questions_per_story: int = 4) -> list[dict[str, object]]:
+    """`n` rows like `instruction_rows`, but a story is asked about several times in one conversation: {"messages", "source"}.
+
+    Reading the story is what costs; every further question about it trains more answers for little more work.
+    """
+    return [_conversation(story(seed, index, split), KINDS[index % len(KINDS)], questions_per_story) for index in range(n)]
+
+
+def _conversation(told: Story, kind: str, most: int) -> dict[str, object]:
+    if kind != "question":
+        return {**_row(told, kind)}
+    asked = questions(told)
+    random.Random(stable_number(f"talk {told.index} {told.text}")).shuffle(asked)
+    messages = []
+    for i, question in enumerate(asked[:most]):
+        messages.append({"role": "user", "content": f"{told.text}\n{question.text}" if i == 0 else question.text})
+        messages.append({"role": "assistant", "content": question.answer})
+    return {"messages": messages, "source": SOURCE}

@@ -65,10 +65,12 @@ def open_session(
     config, recorded = merge_with_run(config, given, run, "pretrain")
     batch_checks(config)
     early_checks(config, run, recorded)
+    machine = devices.this_machine()
+    if recorded is None:
+        devices.choose(machine, config.device, config.precision)
     prepared = _prepare(config, lambda content: same_run(run, recorded, {"text": content}) if recorded else None, say)
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
-    machine = devices.this_machine()
     config, rows, choice = resolve(config, shape, machine, recorded, say)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))

@@ -44,23 +44,23 @@ def screen(written: str) -> str:
         assert found.start() == at, f"not known: {written[at : at + 20]!r}"
         at = found.end()
         amount = int(found[1]) if found[1] and found[1].isdigit() else 1
-        match found[2] or found[0]:
+        match found[2] and "[" + found[2] or found[0]:
             case "\r":
                 x = 0
             case "\n":
                 y += 1
-            case "A":
+            case "[A":
                 y = max(0, y - amount)
-            case "C":
+            case "[C":
                 x += amount
-            case "D":
+            case "[D":
                 x = max(0, x - amount)
-            case "J":
+            case "[J":
                 rows[y] = rows[y][:x]
                 del rows[y + 1 :]
-            case "K":
+            case "[K":
                 rows[y] = rows[y][:x]
-            case "h" | "l" | "m":
+            case "[h" | "[l" | "[m":
                 pass
             case letter:
                 assert len(letter) == 1 and not found[1] and (letter.isprintable() or letter == "\b"), repr(found[0])
@@ -213,7 +213,9 @@ def test_settings_asks_for_three_values_and_refuses_impossible_ones(cat: Path) -
         talk.type("/set max_tokens=99 top_k=5")
         talk.type("/set max_token=99")
         text = talk.end("exit\r")
-    dialog = "max_tokens [30]: none|max_tokens cannot be 'none', it takes a whole number|max_tokens [30]: 2|temperature [0.3]:|top_p [0.8]: 1|"
+    dialog = (
+        "max_tokens [30]: none|max_tokens cannot be 'none', it takes a whole number|max_tokens [30]: 2|temperature [0.3]:|top_p [0.8]: 1|"
+    )
     assert dialog.replace("|", "\n") in text
     assert "\nmax_tokens=2  temperature=0.3  top_p=1.0\n" in text
     assert "; cut at 2 tokens (settings: max_tokens)]" not in text and "; cut at 2 tokens]" in text
@@ -292,7 +294,7 @@ def test_undo_retry_clear_system_save_load_and_model_keep_one_conversation(cat: 
         talk.type(f"/model {base}")
         talk.type("Once upon a time", then="; every line begins anew")
         talk.expect(ASK)
-        talk.child.send("\x1b[A\x1b[A\x1b[A")  # history: up to the first load
+        talk.child.send("\x1b[A\x1b[A\x1b[A\x1b[A")  # history: up to the first load
         talk.expect("missing.json")
         talk.child.send("\x03")
         talk.expect(ASK)
@@ -309,7 +311,7 @@ def test_undo_retry_clear_system_save_load_and_model_keep_one_conversation(cat: 
     assert "error: there is no command /helo\n  hint: /help\n" in text and "/compare [A] B" in text
 
 
-def test_the_script_asks_the_newest_fine_tuned_run_from_a_pipe_and_in_a_terminal(
+def test_the_script_asks_the_newest_fine_tuned_run_and_prints_the_answer_only(
     tmp_path: Path, taught: GPT, tiny_tokenizer: Tokenizer
 ) -> None:
     run = tmp_path / "runs/cat-sft"
@@ -324,9 +326,8 @@ def test_the_script_asks_the_newest_fine_tuned_run_from_a_pipe_and_in_a_terminal
     environment = {**os.environ, **PLAIN, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     child = pexpect.spawn(
         "/bin/sh",
-        ["-c", f"printf 'Who are you?\\n{GRAVITY}\\n' | ./ask_model.sh; ./ask_model.sh 'What do you eat?' | cat; echo code $?"],
+        ["-c", f"./ask_model.sh {shlex.quote(GRAVITY)}; echo code $?"],
         cwd=str(tmp_path), env=environment, encoding="utf-8", timeout=60,
     )  # fmt: skip
     child.expect(pexpect.EOF)
-    wanted = [LEARNED["Who are you?"], "", LEARNED[GRAVITY], LEARNED["What do you eat?"], "code 0"]
-    assert child.before.split("\r\n") == [*wanted, ""]
+    assert child.before == f"{LEARNED[GRAVITY]}\r\ncode 0\r\n"

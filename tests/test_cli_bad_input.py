@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, Result, listing, positron, spawn
 
 from positron_mini.checkpoint import write_manifest
+from positron_mini.cli.flags import parse
+from positron_mini.config import TrainConfig
+from positron_mini.errors import UsageError
 from positron_mini.tokenizer import train_tokenizer
 
 STEP = "runs/base/step_000030"
@@ -262,3 +267,14 @@ def test_the_exit_code_of_the_process_is_that_of_the_error(workshop: Path, words
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and out == "" and Result(code, out, err).sentence
     assert listing(workshop) == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_flag_that_cannot_be_read_is_one_sentence_in_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as caught:
+        parse(TrainConfig, ["--max_steps", "abc"], "train")
+    assert caught.value.message == "--max_steps cannot be 'abc', it takes INT" and caught.value.hint == "positron train -h"
+    with pytest.raises(UsageError) as caught:
+        parse(TrainConfig, ["--max-stps", "1"], "train")
+    assert caught.value.message == "Unrecognized options: --max-stps, 1" and caught.value.hint == "--max_steps"

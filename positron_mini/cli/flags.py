@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
 from positron_mini.errors import UsageError
@@ -39,14 +40,18 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
 
 
 def _sentence(box: str) -> str:
-    """What tyro says in a box of several lines, as one sentence."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if not line.strip("─╰╯")), len(lines))
-    text = " ".join(lines[:end]).rstrip(".")
+    """What tyro says in a box of several lines, which is drawn with dashes where the terminal is not UTF-8, as one sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
+    said = dropwhile(_is_divider, lines)
+    text = " ".join(takewhile(lambda line: not _is_divider(line), said)).rstrip(".")
     unread = re.fullmatch(r"Error parsing (--\w+): no type matching (\S+) could be instantiated from \['(.*)'\]", text)
     if unread:
         return f"{unread[1]} cannot be {unread[3]!r}, it takes {unread[2].removeprefix('{None}|')}"
     return text
+
+
+def _is_divider(line: str) -> bool:
+    return not line.strip("─╰╯-")
 
 
 def _nearest_flag(sentence: str, kind: Any) -> str | None:

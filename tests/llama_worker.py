@@ -1,7 +1,7 @@
 """Runs GGUF files in llama.cpp and says what it makes of texts, prompts and conversations. A process of its own: it keeps threads.
 
-Reads a list of jobs as JSON from stdin: {"path", "context", "texts", "prompts", "tokens", "banned", "endings", "chats"}; writes their
-answers to the file named by its argument.
+Reads a list of jobs as JSON from stdin: {"path", "context", "exact", "texts", "prompts", "tokens", "banned", "endings", "chats"};
+writes their answers to the file named by its argument. "exact" turns off what llama.cpp rounds to 16 bits by default.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import xllamacpp
 class Llama:
     """One model behind llama.cpp's own server, on a loopback port that the system chose."""
 
-    def __init__(self, path: str, context: int) -> None:
+    def __init__(self, path: str, context: int, *, exact: bool) -> None:
         params = xllamacpp.CommonParams()
         params.model.path = path
         params.n_ctx = context
         params.n_parallel = 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # its 16-bit default moves log-probabilities by 0.02
+        if exact:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.verbosity = 0
         params.port = 0
@@ -65,7 +67,7 @@ def chat(llama: Llama, messages: list[dict[str, str]]) -> dict[str, Any]:
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """The answers to one job."""
-    llama = Llama(job["path"], job["context"])
+    llama = Llama(job["path"], job["context"], exact=job["exact"])
     return {
         "ids": [llama.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"] for text in job["texts"]],
         "greedy": [greedy(llama, prompt, job["tokens"], job["banned"]) for prompt in job["prompts"]],

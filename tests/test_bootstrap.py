@@ -13,7 +13,7 @@ from tiny_runs import Result, lines_of, listing, positron, trained
 
 from positron_mini import announce, prepare
 from positron_mini.cli import bootstrap
-from positron_mini.cli.bootstrap import BootstrapFlags, choose_dataset, fill_defaults
+from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
 from positron_mini.corpus import sources
 from positron_mini.device import Machine
@@ -95,7 +95,7 @@ def test_more_steps_later_go_on_from_the_last_constant_step(workshop: Path) -> N
     assert result.code == 0 and "the horizon moves to 20 steps; going back to step 4" in result.err and "[step 20, " in result.out
     assert RUN.steps()[-1] == 20 and (RUN.path / "superseded/001/step_000010").is_dir()
     os.rename("runs/mine", "runs/moved")
-    start("--steps", "20")
+    start("--steps", "20", "--short_steps", "6")  # what the run of ten steps was given
     assert trained(Path("runs/moved"), 20) == trained(RUN.path, 20)
 
 
@@ -160,13 +160,13 @@ def test_a_data_set_that_was_named_is_not_replaced_by_another(workshop: Path, of
 
 
 def test_a_gpu_gets_the_missions_model_and_a_cpu_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 4_096.0)  # a step a second, so 600 of them
+    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: float(CPU_BATCH_TOKENS))  # a step a second, so 600 of them
     none = frozenset[str]()
     for device in ("mps", "cuda"):
         gpu = fill_defaults(BootstrapFlags(), none, device)
         assert (gpu.config, gpu.max_steps, gpu.batch_tokens) == ("TinyGPT", 5_000, None)
     cpu = fill_defaults(BootstrapFlags(threads=1), none, "cpu")
-    assert (cpu.config, cpu.max_steps, cpu.batch_tokens) == ("MicroGPT", 600, 4_096)
+    assert (cpu.config, cpu.max_steps, cpu.batch_tokens) == ("MicroGPT", 600, CPU_BATCH_TOKENS)
     asked = BootstrapFlags(config="PicoGPT", batch_tokens=512, steps=7)
     for device in ("cpu", "mps"):
         kept = fill_defaults(asked, frozenset({"config", "batch_tokens", "steps"}), device)
@@ -179,7 +179,7 @@ def test_a_gpu_gets_the_missions_model_and_a_cpu_ten_minutes(monkeypatch: pytest
     ("machine", "expected"),
     [
         (MAC, ("TinyGPT", 5_000, None, "runs/positron-mini-15M-v1-base")),
-        (LAPTOP, ("MicroGPT", 600, 4_096, "runs/positron-mini-3M-v1-base")),
+        (LAPTOP, ("MicroGPT", 600, CPU_BATCH_TOKENS, "runs/positron-mini-3M-v1-base")),
     ],
 )
 def test_the_command_gives_each_machine_its_run(
@@ -187,7 +187,7 @@ def test_the_command_gives_each_machine_its_run(
 ) -> None:
     asked: list[TrainConfig] = []
     monkeypatch.setattr("positron_mini.device.this_machine", lambda: machine)
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 4_096.0)
+    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: float(CPU_BATCH_TOKENS))
     monkeypatch.setattr("positron_mini.cli.train.train", lambda config, _given: asked.append(config) or 0)
     assert positron("bootstrap", "--dataset", "text.txt", "--threads", "1").code == 0
     (config,) = asked

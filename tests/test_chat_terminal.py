@@ -44,7 +44,7 @@ def screen(written: str) -> str:
         assert found.start() == at, f"not known: {written[at : at + 20]!r}"
         at = found.end()
         amount = int(found[1]) if found[1] and found[1].isdigit() else 1
-        match found[2] and "[" + found[2] or found[0]:
+        match (found[2] and "[" + found[2]) or found[0]:
             case "\r":
                 x = 0
             case "\n":
@@ -218,7 +218,7 @@ def test_settings_asks_for_three_values_and_refuses_impossible_ones(cat: Path) -
     )
     assert dialog.replace("|", "\n") in text
     assert "\nmax_tokens=2  temperature=0.3  top_p=1.0\n" in text
-    assert "; cut at 2 tokens (settings: max_tokens)]" not in text and "; cut at 2 tokens]" in text
+    assert ", 1 turn; cut at max_tokens=2]" in text
     assert "\nmax_tokens=99  top_k=5\n" in text
     assert "error: there is no setting 'max_token'" in text and "\n  hint: /set max_tokens=99\n" in text
 
@@ -303,7 +303,7 @@ def test_undo_retry_clear_system_save_load_and_model_keep_one_conversation(cat: 
         text = talk.end("\x04")
     assert text.count("\nThings fall down to the ground.\n") == 2 and "the answer will be the same" in text
     assert f"forgotten: {GRAVITY}" in text and "error: there is no turn to take back" in text
-    assert "loaded 1 turns" in text and text.count("system: Be kind.") == 2
+    assert "loaded with its settings; turns: 1\n" in text and text.count("system: Be kind.") == 2
     assert "the conversation is forgotten; the system text stays" in text
     assert "missing.json: no such file" in text and "missing: no checkpoint there" in text
     assert "a base model, which continues each line as a story" in text

@@ -26,5 +26,6 @@ def curve_lines(points: Sequence[tuple[int, float]], *, width: int = 60, height:
         label = f"{high:7.3f}" if row == height - 1 else f"{low:7.3f}" if row == 0 else " " * 7
         lines.append(f"{label} │{bars}")
     lines.append(f"{'':7} └{'─' * width}")
-    lines.append(f"{'':9}step {first:<{width - 12}}{last:>7}")
+    label = f"step {first}"
+    lines.append(f"{'':9}{label} {str(last).rjust(width - len(label) - 1)}")
     return lines

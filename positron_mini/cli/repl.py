@@ -114,10 +114,10 @@ class Repl:
     def _summary(self) -> str:
         last = self.session.last
         assert last is not None
-        room = last.prompt.room
+        is_full = last.prompt.room < self.session.settings.max_tokens
         reasons = {
             "interrupted": "; stopped by Ctrl-C",
-            "length": f"; cut at {room:,} tokens" + ("" if room < self.session.settings.max_tokens else " (settings: max_tokens)"),
+            "length": "; cut, for the context is full" if is_full else f"; cut at max_tokens={last.prompt.room}",
             "stop": "" if last.text.strip() else "; the model had nothing to say",
         }
         return self.session.meter() + reasons[last.finish_reason]
@@ -193,14 +193,14 @@ class Repl:
     def _do_save(self, rest: str) -> None:
         path = Path(rest).expanduser()
         self.session.save(path)
-        self.note(f"saved {len(self.session.turns):,} turns in {path}")
+        self.note(f"saved in {path}; turns: {len(self.session.turns):,}")
 
     def _do_load(self, rest: str) -> None:
         name = self.session.load(Path(rest).expanduser())
         for turn in self.session.turns:
             self.keyboard.remember(turn.question)
         other = f"; it was held with {name}, this is {self.session.speaker.name}" if name != self.session.speaker.name else ""
-        self.note(f"loaded {len(self.session.turns):,} turns and their settings{other}")
+        self.note(f"loaded with its settings; turns: {len(self.session.turns):,}{other}")
 
     def _do_model(self, rest: str) -> None:
         from positron_mini.runs import list_runs

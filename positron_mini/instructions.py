@@ -113,9 +113,7 @@ def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversat
     found: list[Conversation] = []
     bad: list[BadLine] = []
     shapes: Counter[str] = Counter()
-    lines = 0
     for number, data in _lines(path):
-        lines += 1
         try:
             shape, messages = _conversation(_parse(data))
         except _Wrong as wrong:
@@ -125,7 +123,7 @@ def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversat
         found.append(Conversation(messages, number))
     if not found:
         raise _nothing_usable(path, bad)
-    return Conversations(path, tuple(found), ReadReport(lines, dict(shapes), tuple(bad)))
+    return Conversations(path, tuple(found), ReadReport(len(found) + len(bad), dict(shapes), tuple(bad)))
 
 
 def _refuse(path: Path, line: BadLine, bad: list[BadLine], skip_bad: bool) -> None:
@@ -145,14 +143,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: a folder, a JSONL file is expected", f"ls '{path}' shows its files; join several with cat")
     try:
         with open(path, "rb") as handle:
-            number = 0
-            while line := handle.readline(_MAX_LINE_BYTES):
-                number += 1
+            for number, line in enumerate(iter(lambda: handle.readline(_MAX_LINE_BYTES), b""), 1):
                 if len(line) == _MAX_LINE_BYTES:
                     raise DataError(f"{path}, line {number}: longer than {_MAX_LINE_BYTES:,} bytes", "put one JSON object on each line")
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
+                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if text.strip():
+                    yield number, text
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "name a JSONL file: --sft_data tiny_instruct_sample.jsonl") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

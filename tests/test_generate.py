@@ -132,6 +132,10 @@ def test_draw_equals_the_naive_search_and_never_returns_probability_zero(weights
     )
 
 
+def test_a_product_that_rounds_up_to_the_whole_still_draws_a_possible_token() -> None:
+    assert draw(torch.tensor([0.0, 5e-324, 0.0], dtype=torch.float64), 0.9) == 1  # 0.9 x 5e-324 rounds to 5e-324
+
+
 def test_draws_are_as_frequent_as_their_probabilities() -> None:
     counts = torch.bincount(torch.tensor([draw(torch.tensor([0.25, 0.0, 0.6, 0.15]), (i + 0.5) / 1000) for i in range(1000)]))
     assert [abs(found - wanted) <= 1 for found, wanted in zip(counts.tolist(), [250, 0, 600, 150], strict=True)] == [True] * 4
@@ -281,6 +285,12 @@ def test_eos_ends_a_text_without_appearing_in_it(tiny_tokenizer: Tokenizer) -> N
     assert (found.text, found.finish_reason, found.token_ids) == ("dog", "stop", [*word, 2])
     tokens = list(stream(model, tiny_tokenizer, [BOS], GREEDY))
     assert [t.finish_reason for t in tokens] == [None] * len(word) + ["stop"]
+
+
+def test_a_word_that_ends_a_text_does_not_appear_in_it_either(tiny_tokenizer: Tokenizer) -> None:
+    ids = byte_ids(tiny_tokenizer, "ab.")
+    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], GREEDY, end_ids=frozenset({ids[-1]}))
+    assert (found.text, found.finish_reason, found.token_ids) == ("ab", "stop", ids)
 
 
 def test_max_tokens_is_the_limit_and_its_last_token_flushes(tiny_tokenizer: Tokenizer) -> None:

@@ -64,26 +64,37 @@ def train_30(fault: str = "") -> int:
 # --- whole processes --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_thirty_steps_at_once_equal_seven_eleven_and_twelve_with_a_kill(workshop: Path, threads: str) -> None:
-    wide = [*TINY, "--n_embd", "64", "--batch_tokens", "2048", "--threads", threads, "--max_steps", "30"]
+def chunk(threads: str, out_dir: str, *words: str) -> None:
+    """A part of the run in a process of its own."""
+    process = spawn("train", *wide(threads), "--out_dir", out_dir, *words)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
-    def chunk(out_dir: Path, *words: str) -> None:
-        process = spawn("train", *wide, "--out_dir", str(out_dir), *words)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
 
-    chunk(Path("whole/x"))
-    chunk(Path("parts/x"), "--until_step", "7")
+def forked_chunk(threads: str, out_dir: str, *words: str) -> None:
+    """A part of the run in a forked process."""
+    assert forked(lambda: positron("train", *wide(threads), "--out_dir", out_dir, *words).code) == 0
+
+
+def wide(threads: str) -> list[str]:
+    """Settings with enough to do for two threads."""
+    return [*TINY, "--n_embd", "64", "--batch_tokens", "1024", "--threads", threads, "--max_steps", "30"]
+
+
+@pytest.mark.parametrize(("threads", "run"), [("1", forked_chunk), ("2", chunk)], ids=["1 thread", "2 threads"])
+@needs_fork
+def test_thirty_steps_at_once_equal_seven_eleven_and_twelve_with_a_kill(workshop: Path, threads: str, run: Callable[..., None]) -> None:
+    run(threads, "whole/x")
+    chunk(threads, "parts/x", "--until_step", "7")
     moment = random.SystemRandom().randint(8, 16)
-    process = spawn("train", *wide, "--out_dir", "parts/x", "--until_step", "18")
+    process = spawn("train", *wide(threads), "--out_dir", "parts/x", "--until_step", "18")
     wait_for(lambda: last_step_logged(Path("parts/x")) >= moment or process.poll() is not None)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, f"ended before it was killed at step {moment}"
-    chunk(Path("parts/x"), "--until_step", "18")
+    run(threads, "parts/x", "--until_step", "18")
     assert find_checkpoint("parts/x/latest").step == 18
-    chunk(Path("parts/x"))
+    run(threads, "parts/x")
     final = trained(Path("whole/x"), 30)
     assert sorted(final) == ["model.safetensors", "training/state.json", "training/state.safetensors"]
     assert trained(Path("parts/x"), 30) == final, f"killed at step {moment}"
@@ -117,14 +128,14 @@ def test_a_signal_stops_after_a_clean_checkpoint_and_the_printed_command_goes_on
 
 # a run passes about 80 writes: lock and run.json, 8 files of step 0, 10 of each later step
 POINTS = [
-    *(f"before_write:{n}" for n in (1, 2, 3, 10, 17, 33, 52, 79)),
-    *(f"before_fsync:{n}" for n in (2, 9, 18, 44)),
-    *(f"before_replace:{n}" for n in (2, 19, 61)),
+    *(f"before_write:{n}" for n in (1, 2, 3, 10, 33, 79)),
+    *(f"before_fsync:{n}" for n in (2, 18, 44)),
+    *(f"before_replace:{n}" for n in (2, 61)),
     *(f"after_replace:{n}" for n in (2, 26)),
-    *(f"before_rename:{n}" for n in (1, 2, 4)),
+    *(f"before_rename:{n}" for n in (1, 4)),
     *(f"after_rename:{n}" for n in (1, 3, 8)),
-    *(f"before_latest:{n}" for n in (1, 2, 8)),
-    *(f"before_prune:{n}" for n in (1, 3)),
+    *(f"before_latest:{n}" for n in (1, 8)),
+    "before_prune",
     "before_drop_training",
 ]
 
@@ -185,7 +196,7 @@ def test_pauses_around_the_cool_down_leave_no_trace(workshop: Path, pauses: tupl
     assert digests(CUT / "step_000012") == digests(BASE / "step_000012")
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pauses=st.sets(st.integers(1, 11), max_size=3))
 def test_any_split_of_twelve_steps_gives_the_same_weights(workshop: Path, pauses: set[int]) -> None:
     if not Path("whole/x").exists():

@@ -107,6 +107,17 @@ def test_micro_batches_give_equal_gradients_and_updates(micro_batch: int) -> Non
         torch.testing.assert_close(cut_real.parameters[name], weight, rtol=0, atol=1e-5 if "embed" in name else 1e-6)
 
 
+def test_no_more_than_a_micro_batch_of_whole_contexts_is_computed_at_once() -> None:
+    for context_len, micro_batch, least in ((LENGTH, 2, 4), (LENGTH, 3, 3), (2 * LENGTH, 2, 2)):  # half as long: twice as many
+        model = lively_model(shape(context_len=context_len))
+        each = Trainer(model, Gradients(model), Rows(), replace(LOOP, micro_batch=micro_batch))
+        sizes: list[int] = []
+        loss = each._loss
+        each._loss = lambda *part, loss=loss, sizes=sizes: (sizes.append(part[0].numel()), loss(*part))[1]
+        train(each, 1)
+        assert max(sizes) <= micro_batch * context_len and sum(sizes) == ROWS * LENGTH and len(sizes) >= least
+
+
 def test_the_gradient_is_scaled_down_to_the_clip_and_reported_unclipped() -> None:
     free, unclipped = recording()
     bound, clipped = recording(grad_clip=0.25)

@@ -12,14 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from made_stories import made_stories
 
-from positron_mini import files
+from positron_mini import files, pretrain
 from positron_mini.cli import main
 from positron_mini.prepare import prepare_corpus
 
@@ -58,14 +59,12 @@ class Result:
 
 
 def positron(*words: str | Path, stdin: bytes = b"") -> Result:
-    """Run a command in this process."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([str(word) for word in words])
-    finally:
-        sys.stdin = before
+    """Run a command in this process. Milestone samples, which take most of the time of a tiny run, are kept short."""
+    out, err = io.StringIO(), io.StringIO()
+    short = mock.patch.object(pretrain, "SAMPLING", replace(pretrain.SAMPLING, max_tokens=6))
+    given = mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+    with short, given, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
     return Result(code, out.getvalue(), err.getvalue())
 
 

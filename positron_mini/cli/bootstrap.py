@@ -129,9 +129,12 @@ def newest_samples(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def show_samples(run: RunFolder) -> None:
-    """Print the newest milestone samples of a run, and what to type next."""
+    """Print the loss curve and the newest milestone samples of a run, and what to type next."""
+    from positron_mini.cli.curve import print_curve
     from positron_mini.cli.terminal import printable
 
+    print("\nloss (nats per token)")
+    print_curve(run)
     rows = newest_samples(run)
     for row in rows:
         print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")

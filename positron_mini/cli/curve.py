@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
 
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def curve_lines(points: Sequence[tuple[int, float]], *, width: int = 60, height: int = 8) -> list[str]:
-    """The curve through `points` (step, value) as lines of text; values in one column are averaged. Nothing for fewer than two."""
+def curve_lines(
+    points: Sequence[tuple[int, float]], *, width: int = 60, height: int = 8, floor: float | None = None, floor_name: str = ""
+) -> list[str]:
+    """The curve through `points` (step, value) as lines of text; values in one column are averaged. Nothing for fewer than two.
+
+    With `floor` the axis is the line at that value, with its name, and the bars stand on it.
+    """
     if len(points) < 2:
         return []
     first, last = points[0][0], points[-1][0]
@@ -17,7 +27,7 @@ def curve_lines(points: Sequence[tuple[int, float]], *, width: int = 60, height:
         columns[min(width - 1, (step - first) * width // max(last - first, 1))].append(value)
     means = [sum(column) / len(column) if column else None for column in columns]
     known = [mean for mean in means if mean is not None]
-    low, high = min(known), max(known)
+    low, high = min(known) if floor is None else floor, max(known)
     scale = (height * 8 - 1) / (high - low) if high > low else 0.0
     eighths = [None if mean is None else 1 + round((mean - low) * scale) for mean in means]
     lines = []
@@ -25,7 +35,24 @@ def curve_lines(points: Sequence[tuple[int, float]], *, width: int = 60, height:
         bars = "".join(" " if e is None else BARS[max(0, min(8, e - 8 * row))] for e in eighths)
         label = f"{high:7.3f}" if row == height - 1 else f"{low:7.3f}" if row == 0 else " " * 7
         lines.append(f"{label} │{bars}")
-    lines.append(f"{'':7} └{'─' * width}")
+    axis = f"{floor_name:─^{width}}" if floor is not None else "─" * width
+    lines.append(f"{'':7} └{axis}")
     label = f"step {first}"
     lines.append(f"{'':9}{label} {str(last).rjust(width - len(label) - 1)}")
     return lines
+
+
+def print_curve(run: RunFolder) -> None:
+    """Print the loss curve; for a story-world text it stands on the line of the generator's entropy, in nats per token."""
+    from positron_mini.corpus.sources import generator_entropy
+
+    record, rows = run.read() or {}, run.metrics()
+    points = [(row["step"], row["loss"]) for row in rows]
+    entropy = generator_entropy(Path(record.get("config", {}).get("dataset_path") or ""))
+    ratio = next((row["val_loss"] / row["val_bpb"] for row in reversed(rows) if row.get("val_bpb")), None)
+    if entropy is None or ratio is None:
+        lines = curve_lines(points)
+    else:
+        lines = curve_lines(points, floor=entropy * ratio, floor_name=f" generator's entropy, {entropy:.3f} bits per byte ")
+    for line in lines:
+        print(line)

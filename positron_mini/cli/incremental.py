@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, find_text, newest_samples, train_flags
-from positron_mini.cli.curve import curve_lines
+from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags
 from positron_mini.errors import PositronError, UsageError
@@ -110,8 +110,7 @@ def _show(session: Session) -> None:
 
     rows = session.run.metrics()
     print("\nloss (nats per token)")
-    for line in curve_lines([(row["step"], row["loss"]) for row in rows]):
-        print(line)
+    print_curve(session.run)
     validated = [row for row in rows if "val_bpb" in row]
     if validated:
         print(f"validation at step {validated[-1]['step']:,}: {validated[-1]['val_bpb']:.3f} bits per byte")

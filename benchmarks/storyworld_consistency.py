@@ -1,0 +1,64 @@
+"""How many stories of a model the story world's checker finds consistent, and the first five of them, unpicked.
+
+python benchmarks/storyworld_consistency.py --ckpt runs/x [--samples 200] [--temperature 0.7] [--json out.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from positron_mini.checkpoint import load_model
+from positron_mini.config import SampleConfig
+from positron_mini.corpus.storyworld import check_story
+from positron_mini.evaluate.suites import tally
+from positron_mini.generate import generate
+from positron_mini.runs import find_checkpoint
+from positron_mini.tokenizer import BOS
+
+BATCH = 20  # stories drawn at once
+
+
+def sample(ckpt: str, samples: int, temperature: float) -> list[tuple[str, bool]]:
+    """Stories that begin with nothing but bos, and whether each came to its end."""
+    checkpoint = find_checkpoint(ckpt)
+    model = load_model(checkpoint)
+    stories = []
+    for first in range(0, samples, BATCH):
+        settings = SampleConfig(max_tokens=480, temperature=temperature, seed=first)
+        drawn = generate(model, checkpoint.tokenizer, [BOS], settings, n=min(BATCH, samples - first), end_ids=checkpoint.end_ids)
+        stories += [(story.text, story.finish_reason == "stop") for story in drawn]
+    return stories
+
+
+def main() -> None:
+    """Print the figures and five stories."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    stories = sample(flags.ckpt, flags.samples, flags.temperature)
+    verdicts = [check_story(text) for text, _ in stories]
+    result: dict[str, Any] = tally(verdict.consistent for verdict in verdicts)
+    result["ended"] = sum(ended for _, ended in stories) / len(stories)
+    result["sentences_parsed"] = sum(verdict.parsed_share for verdict in verdicts) / len(verdicts)
+    result["distinct"] = len({text for text, _ in stories})
+    reasons = Counter(reason for verdict in verdicts if not verdict.consistent for reason in verdict.reasons[:1])
+    print(f"consistent: {result['accuracy']:.1%} of {flags.samples} (95 % interval {result['low']:.1%} to {result['high']:.1%}), ", end="")
+    print(f"temperature {flags.temperature}; {result['ended']:.1%} came to their end, {result['distinct']} are different; ", end="")
+    print(f"{result['sentences_parsed']:.1%} of the sentences were understood by the checker")
+    for reason, count in reasons.most_common(8):
+        print(f"  {count:>3} x {reason}")
+    for text, _ in stories[:5]:
+        print(f"\n---\n{text}")
+    if flags.json:
+        flags.json.write_text(json.dumps({**result, "reasons": dict(reasons)}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

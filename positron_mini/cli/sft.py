@@ -26,24 +26,13 @@ def run(argv: Sequence[str]) -> int:
 
 def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
     """The run folder after fine-tuning by `config`, of which the flags in `given` were spelled out."""
-    from positron_mini.cli.progress import Progress
-    from positron_mini.cli.train import stop_signals
+    from positron_mini.cli.train import watch
     from positron_mini.sft import open_sft_session
     from positron_mini.trainer import StopFlag
 
-    stop = StopFlag()
-    session = open_sft_session(config, given=given, say=note, stop=stop)
-    if session.plan.finished:
-        list(session.steps())  # nothing but the end of a save that was cut short
-        note(session.plan.say)
-        note(f"  ask it: positron chat --ckpt {session.run.path}")
-        return session.run
-    for line in session.lines:
-        note(line)
-    with stop_signals(stop), Progress(session) as progress:
-        for report in session.steps():
-            progress.show(report)
-    for line in (*progress.summary(), *changes(session.run)):
+    session = open_sft_session(config, given=given, say=note, stop=StopFlag())
+    watch(session, f"positron chat --ckpt {session.run.path}")
+    for line in changes(session.run):
         note(line)
     return session.run
 

@@ -6,10 +6,13 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import TrainConfig, given_flags
+
+if TYPE_CHECKING:
+    from positron_mini.session import Session
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,25 +22,30 @@ def run(argv: Sequence[str]) -> int:
 
 def train(config: TrainConfig, given: frozenset[str]) -> int:
     """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
-    from positron_mini.cli.progress import Progress
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
-    stop = StopFlag()
-    session = open_session(config, given=given, say=note, stop=stop)
+    session = open_session(config, given=given, say=note, stop=StopFlag())
+    watch(session, f"positron generate --ckpt {session.run.path}")
+    return 0
+
+
+def watch(session: Session, next_command: str) -> None:
+    """Train the session, showing first lines, progress and summary; a finished one only says so, and what to type next."""
+    from positron_mini.cli.progress import Progress
+
     if session.plan.finished:
         list(session.steps())  # nothing but the end of a save that was cut short
         note(session.plan.say)
-        note(f"  try it: positron generate --ckpt {session.run.path}")
-        return 0
+        note(f"  try it: {next_command}")
+        return
     for line in session.lines:
         note(line)
-    with stop_signals(stop), Progress(session) as progress:
+    with stop_signals(session.stop), Progress(session) as progress:
         for report in session.steps():
             progress.show(report)
     for line in progress.summary():
         note(line)
-    return 0
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class ModelConfig:
                 ffn=data["intermediate_size"],
                 context_len=data["max_position_embeddings"],
                 vocab_size=data["vocab_size"],
-                rope_theta=float(rope.get("rope_theta", data.get("rope_theta"))),
+                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else data["rope_theta"]),
                 norm_eps=float(data["rms_norm_eps"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -176,7 +176,7 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
     writer.write_ti_data_to_file()
     writer.write_padding(handle, handle.tell())
     for data, _ in tensors.values():  # not by the writer: numpy's tofile hides that a disk is full
-        handle.write(memoryview(data).cast("B"))
+        handle.write(data.data)
         writer.write_padding(handle, data.nbytes)
 
 

@@ -68,9 +68,9 @@ def test_each_shape_becomes_question_and_answer(tmp_path: Path, row: dict[str, A
     assert read_conversations(path).report.shapes == {shape: 1}
 
 
-def test_an_input_follows_its_instruction_on_the_next_line(tmp_path: Path) -> None:
+def test_an_input_stands_on_the_line_before_its_instruction(tmp_path: Path) -> None:
     path = jsonl(tmp_path, json.dumps({"instruction": "Opposite? ", "input": " hot ", "output": "Cold."}))
-    assert texts_of(path) == [[("user", "Opposite?\nhot"), ("assistant", "Cold.")]]
+    assert texts_of(path) == [[("user", "hot\nOpposite?"), ("assistant", "Cold.")]]
     assert (join_input("a", ""), join_input("", "b")) == ("a", "b")
 
 

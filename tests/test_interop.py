@@ -36,7 +36,7 @@ from positron_mini.tokenizer.model_file import FIRST_BYTE
 
 TOKENS = 64
 TIE = 1e-3  # two tokens whose log-probabilities are closer may swap places
-TOLERANCE = 0.01  # nats, of an F32 model in another runtime
+TOLERANCE = 1e-3  # nats, of an F32 model in another runtime; measured: below 2e-5
 PROMPTS = ("Once upon a time, there was a", "One day, Tom saw a big dog. ")
 CONVERSATIONS = (
     *([{"role": "user", "content": question}] for question in LEARNED),
@@ -329,7 +329,7 @@ def test_llama_cpp_continues_with_the_same_64_tokens(llama: Any, expected: Any, 
 def test_llama_cpp_continues_with_the_same_64_tokens_with_its_default_settings(llama: Any, expected: Any) -> None:
     """Keys and values in 16 bits, and attention that rounds to them too."""
     for ours, theirs in zip(expected["pico"], llama["pico", "f32 with default settings"]["greedy"], strict=True):
-        agrees(ours, theirs)
+        agrees(ours, theirs, 0.01)
 
 
 def test_the_continuations_are_no_ties(expected: Any) -> None:
@@ -361,10 +361,7 @@ def forced(model: GPT, prompt: list[int], tokens: Sequence[int]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
-    [
-        ("pico", "f16", TOLERANCE), ("pico", "bf16", 0.05), ("pico", "q8_0", 0.1), ("pico", "q4_0", 0.1),
-        ("chat", "q8_0", 0.1), ("tiny", "q8_0", 0.1),
-    ],
+    [("pico", "f16", 0.01), ("pico", "bf16", 0.05), ("pico", "q8_0", 0.1), ("pico", "q4_0", 0.1), ("chat", "q8_0", 0.15), ("tiny", "q8_0", 0.25)],
 )  # fmt: skip
 def test_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, llama: Any, name: str, dtype: str, tolerance: float) -> None:
     """Against our model with the weights read back from the file. Products with stored blocks also round the activations, to 8 bits."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini.cli.flags import parse
-from positron_mini.runs import RunFolder, list_runs, recorded_schedule
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class RunsFlags:
 
 def summary(path: Path) -> dict[str, Any]:
     """Step, horizon, last loss and validation, minutes and size of a run."""
+    from positron_mini.runs import RunFolder, recorded_schedule
+
     run = RunFolder(path)
     metrics, steps = run.metrics(), run.steps()
     data = run.read() or {"events": []}
@@ -43,6 +44,8 @@ def summary(path: Path) -> dict[str, Any]:
 def run(argv: Sequence[str]) -> int:
     """List; 0 when done."""
     flags = parse(RunsFlags, argv, "runs")
+    from positron_mini.runs import list_runs
+
     rows = [summary(path) for path in list_runs(Path(flags.root))]
     if flags.json:
         print(json.dumps({"runs": rows}))

@@ -135,9 +135,9 @@ def table(rows: Sequence[dict[str, Any]], ours: float) -> str:
         row["above_f32_percent"] = 100 * (row["bits_per_byte"] / base - 1)
         target = TARGETS.get(row["dtype"])
         row["within_target"] = None if target is None else row["above_f32_percent"] <= target
-        verdict = "" if target is None else f"{target:g} %| {'met' if row['within_target'] else 'MISSED'}"
+        verdict = " | " if target is None else f"{target:g} % | {'met' if row['within_target'] else 'MISSED'}"
         change = f"{row['above_f32_percent']:+.2f} %"
-        lines.append(f"| {row['dtype']} | {row['file_bytes'] / 1e6:.1f} | {row['bits_per_byte']:.4f} | {change} | {verdict or ' | '} |")
+        lines.append(f"| {row['dtype']} | {row['file_bytes'] / 1e6:.1f} | {row['bits_per_byte']:.4f} | {change} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -361,7 +361,10 @@ def forced(model: GPT, prompt: list[int], tokens: Sequence[int]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
-    [("pico", "f16", 0.01), ("pico", "bf16", 0.05), ("pico", "q8_0", 0.1), ("pico", "q4_0", 0.1), ("chat", "q8_0", 0.15), ("tiny", "q8_0", 0.25)],
+    [
+        ("pico", "f16", 0.01), ("pico", "bf16", 0.05), ("pico", "q8_0", 0.1), ("pico", "q4_0", 0.1),
+        ("chat", "q8_0", 0.15), ("tiny", "q8_0", 0.25),
+    ],
 )  # fmt: skip
 def test_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, llama: Any, name: str, dtype: str, tolerance: float) -> None:
     """Against our model with the weights read back from the file. Products with stored blocks also round the activations, to 8 bits."""

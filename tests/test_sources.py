@@ -12,7 +12,7 @@ from tiny_runs import SEPARATOR, listing, positron
 
 from positron_mini.corpus import sources, storyworld
 from positron_mini.corpus.files import ReadStats, read_documents
-from positron_mini.corpus.sources import obtain
+from positron_mini.corpus.sources import generator_entropy, obtain
 from positron_mini.errors import DataError, PositronError, UsageError
 
 STORIES = [f'Once there was a cat called Tom {number}. Tom said, "Hello!" and ran home.' for number in range(40)]
@@ -78,7 +78,8 @@ def test_a_name_that_means_nothing_is_refused(folder: Path, name: str, kind: typ
 def test_the_story_world_is_written_once_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     path = obtain("storyworld", stories=5, say=said.append)
-    assert path == Path("data/storyworld.txt") and said == ["data/storyworld.txt: 5 stories from the story world, seed 0"]
+    assert path == Path("data/storyworld.txt") and len(said) == 1
+    assert said[0].startswith("data/storyworld.txt: 5 stories from the story world, seed 0; the generator's entropy is 0.")
     assert documents(path) == [storyworld.story(0, index).text for index in range(5)]
     other = obtain("storyworld", stories=5, text_out=Path("there/tales.txt"), say=lambda _: None)
     assert other == Path("there/tales.txt") and other.read_bytes() == path.read_bytes()
@@ -106,9 +107,23 @@ def test_the_story_world_is_written_anew_when_it_would_be_another_text(change: s
     assert documents(path) == [storyworld.story(seed, index).text for index in range(stories)]
 
 
-def test_the_note_never_takes_the_place_of_the_text() -> None:
+def test_the_note_never_takes_the_place_of_the_text_or_of_a_file_of_the_user() -> None:
     with pytest.raises(UsageError, match=r"tales\.json"):
         obtain("storyworld", stories=2, text_out=Path("tales.json"), say=unheard)
+    for content in ('{"my": 1}', "[1]", "not JSON"):
+        Path("tales.json").write_text(content)
+        with pytest.raises(UsageError, match=r"tales\.json: this is no note"):
+            obtain("storyworld", stories=2, text_out=Path("tales.txt"), say=unheard)
+        assert Path("tales.json").read_text() == content and not Path("tales.txt").exists()
+
+
+def test_the_entropy_of_the_generator_is_that_of_its_own_texts_only() -> None:
+    tales = obtain("storyworld", stories=4, say=lambda _: None)
+    assert generator_entropy(tales) == pytest.approx(storyworld.entropy_bits_per_byte(0, 4), abs=1e-5)
+    for content in ("not JSON", "[1]", '{"corpus": "mine", "entropy_bits_per_byte": 1}'):
+        Path("mine.json").write_text(content)
+        assert generator_entropy(Path("mine.txt")) is None
+    assert generator_entropy(Path("gone.txt")) is generator_entropy(Path("")) is generator_entropy(Path("mine.json")) is None
 
 
 def test_without_a_number_the_story_world_has_its_usual_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
 from positron_mini.corpus.files import read_documents
 from positron_mini.corpus.reading import ReadStats
-from positron_mini.errors import UsageError
+from positron_mini.errors import PositronError, UsageError
 from positron_mini.files import read_json, write_json
 
 STORYWORLD_STORIES = 20_000  # about 18 MB, some epochs for half an hour on a laptop
@@ -56,7 +57,12 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
     if note == out:
         raise UsageError(f"{out}: the name is needed for the note on the text", f"--text_out {out.with_suffix('.txt')}")
     facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
-    if out.is_file() and note.is_file() and facts.items() <= read_json(note).items():
+    found = _read_note(note)
+    if note.is_file() and "corpus" not in found:
+        raise UsageError(
+            f"{note}: this is no note on a text, and would be written over", f"--text_out {out.with_suffix('')}-storyworld.txt"
+        )
+    if out.is_file() and facts.items() <= found.items():
         say(f"{out} is already there: {stories:,} stories")
         return out
     note.unlink(missing_ok=True)
@@ -69,6 +75,14 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
 
 def generator_entropy(text: Path) -> float | None:
     """Bits per byte of the choices that made a story-world text, which no model can be below; None for any other text."""
-    note = text.with_suffix(".json")
-    found = read_json(note) if text.suffix != ".json" and note.is_file() else {}
-    return found.get("entropy_bits_per_byte") if isinstance(found, dict) and found.get("corpus") == "storyworld" else None
+    found = _read_note(text.with_suffix(".json")) if text.name and text.suffix != ".json" else {}
+    return found.get("entropy_bits_per_byte") if found.get("corpus") == "storyworld" else None
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The note on a text; nothing where there is none, or where a file of the user's has its name."""
+    try:
+        found = read_json(path)
+    except PositronError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -17,7 +17,7 @@ fi
 failed=""
 "$POSITRON_BIN/python" -m ruff check . || failed="$failed ruff"
 "$POSITRON_BIN/python" -m mypy || failed="$failed mypy"
-"$POSITRON_BIN/python" -m pytest </dev/null || failed="$failed pytest"
+"$POSITRON_BIN/python" -m pytest -n auto --maxprocesses 4 --dist loadfile </dev/null || failed="$failed pytest"
 if [ -n "$failed" ]; then
   echo "failed:$failed" >&2
   exit 1

@@ -28,6 +28,8 @@ class QuickFlags(SFTConfig):
     """times every row is seen"""
     lr: float = 2e-3
     """peak learning rate, AdamW scale"""
+    skip_bad: bool = True
+    """leave out and list the few rows that are longer than the context"""
     batch_size: int = 16
     """conversations per optimizer step"""
 

@@ -35,7 +35,7 @@ def _as_row(instruction: str, given: str, output: str) -> dict[str, str]:
     return {"instruction": instruction, "input": given, "output": output, "source": SOURCE}
 
 
-def conversation_rows(seed: int, n: int, split: Split = "train", questions_per_story: int = 8) -> list[dict[str, object]]:
+def conversation_rows(seed: int, n: int, split: Split = "train", questions_per_story: int = 6) -> list[dict[str, object]]:
     """`n` rows like `instruction_rows`, but a story is asked about several times in one conversation: {"messages", "source"}.
 
     Reading the story is what costs; every further question about it trains more answers for little more work.

@@ -126,7 +126,7 @@ def _build(
     recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len), tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer)
+    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps())
 
 
 def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int) -> Recording:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
-from positron_mini.errors import CheckpointError, Interrupted
+from positron_mini.errors import CheckpointError, Interrupted, RunError
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
@@ -85,6 +85,7 @@ class Session:
     run_json: dict[str, Any]
     stop: StopFlag
     tokenizer: Tokenizer
+    steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
 
     def steps(self) -> Iterator[StepReport]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
@@ -95,6 +96,7 @@ class Session:
             self._settle()
             return
         with self.run.writing():
+            self._check_unchanged()
             self._write_down_plan()
             self.recorder.begin()
             try:
@@ -118,6 +120,13 @@ class Session:
         if self.run.steps()[-1:] == [self.trainer.step] and not self.recorder.is_settled():
             with self.run.writing():
                 self.recorder.settle()
+
+    def _check_unchanged(self) -> None:
+        """Nothing, or RunError when another process has trained here since the plan was made, before this one held the folder."""
+        newest = max(self.run.steps(), default=0)
+        known = max(self.steps_seen, default=0)
+        if newest > max(known, self.trainer.step):
+            raise RunError(f"{self.run.path}: another process has reached step {newest:,} meanwhile", "start the same command again")
 
     @property
     def is_done(self) -> bool:

@@ -177,7 +177,7 @@ def _build(
     recorder = Recorder(run, trainer, _recording(config, run, material), tracker)
     run_json = run_record("sft", asdict(config), recorded, identity, plan, choice)
     lines = [] if plan.finished else _lines(config, material, source, plan, choice)
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, base.tokenizer)
+    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, base.tokenizer, run.steps())
 
 
 def answer_score(model: GPT, rows: Sequence[Encoded], tokenizer: Any, *, device: str, precision: str) -> Score:

@@ -339,9 +339,9 @@ def test_a_dataset_by_split_and_column(hub: FakeHub, patience: Patience, tmp_pat
     ("name", "data"),
     [
         ("stories.jsonl", b'{"text": "a b"}\n\n{"text": "c"}\n'),
-        ("stories.jsonl.gz", gzip.compress(b'{"text": "a b"}\n{"text": "c"}\n')),
+        ("stories.jsonl.gz", gzip.compress(b'{"text": "a b"}\n{"text": "c"}\n', mtime=0)),
         ("stories.txt", b"a b\n<|endoftext|>\nc\n"),
-        ("stories.txt.gz", gzip.compress(b"a b\n<|endoftext|>\nc")),
+        ("stories.txt.gz", gzip.compress(b"a b\n<|endoftext|>\nc", mtime=0)),
         ("stories.parquet", parquet({"text": ["a b", "c"]})),
     ],
 )

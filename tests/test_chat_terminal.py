@@ -294,7 +294,8 @@ def test_undo_retry_clear_system_save_load_and_model_keep_one_conversation(cat: 
         talk.type(f"/model {base}")
         talk.type("Once upon a time", then="; every line begins anew")
         talk.expect(ASK)
-        talk.child.send("\x1b[A\x1b[A\x1b[A\x1b[A")  # history: up to the first load
+        time.sleep(0.5)  # the history is loaded beside the prompt, and a key may be faster
+        talk.child.send("\x1b[A\x1b[A\x1b[A\x1b[A")  # up to the first load
         talk.expect("missing.json")
         talk.child.send("\x03")
         talk.expect(ASK)

@@ -40,7 +40,7 @@ def top_help() -> str:
         f"commands:\n{rows}\n\n"
         "  positron COMMAND -h   flags of a command, with units and defaults\n"
         "  positron --version    the version\n\n"
-        "first steps:\n  positron train --dataset_path YOUR.txt --config MicroGPT --batch_tokens 4096 --max_steps 500\n"
+        "first steps:\n  positron train --dataset_path YOUR.txt --config MicroGPT --batch_tokens 2048 --max_steps 1500\n"
         '  positron generate --ckpt runs/NAME --prompt "Once upon a time"\n'
     )
 

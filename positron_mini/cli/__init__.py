@@ -25,8 +25,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "ask a model: one question, a pipe of them, or a conversation"),
     "score": ("score", "log-probability of every line read from stdin"),
     "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
+    "report": ("report", "write the evolution report of a run: curves, samples, skills"),
+    "compare": ("compare", "two runs or checkpoints side by side"),
+    "serve": ("serve", "an OpenAI-compatible server and the lab page for one checkpoint"),
+    "lab": ("lab", "look inside your models: the page for all runs, in the browser"),
     "export": ("export", "write a GGUF file for llama.cpp and Ollama, or a Hugging Face folder"),
-    "runs": ("runs", "list the runs there are"),
+    "runs": ("runs", "list the runs there are; prune old steps"),
+    "verify": ("verify", "check every file of a run, and that steps repeat byte for byte"),
+    "doctor": ("doctor", "prove that this machine computes right, and how fast"),
+    "bench": ("bench", "measure training, decoding, preparation and start-up"),
     "info": ("info", "the presets, or the shape and figures of a checkpoint"),
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from positron_mini.config import ModelConfig, embedding_std
+from positron_mini.config import EMBEDDING_STD, ModelConfig, final_gain
 
 MATRIX_STD = 0.02  # small: Muon moves every matrix by a fixed amount a step, which turns a small one sooner (docs/results/recipes.md)
 IGNORED = -100  # a target with this value is not predicted
@@ -169,10 +169,10 @@ class GPT(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             elif parameter.ndim == 2:
-                std = embedding_std(self.config.n_embd) if "embed_tokens" in name else MATRIX_STD
+                std = EMBEDDING_STD if "embed_tokens" in name else MATRIX_STD
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             else:
-                parameter.fill_(1.0)
+                parameter.fill_(final_gain(self.config.n_embd) if name == "model.norm.weight" else 1.0)
         return self
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from tiny_models import shape
 
 from positron_mini.config import (
+    EMBEDDING_STD,
     PRESETS,
     ModelConfig,
     SampleConfig,
     TrainConfig,
     changed_fields,
     default_lr,
-    embedding_std,
+    final_gain,
     given_flags,
     is_milestone,
     model_config,
@@ -125,7 +126,7 @@ def test_a_shape_survives_its_hugging_face_spelling() -> None:
         {"vocab_size": 9_999_999, "hidden_size": 9_999_999},
     ],
 )
-def test_a_foreign_or_damaged_configuration_is_refused_and_never_half_understood(changes: dict[str, Any]) -> None:
+def test_L4_a_foreign_or_damaged_configuration_is_refused_and_never_half_understood(changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"^runs/a/config\.json: "):
         ModelConfig.from_huggingface({**shape().to_huggingface(), **changes}, "runs/a/config.json")
 
@@ -141,7 +142,7 @@ def test_anything_but_a_whole_configuration_is_refused(data: Any) -> None:
         st.sampled_from(sorted(shape().to_huggingface())), st.none() | st.integers() | st.floats() | st.text() | st.lists(st.none())
     )
 )
-def test_no_configuration_ends_in_anything_but_a_shape_or_a_sentence(changes: dict[str, Any]) -> None:
+def test_L4_no_configuration_ends_in_anything_but_a_shape_or_a_sentence(changes: dict[str, Any]) -> None:
     with contextlib.suppress(CheckpointError):
         assert isinstance(ModelConfig.from_huggingface({**shape().to_huggingface(), **changes}, "x"), ModelConfig)
 
@@ -208,8 +209,9 @@ def test_the_default_rate_grows_with_the_root_of_the_batch_up_to_a_limit() -> No
     assert [default_lr(tokens) for tokens in (1_024, 4_096, 16_384, 25_600, 98_304)] == [0.002828, 0.005657, 1e-2, 1e-2, 1e-2]
 
 
-def test_the_embedding_shrinks_with_the_width_so_that_no_token_expects_itself() -> None:
-    assert [embedding_std(width) for width in (64, 200, 400, 800)] == [0.02, 0.02, 0.01, 0.005]
+def test_a_wider_model_starts_with_a_smaller_gain_so_that_no_token_expects_itself() -> None:
+    gains = [final_gain(width) * EMBEDDING_STD for width in (64, 200, 400, 800)]
+    assert gains == pytest.approx([0.02, 0.02, 0.01, 0.005])
 
 
 def test_given_flags_are_those_spelled_out_in_either_spelling() -> None:

@@ -7,10 +7,11 @@ are real values.
 from positron_mini.config.checks import changed_fields, check_ranges, check_rates, given_flags, is_milestone, parse_milestones
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
-from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, embedding_std, preset
+from positron_mini.config.shape import EMBEDDING_STD, MAX_PARAMETERS, PRESETS, ModelConfig, Preset, final_gain, preset
 from positron_mini.config.train import TrainConfig, default_lr, default_short_steps, model_config
 
 __all__ = [
+    "EMBEDDING_STD",
     "MAX_PARAMETERS",
     "PRESETS",
     "ModelConfig",
@@ -23,7 +24,7 @@ __all__ = [
     "check_rates",
     "default_lr",
     "default_short_steps",
-    "embedding_std",
+    "final_gain",
     "given_flags",
     "is_milestone",
     "model_config",

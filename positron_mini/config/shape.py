@@ -91,7 +91,7 @@ class ModelConfig:
             "attention_bias": False,
             "attention_dropout": 0.0,
             "use_sliding_window": False,
-            "initializer_range": embedding_std(self.n_embd),
+            "initializer_range": 0.02,
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 3,
@@ -132,13 +132,18 @@ class ModelConfig:
             raise CheckpointError(f"{name}: {error.message}", hint) from error
 
 
-def embedding_std(n_embd: int) -> float:
-    """Standard deviation of a new embedding for this width.
+EMBEDDING_STD = 0.3
 
-    The head is tied and the output projections start at zero, so the logit of a token for itself starts near width x std; 4 keeps
-    the first loss within 2 % of ln(vocabulary) at every width.
+
+def final_gain(n_embd: int) -> float:
+    """Weight of the final norm before the first step.
+
+    The head is the embedding table and the output projections start at zero, so the logit of a token for itself starts near
+    width x EMBEDDING_STD x gain; 4 keeps the first loss within 2 % of ln(vocabulary) at every width. A large table with a small gain
+    serves the model better than a small table: words that occur in equal places (names) are pushed the same way by every step, and
+    a table that starts small soon holds little else, so that nothing tells one name from another (docs/results/recipes.md).
     """
-    return min(0.02, 4.0 / n_embd)
+    return min(0.02, 4.0 / n_embd) / EMBEDDING_STD
 
 
 @dataclass(frozen=True)

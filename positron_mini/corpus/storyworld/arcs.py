@@ -18,9 +18,9 @@ def opening(t: Teller) -> str:
     """The hero's name, after the first sentences."""
     name, kind = someone(t)
     t.tell(("intro", "intro_home", "intro_likes")[t.one_of(3)], A=name, A_kind=kind)
-    if not t.state.facts.get("homed") and t.coin(0.3):
+    if not t.state.facts.get("homed") and t.coin(0.15):
         t.tell("home", A=name)
-    if not t.state.facts.get("liked") and t.coin(0.4):
+    if not t.state.facts.get("liked") and t.coin(0.2):
         t.tell("likes", A=name)
     return name
 
@@ -29,7 +29,7 @@ def treasure(t: Teller, hero: str, mark: str) -> str:
     """The noun of an object that the hero owns and loves."""
     roles = thing(t, mark)
     t.tell("own", A=hero, **roles)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("care", A=hero, O=roles["O"])
     return roles["O"]
 
@@ -47,11 +47,11 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
 
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to three sentences about the scene and a game."""
-    if t.coin(0.6):
-        t.tell("view", A=hero)
     if t.coin(0.35):
+        t.tell("view", A=hero)
+    if t.coin(0.2):
         t.tell("air")
-    if noun and t.coin(0.4):
+    if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
     elif t.coin(0.4):
         t.tell("play", A=hero)
@@ -71,17 +71,17 @@ def helper(t: Teller, hero: str) -> str:
 
 def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) -> None:
     """The helper asks what is wrong, the hero tells, the helper has a kind word."""
-    if t.coin(0.75):
+    if t.coin(0.3):
         t.tell("ask_wrong", A=friend, B=hero)
     t.tell(tell_event, A=hero, B=friend, **roles)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("kind_word", A=friend, B=hero)
 
 
 def thanks(t: Teller, hero: str, friend: str) -> None:
     """The hero thanks the friend, who may answer."""
     t.tell("thank", A=hero, B=friend)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("welcome", A=friend, B=hero)
 
 
@@ -97,9 +97,9 @@ def together(t: Teller, hero: str, friend: str) -> None:
 def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
     """The way home, supper or bed, and a last sentence."""
     t.paragraph()
-    if t.state.facts["scene"] == "home" or t.coin(0.6):
+    if t.state.facts["scene"] == "home" or t.coin(0.4):
         homeward(t, hero, noun)
-    if t.state.pair and all(t.state.here(name) for name in t.state.pair) and t.coin(0.5):
+    if t.state.pair and all(t.state.here(name) for name in t.state.pair) and t.coin(0.3):
         t.tell("end_pair")
     else:
         t.tell("end", A=hero)
@@ -110,9 +110,9 @@ def homeward(t: Teller, hero: str, noun: str) -> None:
     if t.state.facts["scene"] != "home":
         roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
         t.tell("go_home", A=hero, **roles)
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("supper", A=hero)
-    if t.coin(0.6):
+    if t.coin(0.3):
         t.tell("bed", A=hero)
 
 
@@ -121,25 +121,25 @@ def lost(t: Teller, hero: str) -> None:
     noun = treasure(t, hero, "")
     set_out(t, hero, noun)
     t.tell("lose", A=hero, O=noun)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("sad_lost", A=hero, O=noun)
     t.paragraph()
     friend = helper(t, hero)
     console(t, hero, friend, "tell_lost", O=noun)
     t.tell("offer_look", A=friend, B=hero, O=noun)
     t.paragraph()
-    for _ in range(t.one_of(3)):
-        if t.coin(0.6):
+    for _ in range(t.one_of(2)):
+        if t.coin(0.35):
             t.tell("search_pair", S=spot(t), O=noun)
         else:
             t.tell("search", A=(hero, friend)[t.one_of(2)], S=spot(t), O=noun)
     finder = (hero, friend)[t.one_of(2)]
     t.tell("find", A=finder, O=noun, S=spot(t))
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("shout_found", A=finder, O=noun)
     if finder == friend:
         t.tell("give_back", A=friend, B=hero, O=noun)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("glad_found", A=hero, O=noun)
     thanks(t, hero, friend)
     together(t, hero, friend)
@@ -151,7 +151,7 @@ def broken(t: Teller, hero: str) -> None:
     noun = treasure(t, hero, "b")
     set_out(t, hero, noun)
     t.tell("break", A=hero, O=noun)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("sad_broken", A=hero, O=noun)
     if t.coin(0.4):
         t.tell("try_mend", A=hero, O=noun)
@@ -175,9 +175,9 @@ def stuck(t: Teller, hero: str) -> None:
     noun = treasure(t, hero, "k")
     set_out(t, hero, noun, "nature", "water")
     t.tell("stick", A=hero, O=noun)
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("sad_stuck", A=hero, O=noun)
-    for _ in range(t.one_of(3)):
+    for _ in range(t.one_of(2)):
         t.tell("try_reach", A=hero, O=noun)
     t.paragraph()
     friend = helper(t, hero)
@@ -186,7 +186,7 @@ def stuck(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("reach", A=friend, O=noun)
     t.tell("give_back", A=friend, B=hero, O=noun)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("feel_happy", A=hero)
     thanks(t, hero, friend)
     together(t, hero, friend)
@@ -210,9 +210,9 @@ def wish(t: Teller, hero: str) -> None:
     t.tell("work", A=hero, K=chore)
     t.tell("pay", A=boss, B=hero)
     t.tell("buy", A=hero, O=noun)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("joy_wish", A=hero, O=noun)
-    if t.coin(0.5):
+    if t.coin(0.3):
         thanks(t, hero, boss)
     ending(t, hero, boss, noun)
 
@@ -230,11 +230,11 @@ def guilt(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("break_borrowed", A=hero, B=friend, O=noun)
     t.tell("hide_it", A=hero, O=noun, S=spot(t))
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("guilt", A=hero, O=noun)
     t.paragraph()
     t.tell("come_back", A=friend)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("ask_thing", A=friend, B=hero, O=noun)
     t.tell("confess", A=hero, B=friend, O=noun)
     t.tell("forgive", A=friend, B=hero)

@@ -39,7 +39,7 @@ def quarrel(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("want_turn", A=friend, B=hero, O=noun)
     t.tell("refuse", A=hero, B=friend, O=noun)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("quarrel", O=noun)
     t.tell("storm_off", A=friend, B=hero)
     t.tell("lonely_now", A=hero, B=friend, O=noun)
@@ -48,7 +48,7 @@ def quarrel(t: Teller, hero: str) -> None:
     t.tell("sorry", A=hero, B=friend, O=noun)
     t.tell("make_up", A=friend, B=hero)
     t.tell("share_thing", A=friend, B=hero, O=noun)
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
     together(t, hero, friend)
     ending(t, hero, friend, noun)
@@ -59,12 +59,12 @@ def lonely(t: Teller, hero: str) -> None:
     noun = treasure(t, hero, "r") if t.coin() else ""
     set_out(t, hero, noun)
     t.tell("lonely", A=hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("lonely_more", A=hero)
     t.paragraph()
     other, kind = someone(t)
     t.tell("see_other", A=other, A_kind=kind, B=hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("shy", A=hero)
     if noun:
         t.tell("rolls", A=hero, B=other, O=noun)
@@ -74,9 +74,9 @@ def lonely(t: Teller, hero: str) -> None:
     t.tell("accept", A=second, B=first)
     t.paragraph()
     t.tell("play_pair")
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("share_snack", A=hero, B=other)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("not_lonely", A=hero)
     ending(t, hero, other, noun)
 
@@ -86,11 +86,11 @@ def afraid(t: Teller, hero: str) -> None:
     set_out(t, hero)
     fear = t.choose(lexicon().fears)
     t.tell("afraid", A=hero, X=fear)
-    if t.coin(0.7):
+    if t.coin(0.4):
         t.tell("tremble", A=hero, X=fear)
     t.paragraph()
     friend = helper(t, hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("ask_afraid", A=friend, B=hero, X=fear)
         t.tell("admit", A=hero, B=friend)
     if t.coin(0.4):
@@ -99,7 +99,7 @@ def afraid(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("try_brave", A=hero, X=fear)
     t.tell("proud_brave", A=hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         thanks(t, hero, friend)
     together(t, hero, friend)
     ending(t, hero, friend)
@@ -111,7 +111,7 @@ def gift(t: Teller, hero: str) -> None:
     friend, kind = someone(t)
     t.tell("plan_gift", A=hero, B=friend, B_kind=kind)
     t.tell("think_gift", A=hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         set_out_here(t, hero)
     t.paragraph()
     adviser = elder(t)
@@ -125,7 +125,7 @@ def gift(t: Teller, hero: str) -> None:
     t.tell("visit", A=hero, B=friend, O=noun)
     t.tell("give_gift", A=hero, B=friend, O=noun)
     t.tell("love_gift", A=friend, B=hero, O=noun)
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
     together(t, hero, friend)
     ending(t, hero, friend)
@@ -147,7 +147,7 @@ def astray(t: Teller, hero: str) -> None:
     t.tell("crying_small", A=small, A_kind=kind, B=hero)
     console(t, small, hero, "tell_astray")
     t.tell("offer_guide", A=hero, B=small)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("clue", A=small)
     t.paragraph()
     for _ in range(1 + t.one_of(2)):
@@ -167,9 +167,9 @@ def hiding(t: Teller, hero: str) -> None:
     t.tell("start_hide", A=seeker, B=hider)
     t.tell("count", A=seeker)
     t.paragraph()
-    for _ in range(1 + t.one_of(3)):
+    for _ in range(1 + t.one_of(2)):
         t.tell("seek", A=seeker, S=spot(t))
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("hear", A=seeker)
     t.tell("spot_hider", A=seeker, B=hider, S=spot(t))
     t.tell("laugh_found", A=hider, B=seeker)
@@ -209,10 +209,10 @@ def rain(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("rain_idea", A=friend, B=hero)
     t.tell("inside_fun")
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("play_pair")
     t.tell("rain_joy", A=hero)
-    if t.coin(0.5):
+    if t.coin(0.3):
         thanks(t, hero, friend)
     ending(t, hero, friend)
 
@@ -222,20 +222,20 @@ def seed(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("plant", A=hero)
     t.tell("wait_seed", A=hero)
-    if t.coin(0.5):
+    if t.coin(0.3):
         set_out_here(t, hero)
     t.tell("sad_seed", A=hero)
     t.paragraph()
     friend = helper(t, hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("ask_wrong", A=friend, B=hero)
         t.tell("tell_seed", A=hero, B=friend)
     t.tell("patience", A=friend, B=hero)
     t.paragraph()
     t.tell("grow", A=hero)
-    if t.coin(0.5):
+    if t.coin(0.3):
         t.tell("feel_happy", A=hero)
-    if t.coin(0.6):
+    if t.coin(0.35):
         t.tell("gift_flower", A=hero, B=friend)
     else:
         thanks(t, hero, friend)

@@ -12,15 +12,22 @@ HERO_WEIGHTS = (3.0, 3.0, 5.0, 1.0)
 def someone(t: Teller, groups: tuple[str, ...] = HERO_GROUPS, weights: tuple[float, ...] = HERO_WEIGHTS) -> tuple[str, str]:
     """The name and kind of somebody who is not in the story yet. Kinds do not repeat, so that "the fox" means one."""
     taken = {character.kind for character in t.state.cast.values()}
-    open_weights = tuple(0.0 if group in taken and group != "animal" else weight for group, weight in zip(groups, weights, strict=True))
-    group = groups[t.dice.weigh(open_weights)]
-    name = t.choose(without(lexicon().names[group], *t.state.cast))
+    names = [unlike(t, lexicon().names[group]) for group in groups]
+    is_open = [bool(left) and (group not in taken or group == "animal") for group, left in zip(groups, names, strict=True)]
+    chosen = t.dice.weigh([weight * fits for weight, fits in zip(weights, is_open, strict=True)])
+    name = t.choose(names[chosen])
     return name, lexicon().people[name].kind or t.choose(without(lexicon().kinds, *taken))
 
 
 def elder(t: Teller) -> str:
     """The name of a grown-up who is not in the story yet."""
-    return t.choose(without(lexicon().names["elder"], *t.state.cast))
+    return t.choose(unlike(t, lexicon().names["elder"]))
+
+
+def unlike(t: Teller, names: tuple[str, ...]) -> list[str]:
+    """The names that are new and of another pronoun than the hero, so that of two on the scene one is he and one is she."""
+    pronouns = [character.pronoun for character in t.state.cast.values()][:1]
+    return [name for name in without(names, *t.state.cast) if lexicon().people[name].pronoun not in pronouns]
 
 
 def thing(t: Teller, mark: str = "") -> dict[str, str]:
@@ -36,7 +43,6 @@ def place(t: Teller, *groups: str) -> str:
 
 
 def spot(t: Teller) -> str:
-    """A spot of the scene where nobody has looked yet."""
-    group = t.state.facts.get("group", "indoor")
-    seen = [spot for spot in lexicon().spots[group] if t.state.facts.get(f"searched {spot}")]
-    return t.choose(without(lexicon().spots[group], *seen))
+    """A spot where nobody has looked yet."""
+    seen = [spot for spot in lexicon().spots if t.state.facts.get(f"searched {spot}")]
+    return t.choose(without(lexicon().spots, *seen))

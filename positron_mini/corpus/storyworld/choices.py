@@ -15,7 +15,7 @@ from positron_mini.corpus.storyworld.grammar import Bindings, Choice, Slot, mark
 from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.slots import pair_ways, read_slot, ways
 from positron_mini.corpus.storyworld.tales import stories, tell_story
-from positron_mini.corpus.storyworld.teller import THE_WAYS, Dice, Teller
+from positron_mini.corpus.storyworld.teller import Dice, Teller
 from positron_mini.corpus.storyworld.world import Contradiction, Roles
 
 MAX_TRIES = 20_000
@@ -146,7 +146,7 @@ class Reteller(Teller):
             return ways(self.state, roles["A"], self.fresh())
         if tag == TAGS["T"]:
             return pair_ways(self.state, self.fresh())
-        return THE_WAYS if tag == TAGS["O"] else (1.0,) * len(lexicon().traits)
+        return (1.0,) * len(lexicon().traits)
 
     def _fits(self, roles: Roles, bound: Roles) -> bool:
         for key, value in bound.items():
@@ -171,7 +171,7 @@ class Reteller(Teller):
         return self.state.things.get(value, "")
 
 
-TAGS = {"A": 1, "T": 2, "O": 3, "V": 4}
+TAGS = {"A": 1, "T": 2, "V": 3}
 
 
 def _tagged(slot: Slot, text: str, position: int, at_start: bool, bindings: Bindings) -> Iterator[tuple[int, Bindings, tuple[Choice, ...]]]:

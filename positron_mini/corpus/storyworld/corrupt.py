@@ -65,16 +65,6 @@ def wrong_object(story: Story, dice: random.Random) -> str | None:
     return _replace_one(story.text, rf"\b{noun}\b", others[int(dice.random() * len(others))], dice, skip=1)
 
 
-def wrong_place(story: Story, dice: random.Random) -> str | None:
-    """Something lies or hides at a spot that the place does not have."""
-    spots = [event["S"] for event in story.facts["events"] if "S" in event]
-    if not spots:
-        return None
-    group = lexicon().all_spots()[spots[-1]]
-    others = [spot for spot, own in lexicon().all_spots().items() if own != group]
-    return story.text.replace(spots[-1], others[int(dice.random() * len(others))])
-
-
 def wrong_giver(story: Story, dice: random.Random) -> str | None:
     """Somebody gives what another holds."""
     for event in story.facts["events"]:
@@ -125,7 +115,7 @@ def missing_turn(story: Story, dice: random.Random) -> str | None:
 CORRUPTIONS: dict[str, Corruption] = {
     corruption.__name__: corruption
     for corruption in (
-        stranger, exchanged_names, wrong_pronoun, wrong_object, wrong_place, wrong_giver, causeless_feeling, opposite_feeling, cut_sentence,
+        stranger, exchanged_names, wrong_pronoun, wrong_object, wrong_giver, causeless_feeling, opposite_feeling, cut_sentence,
         cut_story, missing_turn,
     )
 }  # fmt: skip

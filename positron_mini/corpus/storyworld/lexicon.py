@@ -34,7 +34,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place noun with its preposition and its group (nature, water, town, indoor)."""
+    """A place noun with its preposition and its group (nature, water, town)."""
 
     noun: str
     preposition: str
@@ -52,7 +52,7 @@ class Lexicon:
     things: dict[str, Thing]
     adjectives: tuple[str, ...]
     places: dict[str, Place]
-    spots: dict[str, tuple[str, ...]]  # by group of place
+    spots: tuple[str, ...]
     foods: tuple[str, ...]
     fears: tuple[str, ...]
     chores: tuple[str, ...]
@@ -61,10 +61,6 @@ class Lexicon:
     def marked(self, mark: str) -> tuple[str, ...]:
         """The nouns that carry a mark, such as "b" for what can break."""
         return tuple(noun for noun, thing in self.things.items() if mark in thing.marks)
-
-    def all_spots(self) -> dict[str, str]:
-        """Spot phrase -> group of place."""
-        return {spot: group for group, spots in self.spots.items() for spot in spots}
 
 
 def _sections(path: Path) -> dict[str, list[str]]:
@@ -142,7 +138,7 @@ def lexicon() -> Lexicon:
         things=_read_things(sections["objects"]),
         adjectives=tuple(" ".join(sections["adjectives"]).split()),
         places=_read_places(sections),
-        spots={title.split()[1]: tuple(lines) for title, lines in sections.items() if title.startswith("spots ")},
+        spots=tuple(sections["spots"]),
         foods=tuple(" ".join(sections["foods"]).split()),
         fears=tuple(sections["fears"]),
         chores=tuple(sections["chores"]),

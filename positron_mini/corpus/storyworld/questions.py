@@ -123,7 +123,7 @@ def _where(role: str, text: str, answer: str) -> Asker:
             place = lexicon().places[value]
             at = f"{place.preposition} the {value}"
             return Question(text.format(**event), answer.format(**event, at=at, to=f"to the {value}"), "where", (value,), others)
-        others = tuple(spot for spot in lexicon().all_spots() if spot != value)
+        others = tuple(spot for spot in lexicon().spots if spot != value)
         return Question(text.format(**event), answer.format(**event), "where", (value,), others)
 
     return ask

@@ -13,7 +13,7 @@ from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.world import CHARACTERS, HIM, HIS, OBJECTS, PLACES, State
 
 NAME, PRONOUN, KIND = 0, 1, 2
-WEIGHTS = (5.0, 6.0, 1.0)  # of name, pronoun, "the fox"
+WEIGHTS = (5.0, 6.0, 0.5)  # of name, pronoun, "the fox"
 _NAME = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)?")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 Found = tuple[int, Bindings, tuple[Choice, ...]]
@@ -71,7 +71,7 @@ def read_slot(slot: Slot, text: str, position: int, at_start: bool, bindings: Bi
     if role in CHARACTERS:
         yield from _read_character(role, form, text, position, at_start, bindings)
     elif role in OBJECTS:
-        yield from _read_thing(role, form, text, position, at_start, bindings)
+        yield from _read_thing(role, form, text, position, bindings)
     elif role in PLACES:
         yield from _read_place(role, form, text, position, at_start, bindings)
     elif role == "T":
@@ -110,26 +110,19 @@ def _read_pronoun(
             yield from _yield(end, bindings, [(f"{role}.pronoun", pronoun)], choices)
 
 
-def _read_thing(role: str, form: str, text: str, position: int, at_start: bool, bindings: Bindings) -> Iterator[Found]:
+def _read_thing(role: str, form: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
     if form == "use":
         for word in _words_at(text, position):
             yield from _yield(position + len(word), bindings, [(f"{role}.use", word)])
         return
-    article = ""
-    if form == "the":
-        article = "The " if at_start else "the "
-        if not text.startswith(article, position):
-            return
-    start = position + len(article)
-    for first in _words_at(text, start):
-        end = start + len(first)
-        if form != "full" and first in lexicon().things:
-            yield from _yield(end, bindings, [(role, first)], ((0, 0),) if article else ())
-        if form != "" and text[end : end + 1] == " ":
+    for first in _words_at(text, position):
+        end = position + len(first)
+        if form == "" and first in lexicon().things:
+            yield from _yield(end, bindings, [(role, first)])
+        if form == "full" and text[end : end + 1] == " ":
             for second in _words_at(text, end + 1):
                 if first in lexicon().adjectives and second in lexicon().things:
-                    pairs = [(role, second), (f"{role}.adjective", first)]
-                    yield from _yield(end + 1 + len(second), bindings, pairs, ((1, 0),) if article else ())
+                    yield from _yield(end + 1 + len(second), bindings, [(role, second), (f"{role}.adjective", first)])
 
 
 def _read_place(role: str, form: str, text: str, position: int, at_start: bool, bindings: Bindings) -> Iterator[Found]:
@@ -159,7 +152,7 @@ def _read_pair(text: str, position: int, at_start: bool, bindings: Bindings) -> 
 
 def _read_phrase(role: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
     words = lexicon()
-    known = {"S": tuple(words.all_spots()), "F": words.foods, "X": words.fears, "V": words.traits, "K": words.chores}
+    known = {"S": words.spots, "F": words.foods, "X": words.fears, "V": words.traits, "K": words.chores}
     for phrase in known[role]:
         marked = phrase.replace(" an ", " a~ ").replace(" a ", " a~ ")
         if text.startswith(marked, position) and not text[position + len(marked) : position + len(marked) + 1].isalpha():

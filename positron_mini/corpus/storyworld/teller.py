@@ -13,7 +13,6 @@ from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, pair_ways, say_character, say_place, ways
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, PLACES, State, apply
 
-THE_WAYS = (3.0, 1.0)  # "the kite", "the red kite"
 
 
 @dataclass(slots=True)
@@ -150,8 +149,6 @@ class Teller:
         adjective = self._roles.get(f"{role}.adjective") or self.state.things.get(noun, "")
         if form == "use":
             return lexicon().things[noun].use
-        if form == "the":
-            return "the " + (f"{adjective} {noun}" if self.dice.weigh(THE_WAYS) else noun)
         return f"{adjective} {noun}" if form == "full" else noun
 
     def fresh(self) -> bool:

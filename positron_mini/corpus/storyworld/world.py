@@ -152,8 +152,6 @@ def _check_roles(rule: Rule, state: State, roles: Roles) -> None:
             _check_character(rule, role, value, state)
         elif role in OBJECTS:
             _check_thing(rule.name, value, roles.get(f"{role}.adjective", ""), state)
-        elif role == "S" and lexicon().all_spots().get(value) != state.facts.get("group", "indoor"):
-            raise Contradiction(f"{rule.name}: nothing is {value} here")
     _check_forms(rule.name, state, roles)
 
 
@@ -219,8 +217,6 @@ def _set(term: Term, state: State, roles: Roles) -> None:
     else:
         value = _word(term.values[0], roles) if term.values else ("" if term.operator == "!" else "yes")
         state.facts[" ".join(words)] = "" if value == "-" else value
-        if words == ["scene"]:
-            state.facts["group"] = lexicon().places[value].group if value in lexicon().places else "indoor"
 
 
 def _move_focus(state: State, roles: Roles) -> None:

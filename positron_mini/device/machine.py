@@ -1,0 +1,216 @@
+"""This machine: what it offers, and the few things that are done differently on each backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from positron_mini.device.verdict import DeviceName, Verdict, read_verdict, verdict_path
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware, the system and the PyTorch build offer, and what the doctor found on it."""
+
+    devices: tuple[DeviceName, ...]  # the fastest first
+    bf16: tuple[DeviceName, ...]  # devices with fast bf16 products
+    memory_bytes: int  # of the best device; shared with the system on a Mac
+    cores: int
+    has_compiler: bool
+    system: str
+    chip: str = ""  # "Apple M3 Max", "NVIDIA L4", the processor's name
+    os_version: str = ""  # "15.5" of macOS, the kernel's elsewhere
+    torch: str = ""
+    vector: str = ""  # the widest instructions of the processor, as PyTorch names them
+    verdict: Verdict | None = None
+    note: str = ""  # why a verdict that is there is not used
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What a verdict holds for: another PyTorch, system or chip needs another one."""
+        return {"torch": self.torch, "system": f"{self.system} {self.os_version}", "chip": self.chip}
+
+
+def this_machine() -> Machine:
+    """The machine this process runs on, with the doctor's verdict if there is one. Imports torch."""
+    import torch
+
+    devices: list[DeviceName] = []
+    bf16: list[DeviceName] = []
+    chip, memory = processor_name(), total_memory()
+    if torch.cuda.is_available():
+        devices.append("cuda")
+        properties = torch.cuda.get_device_properties(0)
+        chip, memory = properties.name, properties.total_memory
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            bf16.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+        bf16.append("mps")
+    devices.append("cpu")
+    has_amx = torch.cpu._is_amx_tile_supported()
+    if torch.cpu._is_avx512_bf16_supported() or has_amx:
+        bf16.append("cpu")
+    system = platform.system()
+    version = platform.mac_ver()[0] if system == "Darwin" else platform.release()
+    vector = "AMX" if has_amx else torch.backends.cpu.get_cpu_capability()
+    machine = Machine(tuple(devices), tuple(bf16), memory, usable_cores(), has_compiler(), system, chip, version, torch.__version__, vector)
+    verdict, note = read_verdict(verdict_path(machine.key, system), machine.key)
+    return replace(machine, verdict=verdict, note=note)
+
+
+def prepare_environment(environ: Mapping[str, str], system: str) -> dict[str, str]:
+    """Settings to make before torch is imported, which reads them then and never again; none but on a Mac.
+
+    An operation that MPS lacks is to be an error, not a silent detour over the CPU. And memory beyond what Metal recommends is to be
+    an error too: by default the limit is 1.7 times as high, which a Mac fills by swapping. Both watermarks go together: the lower one
+    (1.4 by default) is where unused buffers are given back. A person's own watermarks stay.
+    """
+    if system != "Darwin":
+        return {}
+    settings = {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
+    if not any("WATERMARK_RATIO" in name for name in environ):
+        settings |= {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0", "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.9"}
+    return settings
+
+
+def processor_name() -> str:
+    """The processor as its maker calls it; its architecture where the system does not tell."""
+    name = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        if sys.platform == "darwin":
+            asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5)
+            name = asked.stdout.strip()
+        elif sys.platform == "linux":
+            with open("/proc/cpuinfo", encoding="utf-8") as handle:
+                name = next((line.partition(":")[2].strip() for line in handle if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler for the CPU."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
+    return any(name and shutil.which(name) for name in names)
+
+
+def usable_cores() -> int:
+    """Cores this process may use; fewer than the machine has inside a container."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def total_memory() -> int:
+    """Bytes of main memory; 8 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30
+
+
+def peak_memory() -> int:
+    """Largest number of bytes this process has held in main memory so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def used_memory(device: str) -> int:
+    """Bytes held now on `device`; on a CPU whose system does not tell, the most this process has held so far."""
+    import torch
+
+    synchronize(device)
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    if device == "mps":
+        return torch.mps.driver_allocated_memory()  # with what Metal holds for the kernels
+    try:
+        with open("/proc/self/statm", encoding="ascii") as handle:
+            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_memory()
+
+
+def forget_cached_memory(device: str) -> None:
+    """Give back what the device's allocator keeps for later."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()
+
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """A context in which products run in `precision`; weights stay fp32."""
+    import torch
+
+    if precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device, dtype=torch.bfloat16)
+
+
+def set_threads(threads: int | None) -> int:
+    """The number of CPU threads now in force."""
+    import torch
+
+    torch.set_num_threads(threads or usable_cores())
+    return torch.get_num_threads()
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions that can change bytes, for `run.json`."""
+    import torch
+
+    from positron_mini import __version__
+
+    return {
+        "positron_mini": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has finished, so that a clock read afterwards means something."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch.device of that name."""
+    import torch
+
+    return torch.device(name)
+
+
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",  # CUDA and MPS
+    "can't allocate memory",  # CPU
+    "cannot allocate memory",
+    "not enough memory",  # CPU on Windows
+    "cublas_status_alloc_failed",
+    "invalid buffer size",  # MPS, one tensor larger than Metal allows
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how CUDA, MPS or the CPU allocator say that memory is exhausted."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error).lower() for t in OUT_OF_MEMORY_TEXTS))

@@ -1,0 +1,112 @@
+"""All checks of one device, one after the other; an error in one of them is its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from positron_mini import device as devices
+from positron_mini.device import Finding, Machine
+from positron_mini.doctor import kernels, speed, training
+from positron_mini.doctor.subject import Check, Subject
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is examined."""
+
+    steps: int = 20
+    drift_steps: int = 200
+    speeds: tuple[str, ...] = ("TinyGPT", "MicroGPT")  # presets whose speed is measured; the verdict goes by the first
+    large: bool = True  # one pass of TinyGPT, whose shapes are those of the real thing
+    compiled: bool = False  # the speed of compiled training too
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found about one device in one precision."""
+
+    subject: Subject
+    checks: tuple[Check, ...]
+    paces: dict[str, speed.Pace]  # by preset
+    skipped: str = ""
+
+    @property
+    def finding(self) -> Finding:
+        """What the verdict keeps of it."""
+        faults = tuple(check.name for check in self.checks if not check.ok and check.condemns)
+        pace = next(iter(self.paces.values()), None)
+        tok_per_s = None if pace is None else round(pace.training(devices.BATCH_TOKENS[self.subject.device]), 1)
+        return Finding(self.subject.device, self.subject.precision, faults, tok_per_s, self.skipped)
+
+
+Tell = Callable[[Check], None]
+
+
+def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Tell = lambda _: None) -> Examination:
+    """Everything about `subject`; `tell` hears each check as soon as it is done. bf16 that is emulated is skipped, with the reason."""
+    if subject.precision == "bf16":
+        fp32_s, bf16_s = (speed.time_small_product(subject, dtype) for dtype in (torch.float32, torch.bfloat16))
+        skipped = speed.hopeless_bf16(fp32_s, bf16_s)
+        if skipped:
+            return Examination(subject, (), {}, skipped)
+    checks = []
+    for check in checks_of(subject, machine, scope):
+        checks.append(check)
+        tell(check)
+    paces, problems = _paces(subject, machine, scope)
+    for check in problems:
+        checks.append(check)
+        tell(check)
+    devices.forget_cached_memory(subject.device)
+    return Examination(subject, tuple(checks), paces)
+
+
+def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Check]:
+    """The checks of operations, then those of models; each is made when it is asked for."""
+    shape = speed.shape_of("TinyGPT")
+    yield from kernels.check_kernels(subject, speed.rows_at_once(shape, machine, subject.device) * shape.context_len)
+    groups: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("causality", lambda: training.check_causality(subject)),
+        ("one pass, odd shapes", lambda: training.check_pass(subject, training.ODD, 2, "odd shapes")),
+        ("decoding with a cache", lambda: training.check_decoding(subject)),
+        ("optimizer steps", lambda: training.check_steps(subject, scope.steps)),
+        ("drift", lambda: training.check_drift(subject, scope.drift_steps)),
+    ]
+    if scope.large:
+        groups.append(("one pass, TinyGPT", lambda: training.check_pass(subject, training.TINY, 1, "TinyGPT")))
+    for name, group in groups:
+        yield from _guarded(name, group)
+
+
+def _guarded(name: str, group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """The checks of a group; if it breaks off with an error, that is its last result."""
+    try:
+        yield from group()
+    except (RuntimeError, NotImplementedError, TypeError, MemoryError) as error:
+        yield _broken(name, error)
+
+
+def _broken(name: str, error: BaseException) -> Check:
+    said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return Check(name, False, f"out of memory: {said}" if devices.is_out_of_memory(error) else f"fails: {said}")
+
+
+def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, speed.Pace], list[Check]]:
+    """The speed of each preset, and what went wrong."""
+    paces: dict[str, speed.Pace] = {}
+    checks = []
+    for preset in scope.speeds:
+        try:
+            paces[preset] = speed.measure_pace(subject, preset, machine)
+            if scope.compiled and preset == scope.speeds[0]:
+                compiled = speed.measure_pace(subject, preset, machine, compiled=True)
+                gain = compiled.tok_per_s / paces[preset].tok_per_s
+                detail = f"{compiled.tok_per_s:,.0f} tokens a second, {gain:.2f} times as fast as without"
+                checks.append(Check("compiled speed", True, detail, condemns=False))
+        except Exception as error:
+            broken = _broken(f"speed, {preset}", error)
+            checks.append(replace(broken, condemns=False))
+    return paces, checks

@@ -1,0 +1,92 @@
+"""How fast a device trains, in fp32 and bf16, from a few seconds of work."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from positron_mini import device as devices
+from positron_mini.announce import measure_speed
+from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.device import Machine
+from positron_mini.doctor.subject import Subject
+from positron_mini.model import GPT
+from positron_mini.optim import build_optimizer
+
+HOPELESS = 2.0  # times as long as in fp32 for one product: bf16 is emulated
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a preset costs on a device: `tok_per_s` of forward and backward passes, and `update_s` of one optimizer step."""
+
+    tok_per_s: float
+    update_s: float
+
+    def training(self, batch_tokens: int) -> float:
+        """Tokens per second of training with steps of that many tokens."""
+        return batch_tokens / (batch_tokens / self.tok_per_s + self.update_s)
+
+
+def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
+    """Seconds of one product of 256 x 256 matrices, the median of five; the first, which may compile a kernel, is left out."""
+    a = subject.take(torch.ones(256, 256)).to(dtype)
+    seconds = []
+    for _ in range(6):
+        devices.synchronize(subject.device)
+        began = clock()
+        with subject.around():
+            _ = a @ a
+        devices.synchronize(subject.device)
+        seconds.append(clock() - began)
+    return statistics.median(seconds[1:])
+
+
+def hopeless_bf16(fp32_s: float, bf16_s: float) -> str:
+    """Why bf16 is not worth an examination, from the times of one small product; empty where it may be."""
+    times = bf16_s / max(fp32_s, 1e-9)
+    return f"is emulated here: one small product takes {times:,.0f} times as long as in fp32" if times >= HOPELESS else ""
+
+
+def shape_of(preset: str) -> ModelConfig:
+    """The shape of a preset with its own vocabulary."""
+    return model_config(TrainConfig(config=preset), PRESETS[preset].vocab_size)
+
+
+def rows_at_once(shape: ModelConfig, machine: Machine, device: str) -> int:
+    """Rows that training computes at once with the device's tokens a step."""
+    rows = max(1, round(devices.BATCH_TOKENS[device] / shape.context_len))
+    return devices.micro_batch_rows(shape, shape.context_len, rows, device, machine.memory_bytes)
+
+
+def measure_pace(subject: Subject, preset: str, machine: Machine, *, compiled: bool = False) -> Pace:
+    """Speed of training `preset` from random weights, in the best of three micro-batches, and of the optimizer, in the second step."""
+    shape = shape_of(preset)
+    model = GPT(shape).init_weights(0).to(devices.torch_device(subject.device))
+    rows = rows_at_once(shape, machine, subject.device)
+    if compiled:
+        model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[method-assign]
+    with subject.around():
+        tok_per_s = measure_speed(model, subject.device, subject.precision, rows=rows, compiled=compiled)
+        update_s = _time_update(model, subject)
+    devices.forget_cached_memory(subject.device)
+    return Pace(tok_per_s, update_s)
+
+
+def _time_update(model: GPT, subject: Subject) -> float:
+    optimizer = build_optimizer(model, "muon", lr=1e-3, muon_lr=None, weight_decay=0.1)
+    seconds = 0.0
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        devices.synchronize(subject.device)
+        began = time.perf_counter()
+        optimizer.step(1.0)
+        devices.synchronize(subject.device)
+        seconds = time.perf_counter() - began
+    return seconds

@@ -1,0 +1,58 @@
+"""What is examined, and what one check of it says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from positron_mini import device as devices
+from positron_mini.device import DeviceName, Precision
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law, and whether the device keeps it. `condemns`: where it does not, what it computes is wrong, so it must not train."""
+
+    name: str
+    ok: bool
+    detail: str
+    condemns: bool = True
+    reproduction: str = ""  # a script that shows a wrong operation by itself, for PyTorch's bug tracker
+
+
+def _nothing() -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A device in one precision. All that it is to compute happens inside `around()`, where tests plant faults."""
+
+    device: DeviceName
+    precision: Precision
+    around: Callable[[], contextlib.AbstractContextManager[object]] = field(default=_nothing)
+
+    @property
+    def name(self) -> str:
+        """Such as "mps bf16"."""
+        return f"{self.device} {self.precision}"
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device."""
+        return tensor.to(devices.torch_device(self.device))
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Around forward passes."""
+        return devices.autocast(self.device, self.precision)
+
+
+REFERENCE = Subject("cpu", "fp32")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random numbers, the same on every machine: drawn on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1_000_003 * seed + len(shape)))

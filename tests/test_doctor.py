@@ -1,0 +1,425 @@
+"""Laws of the doctor: every planted fault is found and named, a healthy CPU passes, and what is found decides."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import faulty_device as faulty
+import pytest
+import torch
+from faulty_device import ATTENTION, Spoil, subject
+from tiny_runs import positron
+
+from positron_mini import device as devices
+from positron_mini.device import Finding, Machine, Verdict
+from positron_mini.doctor import examine as examining
+from positron_mini.doctor import isolate, kernels, report, speed, training
+from positron_mini.doctor.examine import Examination, Scope, checks_of, examine
+from positron_mini.doctor.speed import Pace, hopeless_bf16, time_small_product
+from positron_mini.doctor.subject import Check, Subject
+
+GIB = 1 << 30
+# memory for two rows of TinyGPT at once, so that the largest product has 16 million results
+MACHINE = Machine(("cpu",), (), 4 * GIB, 2, True, "Linux", "A chip", "6.1", "2.13.0", "AVX2")
+SCOPE = Scope(steps=3, drift_steps=10, speeds=(), large=False)
+TODAY = date(2026, 11, 23)
+
+# what is planted -> the first check that fails, what it says, whether the device is unfit then
+FAULTS: dict[str, tuple[dict[str, Spoil], str, str, bool]] = {
+    "causal leak": ({ATTENTION: faulty.leak_in_fours}, "attention, odd length", "scaled_dot_product_attention", True),
+    "attention wrong for odd lengths": ({ATTENTION: faulty.odd_attention}, "attention, odd length", "scaled_dot_product_attention", True),
+    "gradient of attention": (
+        {f"{ATTENTION}_backward": faulty.attention_key_gradient}, "attention and its gradients", "scaled_dot_product_attention", True,
+    ),
+    "mask ignored": ({ATTENTION: faulty.ignored_mask}, "attention with a mask", "scaled_dot_product_attention", True),
+    "NaN in masked rows": ({"_softmax": faulty.masked_nan}, "softmax of masked rows", "not finite", True),
+    "large linear output": ({"mm": faulty.large_product}, "linear layer, large output", "aten::mm", True),
+    "long sums": ({"mm": faulty.long_sum}, "product that sums over many tokens", "aten::mm", True),
+    "batched product": ({"baddbmm": faulty.ignored_factor}, "batched product", "aten::baddbmm", True),
+    "gradient of the embedding": ({"embedding_dense_backward": faulty.embedding_once}, "embedding and its gradient", "embedding_d", True),
+    "cross-entropy, large vocabulary": ({"_log_softmax": faulty.narrow_log_softmax}, "cross-entropy, large vocabulary", "_log_soft", True),
+    "mean in half precision": ({"mean": faulty.half_mean}, "norm of very different lengths", "aten::mean", True),
+    "cat of views": ({"cat": faulty.cat_of_views}, "rotary positions and gate", "aten::cat", True),
+    "gradient of silu": ({"silu_backward": faulty.silu_half}, "rotary positions and gate", "aten::silu", True),
+    "stale buffers": ({"copy_": faulty.stale_copy}, "writing in place", "aten::copy_", True),
+    "ids through floats": ({"remainder": faulty.ids_through_floats}, "copies to the device", "whole numbers differ", True),
+    "lerp_ in Adam": ({"lerp_": faulty.wrong_lerp}, "interpolation in place", "aten::lerp_", False),
+    "addcdiv_ on views": ({"addcdiv_": faulty.ignored_on_views}, "optimizer arithmetic on views", "aten::addcdiv_", True),
+    "lists in AdamW": ({"_foreach_addcdiv_": faulty.wrong_addcdiv}, "optimizer arithmetic", "aten::_foreach_addcdiv_", True),
+    "forgetting in AdamW": ({"_foreach_mul_": faulty.lost_decay}, "optimizer arithmetic", "aten::_foreach_addcdiv_ and its kin", True),
+    "norm": ({"linalg_vector_norm": faulty.short_norm}, "stacked matrices and norms", "aten::linalg_vector_norm", True),
+    "argmax": ({"argmax": faulty.wrong_argmax}, "argmax, sort and cumsum", "aten::argmax", False),
+    "sort": ({"sort": faulty.wrong_sort}, "argmax, sort and cumsum", "aten::sort", False),
+    "not repeatable": ({"embedding_dense_backward": faulty.embedding_unsteady}, "embedding and its gradient", "other bytes", False),
+    "missing": ({"silu": faulty.missing}, "rotary positions and gate", "not currently implemented for the MPS device", True),
+}  # fmt: skip
+
+
+def first_failure(checks: Iterator[Check]) -> Check:
+    """The first check that fails. Fails when there is none."""
+    return next(check for check in checks if not check.ok)
+
+
+# --- planted faults ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planted", FAULTS)
+def test_T5_a_planted_fault_is_found_and_named(planted: str) -> None:
+    spoils, name, said, is_unfit = FAULTS[planted]
+    found = first_failure(checks_of(subject(spoils), MACHINE, SCOPE))
+    assert (found.name, found.condemns) == (name, is_unfit), found.detail
+    assert said in found.detail
+
+
+def test_T5_there_are_at_least_ten_kinds_of_faults() -> None:
+    assert len(FAULTS) >= 20
+
+
+@pytest.mark.parametrize("spoil", [faulty.leak_in_fours, faulty.leak_when_evaluating])
+def test_T5_a_leak_is_seen_in_the_model_itself(spoil: Spoil) -> None:
+    found = first_failure(training.check_causality(subject({ATTENTION: spoil})))
+    assert found.name == "causality" and found.condemns and "attention sees later tokens" in found.detail
+    assert ("while evaluating" in found.detail) or spoil is faulty.leak_in_fours
+
+
+def test_T5_a_leak_into_packed_texts_is_seen_in_the_model_itself() -> None:
+    def look_at_all(operation: Any, args: Any, kwargs: Any) -> Any:
+        return faulty.ignored_mask(operation, args, kwargs) if kwargs.get("attn_mask") is not None else operation(*args, **kwargs)
+
+    assert "while packed" in first_failure(training.check_causality(subject({ATTENTION: look_at_all}))).detail
+
+
+@pytest.mark.parametrize(
+    ("spoils", "name", "said"),
+    [
+        ({"embedding_dense_backward": faulty.embedding_once}, "gradients, odd shapes", "embed_tokens.weight"),
+        ({"_log_softmax": lambda op, args, kw: op(args[0] * 0.9, *args[1:], **kw)}, "loss, odd shapes", "on the CPU"),
+        ({"silu": lambda op, args, kw: op(*args, **kw) * 0.9}, "forward pass, odd shapes", "predictions differ"),
+    ],
+)
+def test_T5_a_wrong_pass_is_told_from_a_right_one(spoils: dict[str, Spoil], name: str, said: str) -> None:
+    found = first_failure(training.check_pass(subject(spoils), training.ODD, 2, "odd shapes"))
+    assert found.name == name and found.condemns and said in found.detail
+
+
+def test_T5_a_stale_cache_is_seen_while_decoding() -> None:
+    found = first_failure(training.check_decoding(subject({"copy_": faulty.stale_copy})))
+    assert found.name == "decoding with a cache" and found.condemns
+
+
+def test_T5_a_wrong_optimizer_is_seen_in_the_weights() -> None:
+    found = first_failure(training.check_steps(subject({"_foreach_addcdiv_": faulty.wrong_addcdiv}), 3))
+    assert found.name == "3 optimizer steps" and found.condemns
+
+
+def test_T5_a_fault_too_small_for_a_few_steps_is_seen_in_the_drift() -> None:
+    def shorter(operation: Any, args: Any, kwargs: Any) -> Any:
+        return operation(args[0], args[1], alpha=kwargs.get("alpha", 1) * 0.8) if isinstance(args[1], list | tuple) else operation(*args, **kwargs)
+
+    found = first_failure(training.check_drift(subject({"_foreach_add_": shorter}), 40))
+    assert found.name == "drift over 40 steps" and found.condemns and "on the CPU to" in found.detail
+
+
+def test_T5_steps_that_do_not_repeat_are_noticed_without_condemning() -> None:
+    found = first_failure(training.check_steps(subject({"embedding_dense_backward": faulty.embedding_unsteady}), 3))
+    assert found.name == "determinism" and not found.condemns and "interrupted" in found.detail
+
+
+def test_T5_memory_that_grows_is_noticed() -> None:
+    found = first_failure(training.check_drift(subject({"mm": faulty.keeper()}), 60))
+    assert found.name == "memory" and re.search(r"grows by \d+\.\d+ MB a step", found.detail)
+
+
+def test_memory_is_judged_by_its_trend() -> None:
+    megabyte = 1_000_000
+    assert training.judge_memory([500 * megabyte] * 8).ok
+    assert training.judge_memory([100 * megabyte, 300 * megabyte, 500 * megabyte, *[500 * megabyte] * 5]).ok  # caches fill at first
+    assert training.judge_memory([500 * megabyte, 900 * megabyte, 400 * megabyte]).ok
+    assert not training.judge_memory([(500 + 5 * i) * megabyte for i in range(8)]).ok
+    assert training.judge_memory([500 * megabyte]).ok
+
+
+def test_T5_a_wrong_kernel_is_reported_with_versions_and_a_script_that_runs() -> None:
+    kernel = next(k for k in kernels.KERNELS if k.probe is kernels.linear_large)
+    check = kernels.check_kernel(kernel, subject({"mm": faulty.large_product}), 1_024)
+    text = report.upstream_report(MACHINE, Examination(subject({}), (check,), {}), check)
+    assert "PyTorch 2.13.0, Linux 6.1, A chip" in text and "aten::mm computes wrong" in text and "[cpu]" in text
+    script = re.search(r"```python\n(.*?)```", text, re.S)
+    assert script is not None and "positron" not in script[1]
+    done = subprocess.run([sys.executable, "-c", script[1]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"result 1: largest error \S+, typical value [678]\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_operation_has_a_script_that_python_reads(precision: Any) -> None:
+    for kernel in kernels.KERNELS:
+        compile(kernels.reproduction(kernel, Subject("mps", precision), 2_048), kernel.name, "exec")
+
+
+# --- a healthy device --------------------------------------------------------------------------------------------------------------
+
+
+def test_T5_a_healthy_cpu_passes_everything() -> None:
+    examination = examine(Subject("cpu", "fp32"), MACHINE, Scope(steps=20, drift_steps=60, speeds=("PicoGPT",)))
+    assert not [check for check in examination.checks if not check.ok]
+    names = [check.name for check in examination.checks]
+    assert len(names) == len(set(names)) and len(names) >= len(kernels.KERNELS) + 11
+    assert examination.finding.is_fit and examination.paces["PicoGPT"].tok_per_s > 0
+
+
+@pytest.mark.parametrize(("share", "ok"), [(1e-6, True), (3e-4, True), (1e-2, False)])
+def test_rounding_passes_and_larger_errors_do_not(share: float, ok: bool) -> None:
+    def rounded(operation: Any, args: Any, kwargs: Any) -> Any:
+        out = operation(*args, **kwargs)
+        return out * (1 + share * torch.randn(out.shape, generator=torch.Generator().manual_seed(0)))
+
+    spoiled = subject({"mm": rounded})
+    checks = [kernels.check_kernel(kernel, spoiled, 64) for kernel in kernels.KERNELS[:3]]
+    checks += training.check_pass(spoiled, training.ODD, 2, "odd shapes")
+    assert all(check.ok for check in checks) is ok
+    assert any("less exact than fp32" in check.detail for check in checks) is (share == 3e-4)
+
+
+def test_bf16_is_judged_by_bf16s_own_measure() -> None:
+    wanted = [torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    rounded = [wanted[0].to(torch.bfloat16)]
+    assert kernels.compare(rounded, wanted, kernels.ALLOWED["bf16"])[0] == ""
+    assert kernels.compare(rounded, wanted, (1e-6, 1e-5))[0] != ""
+    assert "not finite" in kernels.compare([wanted[0] / 0], wanted, kernels.ALLOWED["bf16"])[0]
+    assert "shape" in kernels.compare([wanted[0][:3]], wanted, kernels.ALLOWED["bf16"])[0]
+
+
+def test_an_error_in_a_check_is_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Iterator[Check]:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)\nand more")
+        yield
+
+    monkeypatch.setattr(training, "check_causality", full)
+    monkeypatch.setattr(kernels, "KERNELS", ())
+    found = first_failure(checks_of(Subject("cpu", "fp32"), MACHINE, SCOPE))
+    assert found == Check("causality", False, "out of memory: MPS backend out of memory (MPS allocated: 5 GB)")
+
+
+# --- speed -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_T5_bf16_that_is_emulated_is_skipped_after_one_small_product() -> None:
+    examination = examine(subject({"mm": faulty.slow_bf16}, "bf16"), MACHINE, SCOPE)
+    assert examination.checks == () and not examination.finding.is_fit
+    assert re.search(r"one small product takes [\d,]+ times as long as in fp32", examination.finding.trouble)
+    assert "not examined" in report.summary(examination)
+
+
+@pytest.mark.parametrize(
+    ("fp32_s", "bf16_s", "hopeless"), [(1.0, 0.5, False), (1.0, 1.9, False), (1.0, 2.0, True), (1.0, 400.0, True), (0, 0, False)]
+)
+def test_bf16_is_hopeless_at_twice_the_time(fp32_s: float, bf16_s: float, hopeless: bool) -> None:
+    assert bool(hopeless_bf16(fp32_s, bf16_s)) is hopeless
+
+
+def test_a_small_product_is_timed_by_the_median_without_the_first() -> None:
+    marks = iter([0.0, 9.0, 0.0, 1.0, 0.0, 5.0, 0.0, 2.0, 0.0, 1.0, 0.0, 2.0])
+    assert time_small_product(Subject("cpu", "fp32"), torch.float32, lambda: next(marks)) == 2.0
+
+
+def test_speed_counts_the_optimizer_once_a_step() -> None:
+    pace = Pace(tok_per_s=1_000.0, update_s=1.0)
+    assert pace.training(1_000) == 500.0 and pace.training(9_000) == 900.0
+
+
+def test_no_speed_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Pace:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(speed, "measure_pace", broken)
+    monkeypatch.setattr(examining, "checks_of", lambda *_: iter(()))
+    examination = examine(Subject("cpu", "fp32"), MACHINE, replace(SCOPE, speeds=("TinyGPT",)))
+    assert examination.checks == (Check("speed, TinyGPT", False, "fails: no compiler", condemns=False),)
+    assert examination.finding.trouble == "could not be timed"
+
+
+# --- processes that do not end well ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("work", "patience", "said"),
+    [
+        (faulty.abort, 60.0, "the process was ended by SIGABRT after linear layer"),
+        (faulty.give_up, 60.0, "the process ended with code 7 at the first operation"),
+        (faulty.fall_silent, 0.2, "no answer for 0 s at the first operation"),
+    ],
+)
+def test_T5_a_device_that_ends_the_process_or_never_answers_is_named(work: isolate.Work, patience: float, said: str) -> None:
+    told: list[Check] = []
+    examination = isolate.examine_apart(Subject("mps", "fp32"), MACHINE, SCOPE, told.append, work=work, patience_s=patience)
+    assert told == list(examination.checks)
+    assert told[-1] == Check("staying alive", False, said)
+    assert examination.finding.trouble == "computes wrong here (staying alive)"
+
+
+def test_an_examination_apart_is_the_same_as_one_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Check] = []
+    scope = Scope(steps=1, drift_steps=1, speeds=(), large=False)
+    examination = isolate.examine_apart(Subject("cpu", "fp32"), MACHINE, scope, told.append)
+    assert list(examination.checks) == told and all(check.ok for check in told)
+    assert [check.name for check in told][: len(kernels.KERNELS)] == [kernel.name for kernel in kernels.KERNELS]
+
+
+# --- what is made of it ------------------------------------------------------------------------------------------------------------
+
+FAST, SLOW = Pace(20_000.0, 0.5), Pace(1_000.0, 0.5)
+BAD = Check("causality", False, "attention sees later tokens")
+UNSTEADY = Check("determinism", False, "other bytes", condemns=False)
+MAC = Machine(("mps", "cpu"), ("mps",), 16 * GIB, 8, True, "Darwin", "Apple M3", "15.5", "2.13.0")
+
+
+def examined(device: Any, precision: Any, pace: Pace | None, *checks: Check, skipped: str = "") -> Examination:
+    """An examination with that outcome."""
+    paces = {} if pace is None else {"TinyGPT": pace, "MicroGPT": Pace(5 * pace.tok_per_s, 0.01)}
+    return Examination(Subject(device, precision), checks, paces, skipped)
+
+
+def reported(monkeypatch: pytest.MonkeyPatch, machine: Machine, *outcomes: Examination) -> tuple[report.Report, list[str]]:
+    """The report of a machine whose examinations have these outcomes, and what was said meanwhile."""
+    by_name = {outcome.subject.name: outcome for outcome in outcomes}
+
+    def look_up(subject: Subject, machine: Machine, scope: Scope, tell: Any) -> Examination:
+        for check in by_name[subject.name].checks:
+            tell(check)
+        return by_name[subject.name]
+
+    monkeypatch.setattr(report, "examine", look_up)
+    monkeypatch.setattr(report, "examine_apart", look_up)
+    said: list[str] = []
+    return report.diagnose(machine, [outcome.subject for outcome in outcomes], SCOPE, said.append, TODAY), said
+
+
+OUTCOMES = [
+    # mps fp32, mps bf16, cpu fp32 -> what is chosen, and a part of its reason
+    ((SLOW,), (FAST,), (SLOW,), "mps bf16", "right"),
+    ((FAST,), (SLOW,), (SLOW,), "mps fp32", "bf16 trains 0.05 times as fast"),
+    ((FAST,), (FAST,), (SLOW,), "mps fp32", "bf16 trains 1.00 times as fast"),  # equal: the exact one
+    ((FAST,), (Pace(20_400, 0.5),), (SLOW,), "mps fp32", "bf16 trains 1.02 times as fast"),  # no gain to speak of
+    ((SLOW,), (FAST, BAD), (SLOW,), "mps fp32", "bf16 computes wrong here (causality)"),
+    ((SLOW,), (FAST, BAD), (Pace(2_000, 0.5),), "cpu fp32", "mps fp32 trains 0.51 times as fast"),
+    ((FAST, BAD), (FAST, BAD, BAD), (SLOW,), "cpu fp32", "mps bf16 computes wrong here (causality and 1 more)"),
+    ((FAST, UNSTEADY), (SLOW,), (SLOW,), "mps fp32", "right"),
+    ((None, BAD), (None, BAD), (SLOW,), "cpu fp32", "mps fp32 computes wrong here"),
+    ((FAST, BAD), (FAST, BAD), (SLOW, BAD), "cpu fp32", "nothing here passed"),
+]
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "cpu", "chosen", "reason"), OUTCOMES)
+def test_T5_the_fastest_that_is_right_is_chosen_and_obeyed(
+    fp32: Any, bf16: Any, cpu: Any, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = (examined("mps", "fp32", *fp32), examined("mps", "bf16", *bf16), examined("cpu", "fp32", *cpu))
+    found, _ = reported(monkeypatch, MAC, *outcomes)
+    assert f"{found.choice.device} {found.choice.precision}" == chosen and reason in found.choice.reason
+    assert devices.choose(replace(MAC, verdict=found.verdict)) == found.choice
+    assert found.is_sound is not any(BAD in outcome.checks for outcome in outcomes)
+
+
+def test_the_doctor_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, said = reported(
+        monkeypatch, MAC, examined("mps", "fp32", FAST), examined("mps", "bf16", SLOW, BAD), examined("cpu", "fp32", SLOW)
+    )
+    # 98,304 tokens take 98,304 / 20,000 + 0.5 = 5.4152 s, 5,000 such steps 7.5 h; 2,048 of MicroGPT 0.03048 s: 29,527 steps in 15 minutes
+    assert found.sentence() == (
+        "Train with --device mps --precision fp32: expect about 18,153 tokens a second with TinyGPT, 7.5 h for its 5,000 steps of 98,304 "
+        "tokens; a budget of 15 minutes is enough for 29,500 steps of MicroGPT (positron train --config MicroGPT --batch_tokens 2048 "
+        "--max_steps 29500, about 67,192 tokens a second)."
+    )
+    assert "  mps bf16: causality: attention sees later tokens" in said
+
+
+def test_nothing_fit_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = reported(monkeypatch, MACHINE, examined("cpu", "fp32", SLOW, BAD), examined("cpu", "bf16", None, skipped="is emulated here"))
+    assert found.sentence() == ("Nothing here is fit to train with: cpu fp32 computes wrong here (causality); cpu bf16 is emulated here.")
+
+
+# --- the command -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clinic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder, and a machine whose examination takes no time."""
+    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path))
+    monkeypatch.setattr(devices, "this_machine", lambda: MACHINE)
+    outcomes = {"cpu fp32": examined("cpu", "fp32", SLOW), "cpu bf16": examined("cpu", "bf16", None, skipped="is emulated here")}
+    monkeypatch.setattr(report, "examine", lambda subject, *_: outcomes[subject.name])
+    return tmp_path
+
+
+def test_doctor_json_is_the_object_of_the_design_and_nothing_else(clinic: Path) -> None:
+    done = positron("doctor", "--json", "--threads", "1")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {"device", "precision", "checks", "tok_per_s"} <= set(found)
+    assert (found["device"], found["precision"], found["tok_per_s"]) == ("cpu", "fp32", 992.4)
+    assert all({"name", "ok", "detail"} <= set(check) for check in found["checks"])
+    assert found["checks"][-1] == {"name": "cpu bf16: skipped", "ok": True, "detail": "is emulated here", "condemns": False}
+
+
+def test_the_verdict_is_kept_and_obeyed_by_the_next_run(clinic: Path) -> None:
+    assert positron("doctor", "--threads", "1").code == 0
+    (path,) = clinic.iterdir()
+    verdict, note = devices.read_verdict(path, MACHINE.key)
+    assert note == "" and verdict == Verdict(
+        (Finding("cpu", "fp32", (), 992.4), Finding("cpu", "bf16", (), None, "is emulated here")), date.today().isoformat()
+    )
+
+
+def test_an_examination_of_one_device_is_not_remembered(clinic: Path) -> None:
+    done = positron("doctor", "--device", "cpu", "--threads", "1")
+    assert done.code == 0 and "verdict    not kept" in done.out and not list(clinic.iterdir())
+
+
+def test_the_doctor_speaks_plainly(clinic: Path) -> None:
+    done = positron("doctor", "--threads", "1")
+    lines = done.out.splitlines()
+    assert lines[0] == "machine    A chip, 2 cores, 4 GB; Linux 6.1" and lines[1] == "torch      2.13.0, AVX2"
+    assert lines[2] == "cpu fp32   right, 992 tokens a second with TinyGPT" and lines[3] == "cpu bf16   is emulated here"
+    assert lines[-1].startswith("Train with --device cpu --precision fp32: expect about 992 tokens a second")
+    assert done.err.splitlines() == [
+        "cpu fp32 ...", "  cpu fp32: 0 of 0 checks passed; TinyGPT 992 tokens a second; MicroGPT 4,881 tokens a second",
+        "cpu bf16 ...", "  cpu bf16: not examined: it is emulated here",
+    ]  # fmt: skip
+
+
+def test_a_wrong_device_gives_exit_code_1_and_a_report_for_upstream(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Check("linear layer, large output", False, "aten::mm computes wrong", reproduction="import torch\n")
+    monkeypatch.setattr(report, "examine", lambda subject, *_: examined(subject.device, subject.precision, SLOW, wrong))
+    done = positron("doctor", "--threads", "1")
+    assert done.code == 1
+    assert "WRONG  linear layer, large output: aten::mm computes wrong" in done.out
+    assert "Versions: PyTorch 2.13.0, Linux 6.1, A chip\n\n```python\nimport torch\n```" in done.out
+    assert json.loads(positron("doctor", "--json", "--threads", "1").out)["upstream"][0].startswith("[cpu] aten::mm computes wrong")
+
+
+def test_a_device_that_is_not_here_is_refused(clinic: Path) -> None:
+    done = positron("doctor", "--device", "mps")
+    assert done.code == 2 and done.sentence == "--device mps: PyTorch sees no such device here, only cpu"
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_memory_of_it(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (clinic / "file").write_text("")
+    monkeypatch.setenv("POSITRON_CACHE", str(clinic / "file"))
+    done = positron("doctor", "--threads", "1")
+    assert done.code == 0 and "warning: the verdict is not kept" in done.err and "verdict    not kept" in done.out
+
+
+def test_a_computer_without_a_build_of_torch_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    done = positron("doctor")
+    assert done.code == 2 and re.fullmatch(r"torch [\d.]+ has no build for Macs with an Intel processor", done.sentence)

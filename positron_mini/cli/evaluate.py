@@ -6,11 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import check_ranges
 from positron_mini.errors import UsageError
+
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.model import GPT
+    from positron_mini.prepare import Prepared
+
+BITS_TOKENS = 100_000  # held-out tokens whose bits per byte are reported with the stories
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,13 @@ class EvalFlags:
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     text: str | None = None
-    """a text file or folder, read like a training text (nothing is split off or dropped)"""
-    suite: Literal["reading", "requests"] | None = None
-    """reading: questions about unseen stories; requests: stories with constraints; both judged by code"""
+    """a text file or folder, read like a training text (nothing is split off or dropped); with --suite stories the text that the model was
+    trained on, where its run folder does not say"""
+    suite: Literal["skills", "stories", "reading", "requests"] | None = None
+    """skills: minimal pairs, 15 skills; stories: do its stories end, repeat, copy, contradict themselves; reading: questions about unseen
+    stories; requests: stories with constraints; all judged by code"""
     items: int | None = None
-    """tasks of the suite (default: reading 500, requests 200)"""
+    """tasks of the suite (default: skills 200 pairs of each, stories 20, reading 500, requests 200)"""
     json: bool = False
     """print one JSON object"""
     threads: int | None = None
@@ -35,35 +44,91 @@ def run(argv: Sequence[str]) -> int:
     """Evaluate; 0 when done."""
     flags = parse(EvalFlags, argv, "eval")
     check_ranges(flags, {"items": 1, "threads": 1})
-    if (flags.text is None) == (flags.suite is None):
-        raise UsageError("give either --text or --suite", "--text FILE   or   --suite reading")
-    return evaluate_text(flags, flags.text) if flags.text is not None else evaluate_suite(flags)
+    if (flags.text is None) == (flags.suite is None) and flags.suite != "stories":
+        raise UsageError("give either --text or --suite", "--text FILE   or   --suite skills")
+    return evaluate_text(flags, flags.text) if flags.suite is None and flags.text is not None else evaluate_suite(flags)
 
 
 def evaluate_suite(flags: EvalFlags) -> int:
     """Print the result of a suite; 0 when done."""
     from positron_mini.checkpoint import load_model
     from positron_mini.device import set_threads
-    from positron_mini.evaluate.suites import run_suite
     from positron_mini.runs import find_checkpoint
 
-    assert flags.suite is not None
     checkpoint = find_checkpoint(flags.ckpt, say=note)
     set_threads(flags.threads)
+    result = _result(flags, checkpoint, load_model(checkpoint))
+    if flags.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    unit = {"skills": "pairs", "stories": "stories"}.get(result["suite"], "tasks")
+    for kind, row in {**result["by_kind"], "all": result}.items():
+        print(f"{kind:<20} {row['accuracy']:6.1%}  ({row['low']:.1%} to {row['high']:.1%}, {row['items']:,} {unit})")
+    if "chance" in result:
+        print(f"by guessing: {result['chance']:.1%}")
+    for line in _story_lines(result):
+        print(line)
+    return 0
+
+
+def _result(flags: EvalFlags, checkpoint: Checkpoint, model: GPT) -> dict[str, Any]:
+    """What the suite that was asked for finds."""
+    if flags.suite == "skills":
+        from positron_mini.evaluate.skills import skills_suite
+
+        return skills_suite(model, checkpoint.tokenizer, pairs=_pairs(flags.items))
+    if flags.suite == "stories":
+        from positron_mini.evaluate.bits import score_documents
+        from positron_mini.evaluate.story_metrics import STORIES, stories_suite
+        from positron_mini.pretrain import validation_subset
+
+        prepared = _training_text(flags, checkpoint)
+        score = None if prepared is None else score_documents(model, *validation_subset(prepared, BITS_TOKENS))
+        return stories_suite(model, checkpoint, prepared, items=flags.items or STORIES, score=score)
+    from positron_mini.evaluate.suites import run_suite
 
     def done(finished: int, total: int) -> None:
         if finished % 50 == 0:
             note(f"{finished} of {total}")
 
-    result: dict[str, Any] = run_suite(flags.suite, load_model(checkpoint), checkpoint, items=flags.items, done=done)
-    if flags.json:
-        print(json.dumps(result))
-        return 0
-    rows = {**result["by_kind"], "all": result}
-    for kind, row in rows.items():
-        print(f"{kind:<16} {row['accuracy']:6.1%}  ({row['low']:.1%} to {row['high']:.1%}, {row['items']} tasks)")
-    print(f"by guessing: {result['chance']:.1%}")
-    return 0
+    assert flags.suite is not None
+    return run_suite(flags.suite, model, checkpoint, items=flags.items, done=done)
+
+
+def _pairs(items: int | None) -> int:
+    """Pairs of each skill. Errors: UsageError for a number that cannot be."""
+    from positron_mini.evaluate.pairs import PAIRS
+
+    if items is not None and (items > PAIRS or items % 2):
+        raise UsageError(f"--items {items:,}: pairs come in twos, and each skill has {PAIRS} of them", f"--items {PAIRS}")
+    return items or PAIRS
+
+
+def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
+    """The text that the model was trained on, by --text or by its run folder; None, said aloud, where it is not here."""
+    from positron_mini.prepare import prepare_corpus
+    from positron_mini.runs import RunFolder
+
+    recorded = RunFolder(checkpoint.folder.resolve().parent).read() or {}
+    named = flags.text or recorded.get("config", {}).get("dataset_path") or "data/tinystories.txt"
+    if flags.text is None and (not recorded or not Path(named).exists()):
+        note("copies, consistency and bits per byte are not measured: the training text is not known here; name it with --text FILE")
+        return None
+    prepared = prepare_corpus(Path(named), tokenizer_path=checkpoint.folder / "tokenizer.model", vocab_size=None, say=note)
+    if recorded.get("identity", {}).get("text") not in (None, prepared.content_fingerprint):
+        note(f"warning: {named} is not the text that this model was trained on, or has changed since")
+    return prepared
+
+
+def _story_lines(result: dict[str, Any]) -> list[str]:
+    """The mean figures of the stories of a model, beside those of held-out stories where they were measured."""
+    measures, held_out = result.get("measures", {}), result.get("held_out", {})
+    lines = [f"{name.replace('_', ' '):<20} {value:8.2f}" for name, value in measures.items()]
+    if held_out:
+        lines = [f"{line}   held-out stories {held_out[name]:.2f}" for line, name in zip(lines, measures, strict=True)]
+    if "bits_per_byte" in result:
+        lines.append(f"{'bits per byte':<20} {result['bits_per_byte']:8.4f}   of held-out stories")
+    return lines
 
 
 def evaluate_text(flags: EvalFlags, text: str) -> int:

@@ -18,7 +18,6 @@ from positron_mini.tokenizer import BOS
 READING_ITEMS, REQUEST_ITEMS = 500, 200
 READING = SampleConfig(max_tokens=32, temperature=0.0)
 REQUESTS = SampleConfig(max_tokens=400, temperature=0.3)
-SUITES = ("reading", "requests")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ def tally(outcomes: Iterable[bool]) -> dict[str, float | int]:
     return {"items": len(known), "accuracy": sum(known) / max(len(known), 1), "low": low, "high": high}
 
 
-def wilson(right: int, items: int) -> tuple[float, float]:
+def wilson(right: float, items: int) -> tuple[float, float]:
     """The 95 % interval of a share. Source: Wilson 1927; unlike the normal one it holds near 0 and 1 and for few items."""
     if items == 0:
         return 0.0, 1.0

@@ -1,0 +1,96 @@
+"""The commands that make a run again, from what it recorded: the text, then one command for each schedule it followed.
+
+A fine-tuning records no schedule that a flag could ask for, so its own command is shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from positron_mini.config import TrainConfig
+from positron_mini.corpus.sources import TINYSTORIES_BYTES_PER_STORY
+from positron_mini.optim import Schedule, make_schedule
+from positron_mini.report.record import RunRecord
+from positron_mini.resolve import CONTROL_FLAGS
+
+
+def reproduction(record: RunRecord, note: dict[str, Any]) -> list[str]:
+    """Shell lines; comments say what a command cannot. An absolute path is shortened to its name: a report may be shown to others."""
+    trained = _train_lines(record) if record.kind == "pretrain" else [_typed(record)]
+    folder = shlex.quote(shown_path(_folder(record)))
+    return [*_text_lines(record, note), *trained, f"positron report --run {folder}"]
+
+
+def shown_path(text: str) -> str:
+    """A path as a report shows it: a relative one as it is, of an absolute one the name."""
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def _folder(record: RunRecord) -> str:
+    return str(record.config.get("out_dir") or record.path)
+
+
+def _typed(record: RunRecord) -> str:
+    """The command that began the run, as it was typed."""
+    words = [shown_path(word) for word in shlex.split(record.command)[1:]]
+    return shlex.join(["positron", *([] if words[:1] and not words[0].startswith("-") else ["sft"]), *words])
+
+
+def _text_lines(record: RunRecord, note: dict[str, Any]) -> list[str]:
+    if record.kind != "pretrain":
+        base = str(record.identity.get("base"))[:16]
+        return [f"# the base model: its model.safetensors has the sha256 {base}..."]
+    path = shown_path(str(record.config.get("dataset_path") or "data/tinystories.txt"))
+    found = _prepare_words(note)
+    content = f"# the text: {path}, content {str(record.identity.get('text'))[:16]}..."
+    if found is None:
+        return [f"{content} (not fetched by this program)"]
+    name, *words = found
+    return [content, shlex.join(["positron", "prepare", "--dataset", name, *words, "--text_out", path])]
+
+
+def _prepare_words(note: dict[str, Any]) -> list[str] | None:
+    """Data set and flags of the `positron prepare` that wrote a text; None where the note beside it does not say."""
+    if note.get("corpus") == "storyworld":
+        return ["storyworld", "--stories", str(note.get("stories")), "--seed", str(note.get("seed"))]
+    if "first_bytes" in note and note.get("source"):
+        first = note["first_bytes"]
+        return ["tinystories", *([] if first is None else ["--stories", str(int(first) // TINYSTORIES_BYTES_PER_STORY)])]
+    return None
+
+
+def _train_lines(record: RunRecord) -> list[str]:
+    """The first command with every setting that differs from its default, then one for each later schedule."""
+    warmup = int(record.config.get("warmup_steps", TrainConfig.warmup_steps))
+    begins = [event["step"] for event in record.schedules]
+    lines = []
+    for place, event in enumerate(record.schedules):
+        schedule = Schedule(event["warmup_steps"], event["cooldown_steps"], event["horizon"])
+        settings = _setting_words(record) if place == 0 else ["--out_dir", shown_path(_folder(record))]
+        end = begins[place + 1] if place + 1 < len(begins) else record.step
+        pause = ["--until_step", str(end)] if schedule.horizon is None or end < schedule.horizon else []
+        lines.append(shlex.join(["positron", "train", *settings, *_schedule_words(schedule, begins[place], warmup), *pause]))
+    return lines
+
+
+def _schedule_words(schedule: Schedule, begin: int, warmup: int) -> list[str]:
+    """The flags that ask for a schedule at step `begin`."""
+    if schedule.horizon is None:
+        return []
+    cooldown = ["--cooldown_steps", str(schedule.cooldown_steps)]
+    if begin > 0 and schedule.cooldown_start == begin:
+        return ["--finish", *cooldown]
+    is_usual = make_schedule(warmup, None, schedule.horizon) == schedule
+    return ["--max_steps", str(schedule.horizon), *([] if is_usual else cooldown)]
+
+
+def _setting_words(record: RunRecord) -> list[str]:
+    words: list[str] = []
+    for field in dataclasses.fields(TrainConfig):
+        value = record.config.get(field.name, field.default)
+        if field.name not in CONTROL_FLAGS and value is not None and value != field.default:
+            words += [f"--{field.name}", shown_path(value) if isinstance(value, str) else f"{value}"]
+    return words

@@ -1,0 +1,58 @@
+"""The short form of a report, for a terminal between two chunks of training: two samples, the skills that moved most, whether to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from positron_mini.report.advice import improvement
+from positron_mini.report.learned import CHANCE, SURE, Move, above, moves, skill_lines, title
+from positron_mini.report.record import RunRecord, SkillScore, read_run
+
+SAMPLES, SKILLS = 2, 3
+
+
+def short_form(path: Path, since: int) -> list[str]:
+    """Lines of text, as the model and the files have it: whoever prints them takes care of control characters. `since`: the last chunk's
+    end. Errors: those of `read_run`."""
+    record = read_run(path)
+    return [*_validation(record), *_samples(record), *_skills(record, since), *_advice(record)]
+
+
+def _validation(record: RunRecord) -> list[str]:
+    rows = record.validations
+    return [f"validation at step {rows[-1].step:,}: {rows[-1].val_bpb:.3f} bits per byte"] if rows else []
+
+
+def _samples(record: RunRecord) -> list[str]:
+    newest = [row for row in record.samples if row.step == record.samples[-1].step][:SAMPLES]
+    return [line for row in newest for line in ("", f"[step {row.step:,}] {row.prompt}{row.text}")]
+
+
+def _skills(record: RunRecord, since: int) -> list[str]:
+    """The three that moved most since `since`; where the chunk met no milestone, nothing was measured and nothing is said."""
+    lines = skill_lines(record.skills)
+    newest = max((row.step for row in record.skills), default=0)
+    found = [] if newest <= since else moves(lines, since)[:SKILLS]
+    if not found:
+        return []
+    now = [line.newest for line in lines if line.newest.step == newest]
+    width = max(len(title(move.skill)) for move in found)
+    return [
+        "",
+        f"skills that moved most, step {found[0].before.step:,} to {newest:,} (right of 100 pairs, 50 by guessing):",
+        *(f"  {title(move.skill):<{width}}  {_move(move, now)}" for move in found),
+    ]
+
+
+def _move(move: Move, now: list[SkillScore]) -> str:
+    words = "above 80" if move.skill in above(now, SURE) else "above chance" if move.skill in above(now, CHANCE) else "not above chance"
+    after = move.after
+    interval = f"95 % interval {100 * after.low:.0f} to {100 * after.high:.0f}"
+    return f"{100 * move.before.accuracy:3.0f} -> {100 * after.accuracy:3.0f}   {words} ({interval})"
+
+
+def _advice(record: RunRecord) -> list[str]:
+    verdict = improvement(record).verdict
+    if verdict.answer is None:
+        return []
+    return ["", f"{'still improving' if verdict.answer else 'no longer improving'}: {verdict.reason[:1].lower()}{verdict.reason[1:]}"]

@@ -1,0 +1,49 @@
+"""`positron lab`: the page that looks inside all models of a folder, opened in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.cli.serve import NetworkFlags, check_extra, serve
+from positron_mini.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LabFlags(NetworkFlags):
+    """Look inside your models: a local page to chat with them, watch them train, and see why they say what they say."""
+
+    root: str = "runs"
+    """folder that holds run folders"""
+    no_browser: bool = False
+    """only print the address"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until Ctrl-C; 0 then."""
+    flags = parse(LabFlags, argv, "lab")
+    check_extra()
+    from positron_mini.runs import list_runs
+    from positron_mini.web.state import Models
+
+    root = Path(flags.root)
+    if not root.is_dir():
+        raise UsageError(f"--root {root}: no such folder", "--root runs")
+
+    def models() -> Models:
+        found = Models(list_folders=lambda: list_runs(root))
+        count = len(found.runs())
+        note(f"{count} run{'s' if count != 1 else ''} in {root}" if count else f"no runs in {root} yet: they appear when one is started")
+        return found
+
+    return serve(flags, models, (lambda _: None) if flags.no_browser else _open_browser)
+
+
+def _open_browser(address: str) -> None:
+    """Open the page, in a thread because some browsers return only when they are closed."""
+    import threading
+    import webbrowser
+
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

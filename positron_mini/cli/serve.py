@@ -1,0 +1,124 @@
+"""`positron serve`: a checkpoint behind the interface that OpenAI's clients speak, and the lab page at the same address."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.config import check_ranges
+from positron_mini.errors import PositronError, UsageError
+
+if TYPE_CHECKING:
+    from positron_mini.web.state import Models
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+KEY_VARIABLE = "POSITRON_API_KEY"
+
+
+@dataclass(frozen=True)
+class NetworkFlags:
+    """Where a server listens and whom it answers."""
+
+    host: str = "127.0.0.1"
+    """address to listen on; any but this machine's own needs --api_key"""
+    port: int = 8000
+    """port to listen on (0: any free one)"""
+    api_key: str | None = None
+    """secret that clients must send (default: the environment variable POSITRON_API_KEY, if there is one)"""
+    allow_host: tuple[str, ...] = ()
+    """name of this machine that clients on the network may use, besides its IP addresses"""
+    threads: int | None = None
+    """CPU threads (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"port": 0, "threads": 1})
+        if self.port > 65_535:
+            raise UsageError(f"--port {self.port:,} does not exist", "--port 8000, or --port 0 for any free one")
+        key = self.key
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
+            raise UsageError("the API key must be of visible ASCII characters", "--api_key $(openssl rand -hex 16)")
+        if key is None and self.host not in LOOPBACK_HOSTS:
+            raise UsageError(
+                f"--host {self.host} lets other machines in, so clients must prove who they are", "--api_key $(openssl rand -hex 16)"
+            )
+
+    @property
+    def key(self) -> str | None:
+        """The API key, from the flag or the environment."""
+        return self.api_key if self.api_key is not None else os.environ.get(KEY_VARIABLE) or None
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """Names besides loopback's that requests may be sent to; None where the network cannot reach the server."""
+        if self.host in LOOPBACK_HOSTS and not self.allow_host:
+            return None
+        return frozenset(name.lower() for name in (self.host, *self.allow_host))
+
+
+@dataclass(frozen=True)
+class ServeFlags(NetworkFlags):
+    """Serve a checkpoint to OpenAI's clients (base URL http://127.0.0.1:8000/v1), with the lab page at http://127.0.0.1:8000."""
+
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest fine-tuned run, else the newest base run)"""
+    model_name: str | None = None
+    """what clients call the model (default: the name of its run)"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until Ctrl-C; 0 then."""
+    flags = parse(ServeFlags, argv, "serve")
+    check_extra()
+    from positron_mini.chat import newest_checkpoint
+    from positron_mini.runs import find_checkpoint
+    from positron_mini.web.state import Models, load_served
+
+    def models() -> Models:
+        checkpoint = newest_checkpoint(say=note) if flags.ckpt is None else find_checkpoint(flags.ckpt, say=note)
+        folder = checkpoint.folder.resolve()
+        run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
+        name = flags.model_name or (run_folder or folder).name
+        served = load_served(name, checkpoint)
+        kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"
+        note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {name!r}")
+        return Models([served], lambda: [run_folder] if run_folder is not None else [])
+
+    return serve(flags, models)
+
+
+def check_extra() -> None:
+    """Nothing, or PositronError where the libraries of the extra `web` are missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise PositronError(
+            f"the server needs {' and '.join(missing)}",
+            'pip install "fastapi>=0.115" "uvicorn>=0.34"  (part of positron-mini[web])',
+        )
+
+
+def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callable[[str], None] = lambda _: None) -> int:
+    """Serve until Ctrl-C; 0 then. The port is taken before the models are read; `opened` gets the page's address once it answers."""
+    from positron_mini.device import set_threads
+    from positron_mini.web.server import Server, address_of, bind
+    from positron_mini.web.state import ServerState
+
+    with bind(flags.host, flags.port) as listener:
+        set_threads(flags.threads)
+        state = ServerState(make_models(), api_key=flags.key, hosts=flags.hosts)
+
+        def started() -> None:
+            address = address_of(listener)
+            print(address, flush=True)
+            note(f"API for OpenAI's clients: {address}/v1{'  (with the API key)' if flags.key else ''}; stop with Ctrl-C")
+            opened(address + (f"/#api_key={flags.key}" if flags.key else ""))
+
+        try:
+            Server(state, started).run_on(listener)
+        except KeyboardInterrupt:  # uvicorn has closed everything and raises the signal again
+            note("stopped")
+    return 0

@@ -1,0 +1,176 @@
+"""Looking inside a model: what it sees, how surprised it is, where it looks, and what each layer would say.
+
+Everything here is a pure function that retraces the forward pass of `model.py` with the model's own modules, so what is shown is what
+is computed. `ids` are one sequence, bos first. Shapes: T tokens, V vocabulary, L layers, H heads, K key/value heads, D head_dim, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from positron_mini.chat_format import Message, encode_chat
+from positron_mini.evaluate.bits import token_logprobs
+from positron_mini.generate import Reader
+from positron_mini.model import GPT, Attention, Block, rotate
+from positron_mini.tokenizer import SPACE, UNK, Tokenizer
+from positron_mini.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
+
+# --- tokens -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token as it can be shown. `text` is None where its bytes are no whole character; `kind` is text, byte, control or unknown."""
+
+    id: int
+    piece: str
+    text: str | None
+    bytes: bytes
+    kind: str
+
+
+def token_views(tokenizer: Tokenizer, ids: Sequence[int]) -> list[TokenView]:
+    """What stands behind each id. The bytes, joined, decode to the text. Errors: TokenizerError for an id that does not exist."""
+    return [_token_view(tokenizer, index) for index in ids]
+
+
+def _token_view(tokenizer: Tokenizer, index: int) -> TokenView:
+    piece = tokenizer.piece(index)
+    if index in tokenizer.control_ids or index == UNK:
+        return TokenView(index, piece, None, b"", "control" if index != UNK else "unknown")
+    is_byte = FIRST_BYTE <= index < FIRST_NORMAL
+    data = bytes([index - FIRST_BYTE]) if is_byte else piece.replace(SPACE, " ").encode()
+    text = data.decode() if not is_byte or data < b"\x80" else None
+    return TokenView(index, piece, text, data, "byte" if is_byte else "text")
+
+
+@dataclass(frozen=True)
+class MaskedToken:
+    """A token of a conversation, and whether fine-tuning teaches the model to write it; it reads all of them."""
+
+    token: TokenView
+    is_trained: bool
+
+
+def fine_tuning_mask(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[MaskedToken]:
+    """The tokens of a conversation as fine-tuning sees them: only what the assistant says, and the end of its turn, is learned."""
+    encoded = encode_chat(tokenizer, messages)
+    views = token_views(tokenizer, encoded.ids)
+    return [MaskedToken(view, trained) for view, trained in zip(views, encoded.trained, strict=True)]
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------------------------
+
+
+def next_token_distribution(model: GPT, ids: Sequence[int]) -> Tensor:
+    """The logits (V,), fp32, of the token after `ids`: what the sampler starts from. A text longer than the context is read as
+    generation reads it: bos and its newest three quarters of a context. Errors: ValueError for no ids."""
+    if not ids:
+        raise ValueError("there are no tokens to continue; begin with bos")
+    return Reader(model, 1).read(torch.tensor([list(ids)]))[0]
+
+
+def surprise(model: GPT, ids: Sequence[int]) -> list[float]:
+    """-ln p, in nats, of every token after the first, each predicted from those before it; their sum is what `positron score` negates.
+
+    A text longer than the context is read in windows that advance by half a context, as everywhere in scoring.
+    """
+    (logprobs,) = token_logprobs(model, [list(ids)])
+    return (-logprobs).tolist()
+
+
+# --- attention --------------------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def attention_maps(model: GPT, ids: Sequence[int]) -> Tensor:
+    """How much each token (row) looks at each token up to itself (column), per layer and head: (L, H, T, T), each row sums to 1.
+
+    Errors: ValueError when the text is longer than the context.
+    """
+    streams, rope = _streams(model, ids), _angles(model, len(ids))
+    blocks = cast(Iterable[Block], model.model.layers)
+    layers = zip(blocks, streams, strict=False)  # the last stream, which no layer reads, is left over
+    return torch.stack([attention_weights(block.self_attn, block.input_layernorm(x), rope) for block, x in layers])
+
+
+def attention_weights(attention: Attention, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """The weights (H, T, T) with which `attention` mixes the values of its input `x` (1, T, C), the part of its forward pass that the
+    fused kernel keeps to itself: softmax of q . k / sqrt(D) over the tokens so far."""
+    T, D = x.shape[1], attention.config.head_dim
+    q = attention.q_norm(attention.q_proj(x).view(1, T, -1, D)).transpose(1, 2)  # (1, H, T, D)
+    k = attention.k_norm(attention.k_proj(x).view(1, T, -1, D)).transpose(1, 2)  # (1, K, T, D)
+    q, k = rotate(q, *rope), rotate(k, *rope)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (1, H, T, D): neighbouring heads share a key
+    scores = (q @ k.transpose(-1, -2))[0] / D**0.5  # (H, T, T)
+    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+    weights: Tensor = scores.masked_fill(future, float("-inf")).softmax(-1)
+    return weights
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerGuess:
+    """What the stream after some layers says comes next, after each token: the k likeliest ids and their probabilities, (T, k) each,
+    the entropy in bits (T,), and the probability (T,) of the token that the whole model finds likeliest."""
+
+    ids: Tensor
+    probabilities: Tensor
+    entropy: Tensor
+    final: Tensor
+
+
+@torch.inference_mode()
+def logit_lens(model: GPT, ids: Sequence[int], k: int = 5) -> list[LayerGuess]:
+    """The guesses after the embedding and after each layer, L + 1 of them: the final norm and the head applied to the stream there, as
+    if the layers above did nothing. The last one is the model's own prediction. Source: nostalgebraist 2020, "the logit lens".
+
+    Errors: ValueError when the text is longer than the context.
+    """
+    final = model(_row(model, ids))[0].argmax(-1)  # (T,)
+    return [_guess(logits, final, k) for logits in layer_logits(model, ids)]
+
+
+@torch.inference_mode()
+def layer_logits(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
+    """The logits (T, V) that the stream gives after the embedding and after each layer, one layer at a time."""
+    for x in _streams(model, ids):
+        yield model.logits(model.model.norm(x))[0]
+
+
+def _guess(logits: Tensor, final: Tensor, k: int) -> LayerGuess:
+    logprobs = logits.log_softmax(-1)  # (T, V)
+    top = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1) / torch.log(torch.tensor(2.0))
+    return LayerGuess(top.indices, top.values.exp(), entropy, logprobs.gather(-1, final[:, None])[:, 0].exp())
+
+
+@torch.inference_mode()
+def _streams(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
+    """The stream (1, T, C) as it leaves the embedding and each block."""
+    row = _row(model, ids)
+    rope = _angles(model, row.shape[1])
+    x = model.model.embed_tokens(row)
+    yield x
+    for block in model.model.layers:
+        x = block(x, rope, None, None, 0.0)
+        yield x
+
+
+def _angles(model: GPT, T: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (T, D) of the first T positions."""
+    return model.rope_cos[:T], model.rope_sin[:T]
+
+
+def _row(model: GPT, ids: Sequence[int]) -> Tensor:
+    """`ids` as a batch of one on the model's device. Errors: ValueError when they are none, or more than the context holds."""
+    if not 0 < len(ids) <= model.config.context_len:
+        raise ValueError(f"{len(ids)} tokens; the context holds from 1 to {model.config.context_len}")
+    return torch.tensor([list(ids)], device=model.rope_cos.device)

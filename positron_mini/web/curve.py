@@ -1,0 +1,123 @@
+"""Is my curve normal? Rules a training log is held against, and reference curves where there are some. Pure functions of log rows."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from positron_mini import files
+
+# curves that ship with the package: NAME.jsonl, lines as in a run's metrics.jsonl
+REFERENCE_FOLDER = Path(__file__).parent.parent / "reference_curves"
+FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
+SPIKE_NATS = 0.5
+MEMORISING = 0.15  # validation above training, as a share of the latter
+REFERENCE = 0.05  # another seed changes a curve less than this share of its loss
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule: its name, whether the curve keeps it (None: cannot be told yet) and the figures."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def curve_checks(rows: Rows, vocab_size: int, *, is_pretraining: bool, reference: Rows | None = None) -> list[Check]:
+    """The rules for the rows of a metrics.jsonl, in the order in which a person would look."""
+    checks = [_starts_at_chance(rows, vocab_size)] if is_pretraining else []
+    checks += [_falls(rows), _no_spikes(rows), _does_not_memorise(rows), _keeps_its_pace(rows)]
+    return checks + ([_follows(rows, reference)] if reference is not None else [])
+
+
+def reference_names() -> list[str]:
+    """The names of the curves that ship with the package."""
+    return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.jsonl"))
+
+
+def read_reference(name: str) -> Rows:
+    """The rows of a shipped curve; `name` is one of `reference_names()`."""
+    return files.read_lines(REFERENCE_FOLDER / f"{name}.jsonl")
+
+
+def _starts_at_chance(rows: Rows, vocab_size: int) -> Check:
+    chance = math.log(vocab_size)
+    if not rows or rows[0]["step"] != 1:
+        return Check("start", None, f"The first step is missing; its loss should be ln({vocab_size:,}) = {chance:.2f}.")
+    loss = float(rows[0]["loss"])
+    detail = f"It starts at {loss:.2f}; a model that knows nothing has ln({vocab_size:,}) = {chance:.2f}."
+    return Check("start", abs(loss - chance) <= FIRST_LOSS * chance, detail)
+
+
+def _falls(rows: Rows) -> Check:
+    if len(rows) < 20:
+        return Check("falls", None, "It should fall; 20 reports are needed to tell.")
+    part = max(5, len(rows) // 10)
+    early, late = (fmean(float(row["loss"]) for row in some) for some in (rows[:part], rows[-part:]))
+    return Check("falls", late < early, f"The loss went from {early:.2f} (first {part} reports) to {late:.2f} (last {part}).")
+
+
+def _no_spikes(rows: Rows) -> Check:
+    losses = [float(row["loss"]) for row in rows]
+    jumps = [(loss - median(losses[max(0, i - 10) : i]), i) for i, loss in enumerate(losses) if i >= 10]
+    if not jumps:
+        return Check("spikes", None, "No spikes should show; 10 reports are needed to tell.")
+    jump, at = max(jumps)
+    detail = f"The largest jump above the ten reports before is {max(jump, 0):.2f} nats, at step {rows[at]['step']:,}."
+    return Check("spikes", jump < SPIKE_NATS, detail + ("" if jump < SPIKE_NATS else " A smaller learning rate calms it."))
+
+
+def _does_not_memorise(rows: Rows) -> Check:
+    scored = [i for i, row in enumerate(rows) if "val_loss" in row]
+    if not scored:
+        return Check("memorising", None, "No validation yet; it shows whether the model learns or memorises.")
+    at = scored[-1]
+    training = fmean(float(row["loss"]) for row in rows[max(0, at - 9) : at + 1])
+    validation = float(rows[at]["val_loss"])
+    share = validation / training - 1 if training > 0 else math.inf
+    detail = f"Validation is {validation:.2f}, training {training:.2f} nats per token."
+    return Check("memorising", share < MEMORISING, detail + ("" if share < MEMORISING else " The text is too small for so many steps."))
+
+
+def _keeps_its_pace(rows: Rows) -> Check:
+    speeds = [float(row["tok_per_s"]) for row in rows]
+    if len(speeds) < 10:
+        return Check("pace", None, "The pace should be even; 10 reports are needed to tell.")
+    usual, now = median(speeds), median(speeds[-5:])
+    detail = f"{now:,.0f} tokens per second now, {usual:,.0f} usually."
+    is_even = now > 0.6 * usual
+    return Check("pace", is_even, detail + ("" if is_even else " Another program may be busy, or the machine is hot."))
+
+
+def _follows(rows: Rows, reference: Rows) -> Check:
+    """Whether the newest losses lie where the reference had them after as many tokens."""
+    if not rows or not reference:
+        return Check("reference", None, "There is nothing to hold against each other yet.")
+    tokens = int(rows[-1]["tokens"])
+    if tokens < int(reference[0]["tokens"]) or tokens > int(reference[-1]["tokens"]):
+        return Check("reference", None, f"The reference has no point at {tokens:,} tokens.")
+    expected, loss = _loss_at(reference, tokens), fmean(float(row["loss"]) for row in rows[-5:])
+    gap = loss / expected - 1
+    return Check(
+        "reference", gap <= REFERENCE, f"After {tokens:,} tokens the loss is {loss:.2f}; the reference had {expected:.2f} ({gap:+.0%})."
+    )
+
+
+def _loss_at(reference: Rows, tokens: int) -> float:
+    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of five."""
+    at = max(1, bisect_left([int(row["tokens"]) for row in reference], tokens))
+    right = min(at, len(reference) - 1)
+    means = [fmean(float(row["loss"]) for row in reference[max(0, i - 4) : i + 1]) for i in (right - 1, right)] if right > 0 else []
+    if not means:
+        return float(reference[0]["loss"])
+    low, high = (int(reference[i]["tokens"]) for i in (right - 1, right))
+    share = (tokens - low) / max(1, high - low)
+    return means[0] + share * (means[1] - means[0])

@@ -1,0 +1,82 @@
+"""The listening socket and the server that stops in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from positron_mini.errors import UsageError
+from positron_mini.web.app import create_app
+from positron_mini.web.guard import MAX_HEADER_BYTES, GuardedProtocol
+from positron_mini.web.state import ServerState
+
+DRAIN_S = 3.0  # what runs when the server is told to stop may go on for so long
+BACKLOG = 128
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on `host` and `port` (0: any free one) that accepts nobody yet. Errors: UsageError when the address cannot be had."""
+    listener: socket.socket | None = None
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        if os.name == "posix":  # a server that was just stopped leaves the port in use for a minute; elsewhere this would share it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise UsageError(f"cannot listen on {host} port {port} ({error.strerror or error})", "--port 0 takes any free port") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address of the page on a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our guard and limits. `on_start` is called once it answers."""
+
+    def __init__(self, state: ServerState, on_start: Callable[[], None] = lambda: None) -> None:
+        self._state, self._on_start = state, on_start
+        super().__init__(
+            uvicorn.Config(
+                create_app(state),
+                http=GuardedProtocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_level="critical",  # the guard reports errors, without what users wrote
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=int(DRAIN_S) + 1,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            )
+        )
+
+    def run_on(self, listener: socket.socket) -> None:
+        """Serve on a bound socket until a signal or `should_exit`; it is closed then. Errors: KeyboardInterrupt after Ctrl-C."""
+        try:
+            self.run(sockets=[listener])
+        finally:
+            self._state.engine.close()  # a second Ctrl-C skips the orderly end
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody more, let what runs come to its end or cancel it after a while, then close."""
+        asyncio.get_running_loop().call_later(DRAIN_S, self._state.engine.close)
+        await super().shutdown(sockets)

@@ -1,0 +1,181 @@
+"""An answer as it is written: the job for the engine, and the numbers that go with the text."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from positron_mini import generate
+from positron_mini.chat import CHAT_SETTINGS
+from positron_mini.config import SampleConfig
+from positron_mini.generate import Token, likeliest
+from positron_mini.lens import token_views
+from positron_mini.model import GPT
+from positron_mini.tokenizer import BOS, IncrementalDecoder, Tokenizer
+from positron_mini.web.engine import Job
+from positron_mini.web.prompts import Prompt
+from positron_mini.web.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from positron_mini.web.state import Served
+
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int | None, room: int) -> SampleConfig:
+    """The settings of a request, what is left out taken from `defaults`; it writes `wanted` tokens, at the most what there is room for."""
+
+    def of(name: str) -> Any:
+        value = getattr(request, name)
+        return getattr(defaults, name) if value is None else value
+
+    stop = request.stop or ()
+    return SampleConfig(
+        max_tokens=max(1, min(room if wanted is None else wanted, room)),
+        temperature=of("temperature"),
+        top_k=max(0, of("top_k")),
+        top_p=of("top_p"),
+        min_p=of("min_p"),
+        repetition_penalty=of("repetition_penalty"),
+        seed=secrets.randbelow(1 << 31) if request.seed in (None, -1) else of("seed"),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+
+
+@dataclass
+class Order:
+    """What is to be written, and when it happened. `top` None asks for no logprobs; `echo` scores the prompt first."""
+
+    served: Served
+    prompt: Prompt
+    config: SampleConfig
+    top: int | None = None
+    echo: bool = False
+    scores_only: bool = False
+    began: float = 0.0
+    times: list[float] = field(default_factory=list)  # when each token was there
+
+    @classmethod
+    def of_chat(cls, served: Served, prompt: Prompt, request: ChatRequest) -> Order:
+        """The order that a conversation makes."""
+        wanted = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+        defaults = CHAT_SETTINGS if served.speaker.is_chat else SampleConfig()
+        top = (request.top_logprobs or 0) if request.logprobs else None
+        return cls(served, prompt, sample_config(request, defaults, wanted, prompt.room), top)
+
+    @classmethod
+    def of_text(cls, served: Served, prompt: Prompt, request: CompletionRequest) -> Order:
+        """The order that a text makes; 80 tokens unless it says how many."""
+        wanted = SampleConfig().max_tokens if request.max_tokens is None else request.max_tokens
+        config = sample_config(request, SampleConfig(), wanted, prompt.room)
+        return cls(served, prompt, config, request.logprobs, request.echo or False, wanted == 0)
+
+    def write(self, job: Job[Token]) -> Iterator[Token]:
+        """The tokens of the prompt if they are to be scored, then those of the answer; for the engine's thread."""
+        speaker = self.served.speaker
+        self.began = time.perf_counter()
+        with interruptible(speaker.model, job.check):
+            if self.echo:
+                yield from prompt_tokens(speaker.model, self.prompt, self.top)
+            if self.scores_only:
+                return
+            tokens = generate.stream(
+                speaker.model, speaker.tokenizer, self.prompt.ids, self.config, end_ids=speaker.end_ids, top_logprobs=self.top or 0
+            )
+            for token in tokens:
+                self.times.append(time.perf_counter())
+                yield token
+
+    def usage(self) -> dict[str, int]:
+        """Tokens read and written so far."""
+        read, written = len(self.prompt.ids), len(self.times)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    def timings(self, submitted: float) -> dict[str, float | int]:
+        """Milliseconds in the queue, until the first token, and for those after it."""
+        first, last = (self.times[0], self.times[-1]) if self.times else (time.perf_counter(),) * 2
+        read_s, write_s, following = first - self.began, last - first, max(0, len(self.times) - 1)
+        return {
+            "queued_ms": round(1e3 * (self.began - submitted), 3),
+            "prompt_n": len(self.prompt.ids),
+            "prompt_ms": round(1e3 * read_s, 3),
+            "prompt_per_second": round(len(self.prompt.ids) / max(read_s, 1e-9), 2),
+            "predicted_n": len(self.times),
+            "predicted_ms": round(1e3 * write_s, 3),
+            "predicted_per_second": round(following / max(write_s, 1e-9), 2),
+        }
+
+
+@contextlib.contextmanager
+def interruptible(model: GPT, check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before every layer, so that reading a long prompt can be stopped by its error too."""
+    hooks = [block.register_forward_pre_hook(lambda *_: check()) for block in model.model.layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def prompt_tokens(model: GPT, prompt: Prompt, top: int | None) -> list[Token]:
+    """The tokens that the request gave, each with ln p after those before it; 0 for a bos, which nothing precedes. `top` None: none."""
+    if top is None:
+        return [Token(index, "", 0.0) for index in prompt.ids[prompt.added :]]
+    logprobs = model.logits(model.hidden(torch.tensor([prompt.ids])))[0].log_softmax(-1)  # (T, V)
+    found = [Token(prompt.ids[0], "", 0.0)]
+    for position, index in enumerate(prompt.ids[1:]):
+        row = logprobs[position]
+        found.append(Token(index, "", float(row[index]), top=likeliest(row, top) if top else ()))
+    return found[prompt.added :]
+
+
+# --- ln p, as OpenAI writes it ----------------------------------------------------------------------------------------------------------
+
+
+def shown(tokenizer: Tokenizer, index: int) -> tuple[str, bytes]:
+    """A token as text, or as `bytes:\\x..` where it is a part of a character, and its bytes. A control token is shown by name."""
+    (view,) = token_views(tokenizer, [index])
+    if view.text is not None:
+        return view.text, view.bytes
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in view.bytes) if view.bytes else view.piece, view.bytes
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
+    """The `logprobs` of a chat answer."""
+
+    def entry(index: int, logprob: float) -> dict[str, Any]:
+        text, data = shown(tokenizer, index)
+        return {"token": text, "id": index, "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(data)}
+
+    content = [{**entry(t.id, t.logprob), "top_logprobs": [entry(*pair) for pair in t.top]} for t in tokens]
+    return {"content": content, "refusal": None}
+
+
+class TextOffsets:
+    """Where in the answer's text each token begins, counted in characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder, self._length = IncrementalDecoder(tokenizer), 0
+
+    def push(self, index: int) -> int:
+        """Where the next token begins."""
+        start = self._length
+        self._length += len(self._decoder.push(index))
+        return start
+
+
+def text_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: TextOffsets, *, top: int) -> dict[str, Any]:
+    """The `logprobs` of a text answer. A bos has no ln p, because nothing precedes it."""
+    scored = [None if token.id == BOS else max(token.logprob, LEAST_LOGPROB) for token in tokens]
+    return {
+        "tokens": [shown(tokenizer, token.id)[0] for token in tokens],
+        "token_ids": [token.id for token in tokens],
+        "token_logprobs": scored,
+        "top_logprobs": [{shown(tokenizer, i)[0]: max(p, LEAST_LOGPROB) for i, p in t.top} for t in tokens] if top else None,
+        "text_offset": [offsets.push(token.id) for token in tokens],
+    }

@@ -1,0 +1,293 @@
+"""docs/reliability.md: what is promised when something fails, the tests that show it, and what they showed.
+
+python benchmarks/reliability.py --run        run every test that carries the id of a row, keep the results, write the page
+python benchmarks/reliability.py              write the page from the kept results
+
+The page is made from ROWS below, from the names of the tests (`test_C5_...` shows row C5) and from two files of measured results:
+docs/results/reliability.json, which --run writes, and docs/results/kill_runs.json, which benchmarks/kill_runs.py writes with --out.
+tests/faults/test_fault_page.py fails when a row that matters has no test, and when the page is not what this script would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+RESULTS = ROOT / "docs" / "results" / "reliability.json"
+KILLS = ROOT / "docs" / "results" / "kill_runs.json"
+TEST_NAME = re.compile(r"test_([CLTDS]\d+)_")
+
+
+class Row(NamedTuple):
+    """One fault: P0 and P1 must have tests, P2 may."""
+
+    id: str
+    level: str
+    fault: str
+    promise: str
+
+
+GROUPS = {"C": "Checkpoints", "L": "Loading files", "T": "Training", "D": "Data", "S": "The server"}
+ROWS = [
+    Row("C1", "P0", "stopped at any step and started again, pretraining and fine-tuning",
+        "weights, optimizer state and log equal byte for byte those of a run that was never stopped"),
+    Row("C2", "P0", "any split of the steps into parts",
+        "the same bytes, the same rates"),
+    Row("C3", "P0", "SIGKILL at any point of the writer and at any moment; `latest` missing, empty or wrong",
+        "the newest whole checkpoint loads, no half step is ever seen, the end is that of C1"),
+    Row("C4", "P0", "a file of the right length with a tail of zeros or cut short",
+        "found by its checksum; the step before is used, saying so"),
+    Row("C5", "P0", "disk full at any byte, quota, file size limit",
+        "exit code 4 and a sentence; old steps intact, no half file left; the same command goes on. Free space is checked before a save"),
+    Row("C6", "P0", "a flipped bit in any file of a checkpoint",
+        "never loads; the error names the file; an earlier step is used"),
+    Row("C7", "P1", "Ctrl-C once or twice, SIGTERM, also during a save",
+        "the last finished step is saved once, exit code 130 or 143, and the run goes on as in C1"),
+    Row("C8", "P1", "two trainings in one folder; a lock left by a killed one",
+        "the second is refused and names the first; a dead one holds nothing"),
+    Row("C9", "P1", "another micro-batch, thread count, device or version of torch",
+        "allowed and said; the same data at the same rates"),
+    Row("C10", "P1", "a compiled model; weights with missing, unknown or misshapen tensors",
+        "plain names in files; refused, naming what differs"),
+    Row("C11", "P1", "another horizon or cool-down when a run goes on",
+        "smaller pauses; larger moves the horizon, or goes back to the last constant-rate step; said and logged"),
+    Row("C12", "P1", "the machine sleeps",
+        "the same bytes; the pause is no training time"),
+    Row("C13", "P2", "a checkpoint of an earlier release",
+        "loads and goes on"),
+    Row("L1", "P0", "a pickle, a `.pt` or one under another name, as checkpoint or tokenizer",
+        "refused before anything in it runs; nothing in the package can run what it reads"),
+    Row("L3", "P1", "weight files with huge headers, overlaps, holes, wrong shapes and types, a million tensors",
+        "one sentence within a second and 200 MB"),
+    Row("L4", "P1", "config, manifest, log: huge, negative, of another type; paths out of the folder; links",
+        "refused before anything is allocated"),
+    Row("L5", "P1", "a tokenizer file that was cut off, crafted or has flipped bits",
+        "refused before the library sees it"),
+    Row("L6", "P1", "a chat template that carries code",
+        "never rendered, never passed on"),
+    Row("L7", "P1", "exported GGUF and Hugging Face folders",
+        "other programs load them and continue with the same tokens"),
+    Row("T1", "P0", "a loss, gradient or weight that is not a finite number",
+        "nothing is updated or saved, exit code 3, evidence in `events.jsonl`; `--on_nan skip` leaves such steps out"),
+    Row("T2", "P1", "a gradient a thousand times too large",
+        "scaled down; its true norm is in the log; `--grad_limit` stops or skips"),
+    Row("T3", "P1", "out of memory at the first step, at a later one",
+        "half the rows at once with the same tokens a step, said and kept; later: the last step is saved, exit code 5"),
+    Row("T4", "P1", "which device and precision",
+        "a table of decisions; a device that is not there is refused"),
+    Row("T5", "P1", "a device that computes wrongly",
+        "`positron doctor` finds it and says what"),
+    Row("T6", "P2", "another working directory, spaces and any script in paths, read-only text and disk",
+        "works, or one sentence"),
+    Row("D1", "P0", "an empty file, a single story, less text than a context, no separators",
+        "said before training; nothing is written"),
+    Row("D2", "P0", "vocabularies of 65,535, 65,536 and 70,000",
+        "ids come back; two or four bytes each as needed"),
+    Row("D3", "P0", "broken UTF-8, byte order marks, CRLF, NUL, lines of 50 MB",
+        "mended and counted, in bounded memory; valid text comes back exactly"),
+    Row("D4", "P0", "the same story in training and validation, also in other case or spacing",
+        "on one side only; copies are counted"),
+    Row("D5", "P0", "conversations with missing fields, wrong types, cut lines, nothing to train on, too long",
+        "file and line are named; `--skip_bad` leaves them out and counts; only answers are trained"),
+    Row("D6", "P0", "another tokenizer with as many pieces",
+        "refused by its fingerprint"),
+    Row("D7", "P1", "a token file cut off, damaged, of another vocabulary, changed under training",
+        "found at opening or at the next step; prepared anew, saying so"),
+    Row("D8", "P1", "downloads cut, damaged, replaced by a login page",
+        "go on where they stopped; only what has the promised hash becomes data"),
+    Row("D9", "P1", "preparation killed, repeated, with other threads",
+        "the same bytes"),
+    Row("S1", "P0", "foreign names in Host",
+        "403"),
+    Row("S2", "P0", "foreign Origin, OPTIONS, a POST that is not JSON",
+        "403 or 415, and no permission in the answer"),
+    Row("S3", "P0", "open to the network without a key; a wrong key",
+        "refuses to start; 401 on everything but the page and /health"),
+    Row("S4", "P0", "requests made from the schema, right and wrong",
+        "no server error; answers as documented"),
+    Row("S5", "P0", "absurd numbers, lengths and nesting, letters that are none",
+        "4xx at once, in little memory"),
+    Row("S6", "P0", "bodies and headers without end, one byte a second",
+        "a 4xx or the end of the connection within 10 s; others notice nothing"),
+    Row("S7", "P0", "the client goes away, or stops reading",
+        "the work stops within a second and the place is free"),
+    Row("S8", "P0", "64 requests at once",
+        "one runs, 8 wait in order, the rest are told when to come again; /health stays quick"),
+    Row("S9", "P1", "the model writes HTML, scripts, terminal codes",
+        "shown as letters"),
+    Row("S10", "P1", "paths that climb out of the page's folder",
+        "404"),
+    Row("S11", "P1", "an unknown model name, a path as a model",
+        "404; neither disk nor network is touched"),
+    Row("S12", "P1", "role markers in what a user writes",
+        "letters, never control tokens"),
+    Row("S13", "P1", "thousands of requests; SIGTERM during an answer",
+        "memory and files stay flat; it drains and frees the port"),
+]  # fmt: skip
+
+
+def tests_by_row() -> dict[str, list[tuple[str, str]]]:
+    """The tests that carry the id of a row, as (file, name), read from the source."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match = TEST_NAME.match(node.name) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
+            if match:
+                found.setdefault(match[1], []).append((path.relative_to(ROOT).as_posix(), node.name))
+    return found
+
+
+# --- running ----------------------------------------------------------------------------------------------------------------------------
+
+
+def run_tests() -> dict[str, Any]:
+    """The results of all tests that carry the id of a row: cases, failures and tries of each row, with date and device."""
+    tests = tests_by_row()
+    nodes = sorted({f"{path}::{name}" for each in tests.values() for path, name in each})
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            str(min(4, os.cpu_count() or 1)),
+            "--dist",
+            "loadfile",
+            f"--junitxml={report}",
+        ]
+        subprocess.run([*command, *nodes], cwd=ROOT, check=False)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    rows: dict[str, dict[str, int]] = {}
+    for case in cases:
+        match = TEST_NAME.match(case.get("name", ""))
+        if match is None or case.find("skipped") is not None:
+            continue
+        row = rows.setdefault(match[1], {"cases": 0, "tried": 0, "failed": 0})
+        tried = [int(item.get("value", "1")) for item in case.iter("property") if item.get("name") == "tried"]
+        row["cases"] += 1
+        row["tried"] += sum(tried) or 1
+        row["failed"] += case.find("failure") is not None or case.find("error") is not None
+    device = f"{os.cpu_count()} CPU cores, {platform.system()}, Python {platform.python_version()}"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "rows": dict(sorted(rows.items(), key=lambda item: _order(item[0]))),
+    }
+
+
+def _order(row: str) -> tuple[int, int]:
+    return list(GROUPS).index(row[0]), int(row[1:])
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------------------------
+
+BEGINNING = """# What happens when something fails
+
+Training takes hours, and in these hours lids are closed, disks fill up and processes are killed. A model is worth as much as the promise
+that none of this spoils it. This page lists the faults, what is promised for each, and the tests that show it. P0 had to hold before the
+first release; P1 holds; P2 is welcome.
+
+The page is made by `benchmarks/reliability.py` from the names of the tests and the results they gave; a test fails when it is out of date.
+A *case* is one test with one set of values. A *try* is one fault inside a case, for example one byte at which the disk was full. Property
+tests count as one try, though each makes 25 to 150 examples, and `benchmarks/nightly_fuzz.py` makes thousands.
+"""
+
+HOW = """
+## How the faults are made
+
+- **Kills.** One training is copied at every point at which the writer has told the system something new; each copy is what a SIGKILL there
+  would leave. Every different state is started again and must end like the run that was not killed. Real processes are killed too, at
+  chosen points and at random moments, because a copy cannot show what a process keeps in its own memory.
+- **Full disks.** The writer's files are opened on a stand-in that takes so many bytes and then says ENOSPC, for many numbers of bytes, and
+  with a real file size limit (EFBIG).
+- **Damage.** One bit anywhere in any file; files cut, lengthened, zeroed, exchanged for links and folders; files crafted by hand.
+- **Numbers and memory.** A loss times NaN, infinity or a thousand; the texts with which CUDA, MPS and the CPU say that memory is gone.
+"""
+
+END = """
+## Check a run of your own
+
+```
+positron verify runs/NAME                 every file against its checksum; every step loaded
+positron verify runs/NAME --replay 10     the last steps trained again, byte for byte
+positron runs                             what there is, how large, and what it is doing
+positron runs prune                       what could go; --yes removes it, and never the newest step that is right
+```
+
+What is not promised: equal bytes on another device, with another thread count or another version of torch. Such a change is allowed, said
+when the run goes on, and written to `events.jsonl`. A disk that loses what it said it had stored is found by the checksums, not mended.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    parts = [BEGINNING, *_kill_lines(), HOW]
+    if results["rows"]:
+        parts.append(f"\n## Fault by fault\n\nCases and tries of {results['date']}, {results['device']}.\n")
+    else:
+        parts.append("\n## Fault by fault\n")
+    tests = tests_by_row()
+    for letter, title in GROUPS.items():
+        parts.append(f"\n### {title}\n\n| | | fault | promise | tests | cases | tries | held |\n|---|---|---|---|---|---|---|---|\n")
+        parts.extend(_row_line(row, tests.get(row.id, []), results["rows"].get(row.id)) for row in ROWS if row.id.startswith(letter))
+    return "".join([*parts, END])
+
+
+def _row_line(row: Row, tests: list[tuple[str, str]], result: dict[str, int] | None) -> str:
+    where = ", ".join(f"[{path.split('/')[-1]}](../{path})" for path in dict.fromkeys(path for path, _ in tests)) or "none yet"
+    figures = ["", "", ""]
+    if result is not None:
+        held = "all" if not result["failed"] else f"{result['cases'] - result['failed']} of {result['cases']}"
+        figures = [f"{result['cases']:,}", f"{result['tried']:,}", held]
+    return f"| {row.id} | {row.level} | {row.fault} | {row.promise} | {where} | {' | '.join(figures)} |\n"
+
+
+def _kill_lines() -> Iterable[str]:
+    """The section on random kills, from the file of their outcomes."""
+    if not KILLS.is_file():
+        return []
+    record = json.loads(KILLS.read_text())
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from kill_table import table
+
+    outcomes = record["outcomes"]
+    equal = sum(not outcome["differences"] for outcome in outcomes)
+    return [
+        f"\n## Random kills\n\n{len(outcomes)} times a training was killed at a random moment and started again: {equal} of "
+        f"{len(outcomes)} ended equal, byte for byte, to\none that was never killed. What is lost is time: the steps since the last save "
+        f"are computed again (here {record['save_every']} of {record['steps']}\nsteps lie between two saves).\n\n",
+        "\n".join(table(outcomes)),
+        f"\n\n`benchmarks/kill_runs.py --count {len(outcomes)}`, {record['date']}, {record['device']}, torch {record['torch']}.\n",
+    ]
+
+
+def main() -> None:
+    """Write the page, after running the tests where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="run the tests and keep their results first")
+    flags = parser.parse_args()
+    if flags.run:
+        RESULTS.write_text(json.dumps(run_tests(), indent=1) + "\n")
+    PAGE.write_text(page())
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

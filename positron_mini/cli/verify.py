@@ -1,0 +1,86 @@
+"""`positron verify RUN`: every file of a run against its checksum, and with --replay steps trained again, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.errors import CheckpointError, RunError
+
+if TYPE_CHECKING:
+    from positron_mini.verify import Replay, StepCheck
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """Read every file of a run and check it; with --replay train some of its steps again and compare."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """run folder"""
+    replay: int | None = None
+    """train again at most this many steps before the newest saved one, and compare log lines and files byte for byte"""
+    json: bool = False
+    """print one JSON object"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Verify; 0 when all is as it should be."""
+    flags = parse(VerifyFlags, argv, "verify")
+    from positron_mini.runs import RunFolder
+    from positron_mini.verify import check_run, replay
+
+    folder = RunFolder(Path(flags.run))
+    steps, problems = check_run(folder)
+    if not flags.json:
+        show_steps(steps, problems)
+    again = replay(folder, flags.replay, note) if flags.replay is not None else None
+    if flags.json:
+        print(json.dumps({"run": flags.run, "steps": [asdict(s) for s in steps], "problems": problems, "replay": again and asdict(again)}))
+    elif again is not None:
+        show_replay(again)
+    _raise_for(flags.run, steps, again)
+    return 0
+
+
+def show_steps(steps: Sequence[StepCheck], problems: Sequence[str]) -> None:
+    """Print a line per step, then what else is wrong."""
+    for step in steps:
+        verdict = step.problem or ("right, can be trained on" if step.has_training else "right")
+        print(f"step {step.step:>9,}  {step.files:>2} files  {step.bytes / 1e6:>9,.1f} MB  {verdict}")
+    if not steps:
+        print("no step is saved yet")
+    for problem in problems:
+        print(f"warning: {problem}")
+
+
+def show_replay(again: Replay) -> None:
+    """Print what training again gave."""
+    print(f"steps {again.start + 1:,} to {again.end:,} trained again: {again.lines:,} log lines and {again.files} files compared")
+    for difference in again.differences:
+        print(f"  {difference}")
+    if not again.differences:
+        print("  equal, byte for byte" if again.files else "  equal; no checkpoint stands at their end to compare its bytes")
+
+
+def _raise_for(path: str, steps: Sequence[StepCheck], again: Replay | None) -> None:
+    """Nothing, or the error that ends a verification that found something wrong."""
+    damaged = [step.step for step in steps if step.problem]
+    if damaged:
+        whole = [step.step for step in steps if not step.problem and step.has_training]
+        go_on = (
+            f"--resume_from_step {max(whole)} goes on from the newest one that is right"
+            if whole
+            else "start a new run in another --out_dir"
+        )
+        raise CheckpointError(f"{path}: {len(damaged)} of {len(steps)} steps are damaged: {', '.join(f'{s:,}' for s in damaged)}", go_on)
+    if again is not None and again.differences:
+        raise RunError(
+            f"{path}: {len(again.differences)} differences when steps {again.start + 1:,} to {again.end:,} are trained again",
+            "another device, thread count or version of torch explains them: see events.jsonl and run.json in the run folder",
+        )

@@ -1,0 +1,182 @@
+"""Whether a run is what it says: every file against its checksum, and steps trained again against what they left.
+
+Replaying happens in a folder of its own, so nothing of the run is touched. The same device, build and settings give the same bytes; where
+they were changed meanwhile, `events.jsonl` and `run.json` say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron_mini import checkpoint as ckpt
+from positron_mini import files
+from positron_mini.config import SFTConfig, TrainConfig
+from positron_mini.errors import PositronError, RunError, UsageError
+from positron_mini.runs import STEP_LOGS, RunFolder
+from positron_mini.session import Session
+
+Say = Callable[[str], None]
+TIMES = ("tok_per_s", "elapsed_s")  # of a log line, which no two trainings share
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """What one step folder holds. `problem` is empty for a step that loads."""
+
+    step: int
+    files: int
+    bytes: int
+    has_training: bool
+    problem: str = ""
+
+
+def check_step(folder: Path) -> StepCheck:
+    """The step after reading all of it: checksums, shape, tokenizer, names and values of the weights and of the training state."""
+    step = ckpt.step_number(folder.name)
+    present = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in present)
+    assert step is not None, folder
+    try:
+        checkpoint = ckpt.open_checkpoint(folder)
+        ckpt.load_model(checkpoint)
+        if checkpoint.has_training:
+            ckpt.load_training(checkpoint)
+    except PositronError as error:
+        return StepCheck(step, len(present), size, (folder / ckpt.STATE_FILE).is_file(), error.message)
+    return StepCheck(step, len(present), size, checkpoint.has_training)
+
+
+def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
+    """Every step of the run, ascending, and what else is wrong with its folder, in sentences. Errors: RunError where there is no run."""
+    if not run.path.is_dir() or (run.read() is None and not run.steps()):
+        raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
+    steps = [check_step(run.folder(step)) for step in run.steps()]
+    problems = []
+    for pointer in ("latest", "best"):
+        name = run.points_to(pointer)
+        if name is None and pointer == "latest" and steps:
+            problems.append("latest is missing; commands take the newest complete step instead")
+        elif name is not None and not (run.path / name / ckpt.MANIFEST).is_file():
+            problems.append(f"{pointer} names {name!r}, which is not there; commands take the newest complete step instead")
+    for log in sorted(run.path.glob("*.jsonl")):
+        try:
+            files.read_lines(log)
+        except PositronError as error:
+            problems.append(error.message)
+    return steps, problems
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What training again from step `start` to step `end` gave: `compared` counts log lines and files, `differences` are sentences."""
+
+    start: int
+    end: int
+    lines: int
+    files: int
+    differences: list[str]
+
+
+def replay(run: RunFolder, steps: int, say: Say) -> Replay:
+    """The last stretch of at most `steps` steps between two saved ones, trained again and compared byte for byte; where no two saved steps
+    are that near, `steps` steps from the newest one that has as many behind it, compared by their log lines.
+
+    Errors: UsageError, RunError where there is nothing to replay, and all those of training.
+    """
+    recorded = run.read()
+    if recorded is None:
+        raise RunError(f"{run.path}: no run.json there, so nothing says how it was trained", "positron verify runs/NAME")
+    start, end = stretch(run, recorded["events"], steps)
+    say(f"training steps {start + 1:,} to {end:,} again")
+    with tempfile.TemporaryDirectory() as folder:
+        twin = RunFolder(Path(folder) / run.path.resolve().name)  # the name stands in the model card
+        _copy(run, twin, start)
+        session = _open(recorded, twin, end, say)
+        if session.plan.start != start:
+            raise RunError(f"{run.path}: step {start:,} cannot be trained on from", f"positron verify {run.path}")
+        for _ in session.steps():
+            pass
+        lines, differences = _compare_lines(run, twin, start, end)
+        here, there = ({n: e["sha256"] for n, e in _manifest(each, end).items()} for each in (run, twin))
+        shared = [name for name in here if not name.startswith("training/") or name in there]
+        differences += [
+            f"{run.folder(end) / name}: not the bytes that training again gives" for name in shared if here[name] != there.get(name)
+        ]
+    return Replay(start, end, lines, len(shared), differences)
+
+
+def stretch(run: RunFolder, events: list[dict[str, Any]], steps: int) -> tuple[int, int]:
+    """The steps between which to train again: no schedule was changed there. Errors: UsageError, RunError."""
+    if steps < 1:
+        raise UsageError(f"--replay is {steps}, it must be at least 1", "--replay 10")
+    saved, logged = run.steps(), {row.get("step") for row in run.metrics()}
+    moved = {event["step"] for event in events if event.get("kind") == "schedule"}
+    starts = ([0] if 1 in logged else []) + run.resumable()
+    pairs = [(a, b) for a in starts for b in saved if 0 < b - a <= steps and not any(a < step < b for step in moved)]
+    if pairs:
+        return max(pairs, key=lambda pair: (pair[1], -pair[0]))
+    for start in reversed(starts):
+        following = [step for step in sorted(s for s in logged if isinstance(s, int)) if start < step <= start + steps]
+        if following and not any(start < step < following[-1] for step in moved):
+            return start, following[-1]
+    raise RunError(
+        f"{run.path}: nothing to replay: no step that can be trained on from has logged steps behind it", "train some steps first"
+    )
+
+
+def _copy(run: RunFolder, twin: RunFolder, start: int) -> None:
+    """The run as it stood at `start`, with links to its files where the system can: nothing is written in place."""
+    twin.path.mkdir()
+    for name in ("run.json", *STEP_LOGS):
+        if (run.path / name).is_file():
+            shutil.copy2(run.path / name, twin.path / name)
+    kept = [start] if start else []
+    if 0 in run.steps():
+        kept.append(0)
+    for step in kept:
+        shutil.copytree(run.folder(step), twin.folder(step), copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _open(recorded: dict[str, Any], twin: RunFolder, end: int, say: Say) -> Session:
+    """The session that trains the twin up to `end`, by the settings of the record."""
+    from positron_mini.pretrain import open_session
+    from positron_mini.sft import open_sft_session
+
+    given = frozenset({"out_dir", "until_step", "track"})
+    if recorded["kind"] == "sft":
+        return open_sft_session(SFTConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
+    return open_session(TrainConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
+
+
+def _manifest(run: RunFolder, step: int) -> dict[str, Any]:
+    return ckpt.read_manifest(run.folder(step)) if run.folder(step).is_dir() else {}
+
+
+def _compare_lines(run: RunFolder, twin: RunFolder, start: int, end: int) -> tuple[int, list[str]]:
+    """How many log lines were compared, and those that differ."""
+
+    def lines(each: RunFolder) -> dict[int, dict[str, Any]]:
+        found = {row["step"]: {k: v for k, v in row.items() if k not in TIMES} for row in each.metrics()}
+        return {step: row for step, row in found.items() if start < step <= end}
+
+    here, there = lines(run), lines(twin)
+    different = [
+        f"step {step:,}: {name} is {here.get(step, {}).get(name)} in metrics.jsonl and {there.get(step, {}).get(name)} when trained again"
+        for step in sorted(here.keys() | there.keys())
+        for name in {**here.get(step, {}), **there.get(step, {})}
+        if here.get(step, {}).get(name) != there.get(step, {}).get(name)
+    ]
+    return len(here), different

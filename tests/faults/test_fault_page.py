@@ -1,0 +1,42 @@
+"""docs/reliability.md says what the tests show: no row that matters is without one, and the page is what its script would write."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reliability", ROOT / "benchmarks" / "reliability.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reliability"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_that_matters_has_a_test_that_carries_its_id(script: ModuleType) -> None:
+    tests = script.tests_by_row()
+    assert [row.id for row in script.ROWS if row.level in ("P0", "P1") and not tests.get(row.id)] == []
+
+
+def test_every_id_in_the_name_of_a_test_is_a_row(script: ModuleType) -> None:
+    assert set(script.tests_by_row()) - {row.id for row in script.ROWS} == set()
+
+
+def test_the_page_is_what_its_script_writes(script: ModuleType) -> None:
+    assert script.PAGE.read_text() == script.page(), "run: python benchmarks/reliability.py"
+
+
+def test_no_row_failed_when_the_results_were_kept(script: ModuleType) -> None:
+    if script.RESULTS.is_file():
+        import json
+
+        assert {name: row for name, row in json.loads(script.RESULTS.read_text())["rows"].items() if row["failed"]} == {}

@@ -1,6 +1,6 @@
 """From logits to text: samplers as pure functions, and the loop that writes one token after the other.
 
-Shapes: N samples drawn at once, T time in tokens, V vocabulary.
+Shapes: N samples drawn at once, T time in tokens, V vocabulary. Samplers take logits of one sample, (V,), or of many, (N, V).
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from positron_mini.config import SampleConfig
+from positron_mini.config import ModelConfig, SampleConfig
+from positron_mini.decoder import quickest
 from positron_mini.model import GPT, KVCache
 from positron_mini.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 
@@ -24,62 +25,102 @@ FinishReason = Literal["stop", "length"]
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (V,) in which tokens `seen` (ids) became less likely: positive ones divided, negative ones multiplied by `penalty`.
+    """Logits in which tokens `seen` (ids, (T,) or (N, T)) became less likely: positive ones divided, negative ones multiplied by `penalty`.
 
     Source: Keskar et al. 2019 (arXiv 1909.05858).
     """
     if penalty == 1.0 or seen.numel() == 0:
         return logits
-    chosen = logits[seen]
-    return logits.index_put((seen,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+    chosen = logits.gather(-1, seen)
+    return logits.scatter(-1, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (V,) with all but the k largest set to minus infinity; 0 keeps all. Ties with the k-th are kept."""
-    if k == 0 or k >= len(logits):
+    """Logits with all but the k largest set to minus infinity; 0 keeps all. Ties with the k-th are kept."""
+    if k == 0 or k >= logits.shape[-1]:
         return logits
-    return logits.masked_fill(logits < logits.topk(k).values[-1], float("-inf"))
+    return logits.masked_fill(logits < logits.topk(k).values[..., -1:], float("-inf"))
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (V,) with only the likeliest tokens that together reach probability `p`; the likeliest always stays.
+    """Logits with only the likeliest tokens that together reach probability `p`; the likeliest always stays, of a tie the first.
 
     Source: Holtzman et al. 2019 (arXiv 1904.09751).
     """
     if p >= 1.0:
         return logits
-    ordered, order = logits.softmax(-1).sort(descending=True, stable=True)
+    ordered, order = _likeliest_first(logits.softmax(-1), p)
     before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-    dropped = before >= p
-    dropped[0] = False
-    return logits.index_fill(0, order[dropped], float("-inf"))
+    kept = before < p
+    kept[..., 0] = True
+    return logits.masked_fill(~torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, kept), float("-inf"))
+
+
+def _likeliest_first(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens in order, as probabilities and ids, at least so many that those above the last one reach `p`.
+
+    Sorting a whole vocabulary takes longer than a small model takes for a token, and a few tokens are mostly enough.
+    """
+    size = probabilities.shape[-1]
+    for k in (64, 1024):
+        if k >= size:
+            break
+        best = probabilities.topk(k, sorted=False)
+        above = best.values > best.values.amin(-1, keepdim=True)  # of those that tie with the last one, others may be missing
+        if bool(((best.values * above).sum(-1) >= p + 1e-9).all()):  # a margin, for sums depend on their order
+            ids = best.indices.sort(-1).values  # by id first, for a stable sort keeps the order of a tie
+            ordered, order = probabilities.gather(-1, ids).sort(descending=True, stable=True)
+            return ordered, ids.gather(-1, order)
+    ordered, order = probabilities.sort(descending=True, stable=True)
+    return ordered, order
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (V,) without tokens less than `p` times as probable as the likeliest. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
+    """Logits without tokens less than `p` times as probable as the likeliest. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
     if p <= 0.0:
         return logits
     probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < p * probabilities.max(), float("-inf"))
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), float("-inf"))
 
 
 def distribution(logits: Tensor, seen: Tensor, config: SampleConfig) -> Tensor:
-    """Probabilities (V,), fp64, from which the next token is drawn: penalty, temperature, top-k, top-p, min-p, in this order.
+    """Probabilities, fp64, from which the next token is drawn: penalty, temperature, top-k, top-p, min-p, in this order.
 
     Temperature 0 puts everything on the likeliest token (the first one of a tie).
     """
     logits = penalise(logits.double(), seen, config.repetition_penalty)
     if config.temperature == 0.0:
-        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     logits = logits / config.temperature
     return keep_min_p(keep_top_p(keep_top_k(logits, config.top_k), config.top_p), config.min_p).softmax(-1)
 
 
+def likeliest(logprobs: Tensor, k: int) -> tuple[tuple[int, float], ...]:
+    """The `k` likeliest tokens of ln p (V,), each as (id, ln p), the likeliest first."""
+    best = logprobs.topk(min(k, len(logprobs)))
+    return tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
 def draw(probabilities: Tensor, uniform: float) -> int:
     """The token whose stretch of the cumulated probabilities (V,) holds `uniform` in [0, 1)."""
-    cumulated = probabilities.cumsum(-1)
-    token = int(torch.searchsorted(cumulated, uniform * float(cumulated[-1]), right=True))
-    return min(token, int(probabilities.nonzero()[-1]))  # rounding must never pick a token of probability zero
+    return draw_each(probabilities[None], [uniform])[0]
+
+
+def draw_each(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
+    """`draw` for every row of probabilities (N, V), each with its own uniform number."""
+    cumulated = probabilities.cumsum(-1)  # (N, V)
+    targets = torch.tensor(uniforms, dtype=cumulated.dtype)[:, None] * cumulated[:, -1:]  # (N, 1)
+    tokens: list[int] = torch.searchsorted(cumulated, targets, right=True)[:, 0].tolist()
+    # a target that rounds up to the whole lies beyond the last token: rounding must never pick one of probability zero
+    return [token if token < len(row) else int(row.nonzero()[-1]) for token, row in zip(tokens, probabilities, strict=True)]
+
+
+def choose(logits: Tensor, seen: Tensor, config: SampleConfig, uniforms: Sequence[float]) -> list[int]:
+    """The next token of each sample, from logits (N, V): drawn from its `distribution`, or at temperature 0 the likeliest one."""
+    if config.temperature == 0.0:
+        greedy: list[int] = penalise(logits.double(), seen, config.repetition_penalty).argmax(-1).tolist()
+        return greedy
+    return draw_each(distribution(logits, seen, config), uniforms)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------------------
@@ -123,8 +164,8 @@ class TextStream:
 class Token:
     """One drawn token of sample `index`. `text` is what it made certain (often its piece, sometimes empty).
 
-    `logprob` is the model's own ln p of the token, before temperature and the other settings. The last token of a sample has a
-    `finish_reason`.
+    `logprob` is the model's own ln p of the token, before temperature and the other settings; `top` has the likeliest tokens there as
+    (id, ln p), where they were asked for. The last token of a sample has a `finish_reason`.
     """
 
     id: int
@@ -132,6 +173,7 @@ class Token:
     logprob: float
     index: int = 0
     finish_reason: FinishReason | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -147,52 +189,96 @@ class Generation:
     first_token_s: float = 0.0
 
 
+class Engine(Protocol):
+    """What computes logits: `Plain` or a `Decoder`. A cache is its own, has `length` and `repeat`, and belongs to one text at a time."""
+
+    config: ModelConfig
+
+    def new_cache(self, batch: int) -> Any:
+        """Room for `batch` sequences that have not begun."""
+
+    def next_logits(self, ids: Tensor, cache: Any) -> Tensor:
+        """Logits (N, V) on the CPU of the token after `ids` (N, T), which continue what `cache` holds."""
+
+
+class Plain:
+    """The model as it is written in `model.py`, on whatever device it is: what `Decoder` must agree with."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model, self.config = model, model.config
+        self.device = next(model.parameters()).device
+
+    def new_cache(self, batch: int) -> KVCache:
+        """Room for `batch` sequences that have not begun."""
+        return KVCache(self.config, batch, self.device)
+
+    @torch.inference_mode()
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits (N, V) on the CPU of the token after `ids` (N, T), which continue what `cache` holds."""
+        hidden = self.model.hidden(ids.to(self.device), cache)[:, -1]  # (N, C): only the last position needs the head
+        return self.model.logits(hidden).cpu()
+
+
 class Reader:
-    """The model with its cache: gives the logits that follow a growing sequence of N equally long samples.
+    """A model with its cache: gives the logits that follow a growing sequence of N equally long samples.
 
     When the context is full it goes on from bos and the newest three quarters; so is a prompt that is longer than the context.
     """
 
-    def __init__(self, model: GPT, samples: int) -> None:
-        self.model, self.samples = model, samples
-        self.device = next(model.parameters()).device
-        self.cache = KVCache(model.config, 1, self.device)
+    def __init__(self, model: GPT | Engine, samples: int) -> None:
+        self.engine: Engine = Plain(model) if isinstance(model, GPT) else model
+        self.samples = samples
+        self.cache: Any = None
 
     def read(self, history: Tensor) -> Tensor:
         """Logits (N, V) of the token after `history` (N, T), of which only the last column is new unless nothing was read yet."""
-        if 0 < self.cache.length < self.model.config.context_len:
-            return self._forward(history[:, -1:])
+        if self.cache is not None and self.cache.length < self.engine.config.context_len:
+            return self.engine.next_logits(history[:, -1:], self.cache)
         window = self._newest(history)
         same = bool((window == window[:1]).all())  # a prompt is read once for all its samples
         window = window[:1] if same else window
-        self.cache = KVCache(self.model.config, len(window), self.device)
-        logits = self._forward(window)
+        self.cache = self.engine.new_cache(len(window))
+        logits = self.engine.next_logits(window, self.cache)
         if same:
             self.cache.repeat(self.samples)
         return logits.expand(self.samples, -1)
 
     def _newest(self, history: Tensor) -> Tensor:
         """`history` where it fits the context, else bos and its newest three quarters of a context."""
-        context = self.model.config.context_len
+        context = self.engine.config.context_len
         if history.shape[1] <= context:
             return history
         start = torch.full((len(history), 1), BOS, dtype=history.dtype)
         return torch.cat((start, history[:, -(3 * context // 4) :]), dim=1)
 
-    @torch.inference_mode()
-    def _forward(self, ids: Tensor) -> Tensor:
-        hidden = self.model.hidden(ids.to(self.device), self.cache)[:, -1]  # (N, C): only the last position needs the head
-        return self.model.logits(hidden).cpu()
+
+def draws(
+    model: GPT | Engine, prompt_ids: Sequence[int], config: SampleConfig, *, n: int, banned: Tensor
+) -> Iterator[tuple[list[int], Tensor]]:
+    """At each new position the token drawn for each of `n` samples, and ln p (N, V) there. Ids in `banned` are never drawn.
+
+    A model on the CPU is read through a `Decoder`, made for this text where that is repaid; who writes many texts makes one and gives it.
+    """
+    generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(n)]
+    history = torch.tensor([list(prompt_ids)] * n)  # (N, T)
+    reader = Reader(quickest(model, config.max_tokens) if isinstance(model, GPT) else model, n)
+    for _ in range(config.max_tokens):
+        logits = reader.read(history)  # (N, V)
+        uniforms = [float(torch.rand((), generator=generator, dtype=torch.float64)) for generator in generators]
+        drawn = choose(logits.index_fill(1, banned, float("-inf")), history, config, uniforms)
+        yield drawn, logits.log_softmax(-1)
+        history = torch.cat((history, torch.tensor(drawn)[:, None]), dim=1)
 
 
 def stream(
-    model: GPT,
+    model: GPT | Engine,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     config: SampleConfig,
     *,
     n: int = 1,
     end_ids: frozenset[int] = frozenset({2}),
+    top_logprobs: int = 0,
 ) -> Iterator[Token]:
     """Tokens as they are drawn, for `n` samples in turn. `prompt_ids` begin with bos. Sample i depends on (seed, i) only, not on n.
 
@@ -201,34 +287,25 @@ def stream(
     if not prompt_ids:
         raise ValueError("the prompt has no tokens; begin it with bos")
     banned = torch.tensor(sorted((tokenizer.control_ids | {UNK}) - end_ids))
-    generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(n)]
     texts = [TextStream(tokenizer, config.stop) for _ in range(n)]
-    history = torch.tensor([list(prompt_ids)] * n)  # (N, T)
-    reader = Reader(model, n)
     alive = [True] * n
-    for position in range(config.max_tokens):
-        logits = reader.read(history).clone()  # (N, V)
-        raw = logits.log_softmax(-1)
-        logits[:, banned] = float("-inf")
-        column = torch.zeros(n, 1, dtype=history.dtype)
-        for i in range(n):
-            uniform = float(torch.rand((), generator=generators[i], dtype=torch.float64))
+    for position, (drawn, logprobs) in enumerate(draws(model, prompt_ids, config, n=n, banned=banned)):
+        own = logprobs.gather(1, torch.tensor(drawn)[:, None])[:, 0].tolist()
+        for i, token in enumerate(drawn):
             if not alive[i]:
-                continue
-            token = draw(distribution(logits[i], history[i], config), uniform)
-            column[i] = token
+                continue  # it is read on with the others, which costs less than taking its row out
             ended = token in end_ids
             text = "" if ended else texts[i].push(token)
             reason: FinishReason | None = "stop" if ended or texts[i].stopped else "length" if position == config.max_tokens - 1 else None
             alive[i] = reason is None
-            yield Token(token, text if alive[i] else text + texts[i].flush(), float(raw[i, token]), i, reason)
+            top = likeliest(logprobs[i], top_logprobs) if top_logprobs else ()
+            yield Token(token, text if alive[i] else text + texts[i].flush(), own[i], i, reason, top)
         if not any(alive):
             return
-        history = torch.cat((history, column), dim=1)
 
 
 def generate(
-    model: GPT,
+    model: GPT | Engine,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     config: SampleConfig,

@@ -1,0 +1,352 @@
+"""How fast this machine is: matrix products, training, decoding, preparation, start-up. Each function returns one record for `--json`.
+
+A figure means little without what it could be at most, so each is set beside a ceiling that is measured in the same minute: training
+beside the rate of plain matrix products, decoding beside the rate at which memory can be read.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from positron_mini import checkpoint
+from positron_mini import device as devices
+from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset
+from positron_mini.corpus import storyworld
+from positron_mini.corpus.files import list_files
+from positron_mini.decoder import Decoder, Weights
+from positron_mini.errors import PositronError
+from positron_mini.generate import draws
+from positron_mini.model import GPT
+from positron_mini.optim import build_optimizer, make_schedule
+from positron_mini.prepare import prepare_corpus
+from positron_mini.resolve import resolve
+from positron_mini.tokenizer import BOS, Tokenizer, train_tokenizer
+from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
+
+Say = Callable[[str], None]
+PRODUCT_SIZES = (512, 1024, 2048)
+PROMPT_TOKENS = 16
+
+
+# --- ceilings ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _best(work: Callable[[], object], seconds: float, device: str = "cpu") -> float:
+    """Seconds that `work` takes when nothing disturbs it: the least of all repetitions within `seconds`, at least three."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - began < seconds:
+        devices.synchronize(device)
+        start = time.perf_counter()
+        work()
+        devices.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def product_gflops(device: str = "cpu", precision: str = "fp32", *, seconds: float = 0.7) -> dict[int, float]:
+    """Billions of operations a second of square matrix products, by their size; `seconds` are spent on each size."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    found = {}
+    for size in PRODUCT_SIZES:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        with torch.inference_mode():
+            found[size] = 2e-9 * size**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), seconds, device)  # type: ignore[misc]
+    return found
+
+
+def read_rate(byte_count: int, *, seconds: float = 0.7) -> float:
+    """Bytes a second at which the CPU reads that many bytes again and again."""
+    numbers = torch.ones(max(1, byte_count // 4))
+    with torch.inference_mode():
+        return 4 * numbers.numel() / _best(numbers.sum, seconds)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MadeBatches:
+    """Rows of ids that are as frequent as the words of a text are (Zipf), a pure function of the step."""
+
+    rows: int
+    context_len: int
+    vocab_size: int
+
+    def batch(self, step: int) -> Batch:
+        """The rows of the update after `step` finished ones."""
+        weights = 1 / (np.arange(self.vocab_size) + 2.7)
+        ids = np.random.default_rng(step).choice(self.vocab_size, (self.rows, self.context_len + 1), p=weights / weights.sum())
+        drawn = torch.from_numpy(ids)
+        return Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous())
+
+
+def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[TrainConfig, devices.Choice, Trainer]:
+    """`config` with every setting decided as `positron train` decides it, where it computes, and its trainer, on made text."""
+    config, rows, choice = resolve(config, shape, devices.this_machine(), None, say)
+    assert config.lr is not None and config.micro_batch is not None
+    model = GPT(shape).init_weights(config.seed).to(devices.torch_device(choice.device))
+    optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    loop = LoopConfig(
+        lr=config.lr,
+        schedule=make_schedule(config.warmup_steps, None, None),
+        micro_batch=config.micro_batch,
+        grad_clip=config.grad_clip,
+        dropout=config.dropout,
+        seed=config.seed,
+        device=choice.device,
+        precision=choice.precision,
+        compile=config.compile == "on",
+    )
+    return config, choice, Trainer(model, optimizer, MadeBatches(rows, shape.context_len, shape.vocab_size), loop)
+
+
+def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda _: None) -> dict[str, Any]:
+    """Speed and memory of training as `positron train` with `config` would do it, on made text: at least three steps after the first.
+
+    `fraction_of_ceiling` counts 6 x parameters and attention for each token. Errors: those of training.
+    """
+    shape = model_config(config, config.vocab_size or preset(config.config).vocab_size)
+    config, choice, trainer = training(config, shape, say)
+    ceiling = max(product_gflops(choice.device, choice.precision).values())
+    began = time.perf_counter()
+    step_times: list[float] = []
+    first = 0.0
+    for report in trainer.run(None, StopFlag()):
+        if report.step == 1:
+            began, first = time.perf_counter(), time.perf_counter() - began
+            say(f"first step: {first:.1f} s")
+            continue
+        step_times.append(report.tokens / report.step / report.tok_per_s)
+        if len(step_times) >= 3 and time.perf_counter() - began >= seconds:
+            break
+    step_s = statistics.median(step_times)
+    speed = trainer.tokens / trainer.step / step_s
+    gflops = speed * shape.flops_per_token() / 1e9
+    return {
+        **_shared("train", shape, config.config),
+        "device": choice.device,
+        "precision": choice.precision,
+        "compile": config.compile,
+        "batch_tokens": trainer.tokens // trainer.step,
+        "micro_batch": trainer.config.micro_batch,
+        "steps": len(step_times),
+        "step_s": step_s,
+        "first_step_s": first,
+        "tok_per_s": speed,
+        "train_gflops": gflops,
+        "matmul_gflops": ceiling,
+        "fraction_of_ceiling": gflops / ceiling,
+        "peak_rss_bytes": devices.peak_memory(),
+    }
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------------------------
+
+
+def made_model(name: str) -> GPT:
+    """A model of a preset with random weights, of which every one counts."""
+    model = GPT(model_config(TrainConfig(config=name), preset(name).vocab_size)).init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return model
+
+
+def bench_decode(
+    model: GPT, name: str, *, weights: Weights = "f32", n: int = 1, tokens: int = 128, temperature: float = 0.7, seconds: float = 5.0
+) -> dict[str, Any]:
+    """Speed of writing `tokens` tokens of `n` texts at once on the CPU, drawing included, the prompt of 16 tokens not.
+
+    `fraction_of_ceiling`: the bytes of the weights that are read a second, over the bytes that the machine can read a second.
+    """
+    shape = model.config
+    began = time.perf_counter()
+    decoder = Decoder(model, weights)
+    layout_s = time.perf_counter() - began
+    prompt = [BOS, *torch.randint(6, shape.vocab_size, (PROMPT_TOKENS - 1,), generator=torch.Generator().manual_seed(0)).tolist()]
+    config = SampleConfig(max_tokens=min(tokens + 1, shape.context_len - PROMPT_TOKENS), temperature=temperature)
+    step_times: list[float] = []
+    firsts: list[float] = []
+    began = time.perf_counter()
+    while not firsts or time.perf_counter() - began < seconds:
+        marks = [time.perf_counter()]
+        for _ in draws(decoder, prompt, config, n=n, banned=torch.tensor([0])):
+            marks.append(time.perf_counter())
+        firsts.append(marks[1] - marks[0])
+        step_times.append((marks[-1] - marks[1]) / (len(marks) - 2))
+    step_s = statistics.median(step_times)
+    can_read = read_rate(decoder.bytes_per_step)
+    return {
+        **_shared("decode", shape, name),
+        "device": "cpu",
+        "weights": weights,
+        "n": n,
+        "tokens": config.max_tokens - 1,
+        "temperature": temperature,
+        "repetitions": len(step_times),
+        "layout_s": layout_s,
+        "first_token_s": statistics.median(firsts),
+        "tok_per_s": n / step_s,
+        "tok_per_s_each": 1 / step_s,
+        "weight_bytes": decoder.bytes_per_step,
+        "read_gb_per_s": can_read / 1e9,
+        "fraction_of_ceiling": decoder.bytes_per_step / step_s / can_read,
+        "peak_rss_bytes": devices.peak_memory(),
+    }
+
+
+# --- preparation ------------------------------------------------------------------------------------------------------------------------
+
+
+def bench_prepare(
+    vocab_size: int, *, text: Path | None = None, stories: int = 5_000, threads: int = 0, say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Speed of preparing a text: reading and cleaning (scan), training a tokenizer, encoding. Without `text`, stories of the story world.
+
+    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most.
+    """
+    with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
+        folder = Path(temporary)
+        if text is None:
+            text = folder / "stories.txt"
+            storyworld.write_corpus(text, 0, stories)
+        size = sum(path.stat().st_size for path in list_files(text))
+        model = folder / "spm.model"
+        prepared = prepare_corpus(text, tokenizer_path=model, vocab_size=vocab_size, cache_dir=folder / "cache", threads=threads, say=say)
+        spent: dict[str, float] = prepared.report["seconds"]
+        return {
+            "what": "prepare",
+            "machine": devices.this_machine().chip,
+            "versions": devices.describe_versions(),
+            "threads": threads or devices.usable_cores(),
+            "bytes": size,
+            "stories": prepared.report["stories"],
+            "tokens": prepared.report["tokens"],
+            "vocab_size": prepared.tokenizer.vocab_size,
+            "scan_s": spent["scan"],
+            "tokenizer_s": spent["tokenizer"],
+            "encode_s": spent["encode"],
+            "mb_per_s": size / 1e6 / (spent["scan"] + spent["encode"]),
+            "scan_mb_per_s": size / 1e6 / spent["scan"],
+            "encode_mb_per_s": size / 1e6 / spent["encode"],
+            "tok_per_s": prepared.report["tokens"] / (spent["scan"] + spent["encode"]),
+            "peak_rss_bytes": devices.peak_memory(),
+        }
+
+
+# --- start-up ---------------------------------------------------------------------------------------------------------------------------
+
+
+def made_tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer of that many pieces, learned from made words, where only its size matters."""
+    rng = random.Random(0)
+    syllables = [a + b + c for a in "bcdfghklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "s", "t")]
+
+    def word() -> str:
+        return "".join(rng.choice(syllables) for _ in range(rng.randint(1, 4)))
+
+    return train_tokenizer((" ".join(word() for _ in range(100)) for _ in range(max(200, vocab_size // 10))), vocab_size)
+
+
+def write_made_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """Write `model` as a base checkpoint, with a tokenizer that fits it."""
+    texts = checkpoint.model_files(model.config, tokenizer, chat_template=None, card="Made weights, for measuring.\n")
+    checkpoint.write_checkpoint(folder, {name: p.detach() for name, p in model.named_parameters()}, texts, None)
+
+
+def process_seconds(words: Sequence[str], folder: Path, until: str | None = None) -> float:
+    """Seconds from the start of `positron WORDS` in `folder` to its end, or to the first line on stderr that begins with `until`.
+
+    Errors: PositronError when the process fails, or ends without that line.
+    """
+    command = [sys.executable, "-m", "positron_mini", *words]
+    began = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        said: list[str] = []
+        for line in run.stderr:
+            said.append(line)
+            if until is not None and line.startswith(until):
+                seconds = time.perf_counter() - began
+                run.terminate()  # it saves what it has, which the next start goes on from
+                run.stderr.read()
+                run.wait()
+                return seconds
+        code = run.wait()
+        if code != 0 or until is not None:
+            raise PositronError(f"positron {' '.join(words)} failed: {''.join(said[-3:]).strip()}", "run it by itself to see all it says")
+        return time.perf_counter() - began
+
+
+def bench_startup(name: str, *, repetitions: int = 3, say: Say = lambda _: None) -> dict[str, Any]:
+    """Seconds of whole processes, the median of several: help, one token, and a second bootstrap from its start to its first step."""
+    with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
+        folder = Path(temporary)
+        model = made_model(name)
+        tokenizer = made_tokenizer(model.config.vocab_size)
+        write_made_checkpoint(folder / "made", model, tokenizer)
+        (folder / "tokenizer").mkdir()
+        tokenizer.save(folder / "tokenizer" / "made.model")
+        storyworld.write_corpus(folder / "text.txt", 0, 300)
+        bootstrap = [
+            "bootstrap",
+            "--config",
+            name,
+            "--dataset",
+            "text.txt",
+            "--tokenizer_path",
+            "tokenizer/made.model",
+            "--steps",
+            "100000",
+        ]
+        bootstrap += ["--milestones", "none", "--out_dir", "runs/made"]
+        say("first bootstrap start, which prepares the text")
+        first_start_s = process_seconds(bootstrap, folder, until="[step ")
+        commands: dict[str, tuple[list[str], str | None]] = {
+            "help_s": (["--help"], None),
+            "generate_s": (["generate", "--ckpt", "made", "--max_tokens", "1"], None),
+            "second_start_s": (bootstrap, "[step "),
+        }
+        times: dict[str, list[float]] = {what: [] for what in commands}
+        for _ in range(repetitions):
+            for what, (words, until) in commands.items():
+                times[what].append(process_seconds(words, folder, until))
+                say(f"{what} {times[what][-1]:.2f}")
+        return {
+            **_shared("startup", model.config, name),
+            "repetitions": repetitions,
+            "first_start_s": first_start_s,
+            **{what: statistics.median(found) for what, found in times.items()},
+        }
+
+
+# --- records ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _shared(what: str, shape: ModelConfig, name: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "config": name,
+        "parameters": shape.parameters,
+        "context_len": shape.context_len,
+        "threads": torch.get_num_threads(),
+        "machine": devices.this_machine().chip,
+        "versions": devices.describe_versions(),
+    }

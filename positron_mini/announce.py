@@ -8,6 +8,7 @@ import torch
 
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
+from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.prepare import Prepared
 from positron_mini.runs import Plan, RunFolder
@@ -17,7 +18,26 @@ COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validatio
 
 
 def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool) -> float:
-    """Tokens per second of training, measured on the plain model with `rows` rows for a moment, without changing it."""
+    """Tokens per second of training, measured on the plain model with `rows` rows for a moment, without changing it.
+
+    Rows that do not fit the memory are halved, as the first step will halve them, saying so. Errors: OutOfMemoryError for a single one.
+    """
+    while True:
+        try:
+            return _measure(model, device, precision, rows) * (COMPILED_GAIN if compiled else 1.0)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise OutOfMemoryError(
+                    f"out of memory with a single row of {model.config.context_len:,} tokens",
+                    "close other programs, or choose a smaller --context_len or --config",
+                ) from error
+            model.zero_grad(set_to_none=True)
+        rows //= 2
+
+
+def _measure(model: GPT, device: str, precision: str, rows: int) -> float:
     batch = torch.zeros(rows, model.config.context_len, dtype=torch.long, device=device)
     speeds = []
     for _ in range(3):
@@ -28,7 +48,7 @@ def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compile
         devices.synchronize(device)
         speeds.append(batch.numel() / (time.perf_counter() - began))
     model.zero_grad(set_to_none=True)
-    return max(speeds) * (COMPILED_GAIN if compiled else 1.0)
+    return max(speeds)
 
 
 def spell_time(seconds: float) -> str:

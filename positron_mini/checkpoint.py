@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import CheckpointError, TokenizerError
+from positron_mini.errors import CheckpointError, NonFiniteError, TokenizerError
 from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "training/state.safetensors"
 STATE_JSON = "training/state.json"
 MANIFEST = "manifest.json"
+MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000 tensors
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
 
 
@@ -58,7 +60,18 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
-    """Write a checkpoint folder atomically, its manifest last. Errors: DiskFullError, PositronError; then nothing is left."""
+    """Write a checkpoint folder atomically, its manifest last. Line files beside it, which tell how it came about, are flushed first.
+
+    Errors: NonFiniteError, DiskFullError, PositronError; then nothing is left.
+    """
+    for name, tensor in [*weights.items(), *(training.tensors.items() if training else ())]:
+        if not is_finite(tensor):
+            raise NonFiniteError(
+                f"{folder}: {name} holds values that are not finite numbers; this step is not saved",
+                "the last checkpoint is intact: start the same command again, or a new run with a lower --lr",
+                evidence={"kind": "non_finite", "folder": folder.name, "tensor": name},
+            )
+    files.sync_lines(folder.parent)
     needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
     check_free_space(folder.parent, needed + sum(map(len, texts.values())))
     with files.atomic_folder(folder) as temporary:
@@ -113,19 +126,20 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def verify(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest, after checking every file against it. Errors: CheckpointError naming the first file that differs."""
+def verify(folder: Path, *, content: bool = True) -> dict[str, dict[str, Any]]:
+    """The manifest, after checking every file against it, without `content` its size only. Errors: CheckpointError naming the first file
+    that differs."""
     entries = read_manifest(folder)
     for name, entry in entries.items():
         path = folder / name
-        if not path.is_file() or path.is_symlink():
-            raise CheckpointError(f"{path}: missing", "use another step of the run")
+        if not path.is_file() or any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
+            raise CheckpointError(f"{path}: missing, or a link to somewhere else", "use another step of the run")
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(
                 f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}", "the file is damaged; use another step of the run"
             )
-        if files.sha256_of(path) != entry["sha256"]:
+        if content and files.sha256_of(path) != entry["sha256"]:
             raise CheckpointError(f"{path}: its content differs from its checksum", "the file is damaged; use another step of the run")
     return entries
 
@@ -194,21 +208,40 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dic
 
     Errors: CheckpointError for another format (a `.pt` is never unpickled), missing or extra names, other shapes, non-finite values.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as handle:
-            names = list(handle.keys())
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             if expected is not None:
-                _compare(path, expected, {name: tuple(handle.get_slice(name).get_shape()) for name in names})
-            tensors = {name: handle.get_tensor(name) for name in names}
+                _compare(path, expected, {name: tuple(part.get_shape()) for name, part in slices.items()})
+            wrong = next((name for name, part in slices.items() if part.get_dtype() not in FLOATS), None)
+            tensors = {} if wrong else {name: handle.get_tensor(name) for name in slices}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})", "use another step of the run") from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name} holds values that are not finite numbers", "use an earlier step of the run")
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error!s:.150})", "use another step of the run") from error
+    wrong = wrong or next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong} holds values that are not finite numbers", "use an earlier step of the run")
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def check_header(path: Path) -> None:
+    """Nothing, or CheckpointError when a safetensors header is longer than any of ours: listing a million tensors takes a gigabyte."""
+    with open(path, "rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+    if size > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file (a header of {size:,} bytes; at most {MAX_HEADER_BYTES:,} are read)",
+            "use another step of the run",
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is a finite number."""
+    import torch
+
+    return bool(torch.isfinite(tensor).all())
 
 
 def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 
 class PositronError(Exception):
@@ -39,9 +40,13 @@ class RunError(PositronError):
 
 
 class NonFiniteError(PositronError):
-    """Training met a loss or gradient that is not a finite number; nothing was updated."""
+    """Training met a loss, gradient or weight that is not a finite number; nothing was updated or saved. `evidence` is for events.jsonl."""
 
     exit_code = 3
+
+    def __init__(self, message: str, hint: str = "", *, evidence: dict[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self.evidence = evidence or {}
 
 
 class DiskFullError(PositronError):

@@ -2,7 +2,7 @@
 
 A file is written beside its final name, flushed to the disk and renamed over it; a folder is filled as `.tmp-*` and renamed when complete.
 A reader therefore sees the old state or the new one, never half of it. `FAULT=point[:n]` in the environment makes the n-th passing
-of a point fail or kill the process, which is how the tests prove this.
+of a point fail or kill the process, and `watch` is told of every point that is passed: this is how the tests prove it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import Any
 
 from positron_mini.errors import PositronError, from_os_error
 
+watch: Callable[[str], None] | None = None  # set by tests only
 _passed: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
     """Nothing, unless `FAULT` names this point: `NAME[:n][:kill|exit|raise]` acts on its n-th passing (default 1, kill)."""
+    if watch is not None:
+        watch(name)
     wanted = os.environ.get("FAULT")
     if not wanted:
         return
@@ -109,8 +112,25 @@ def json_text(value: Any) -> str:
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line. A line cut off by a crash is recognised by its missing newline and dropped by readers."""
-    with translate_os_errors(f"writing {path}"), open(path, "a", encoding="utf-8", newline="\n") as handle:
-        handle.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    with translate_os_errors(f"writing {path}"), open(path, "ab") as handle:
+        handle.write(line)
+
+
+def sync_lines(folder: Path) -> None:
+    """Flush the line files of `folder` to the disk. Appending does not, because that takes longer than many a training step."""
+    for path in folder.glob("*.jsonl"):
+        with translate_os_errors(f"writing {path}"), open(path, "r+b") as handle:
+            os.fsync(handle.fileno())
+
+
+def cut_unfinished_lines(folder: Path) -> None:
+    """Cut off what a crash left of a last line in the line files of `folder`, so that the next line does not continue it."""
+    for path in folder.glob("*.jsonl"):
+        with translate_os_errors(f"writing {path}"), open(path, "r+b") as handle:
+            data = handle.read()
+            if not data.endswith(b"\n"):
+                handle.truncate(data.rfind(b"\n") + 1)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -121,10 +141,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__} where an object is expected")
+        except (ValueError, RecursionError) as error:
             if number < len(lines) - 1:
                 raise PositronError(f"{path}, line {number}: not JSON ({error})", f"remove that line from {path}") from error
+        else:
+            rows.append(row)
     return rows
 
 
@@ -162,7 +186,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
                 os.rename(path, old)
-                os.rename(temporary, path)
+                try:
+                    os.rename(temporary, path)
+                except BaseException:
+                    os.rename(old, path)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, path)

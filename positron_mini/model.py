@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from positron_mini.config import EMBEDDING_STD, ModelConfig, final_gain
+from positron_mini.config import ModelConfig, self_logit_std
 
 MATRIX_STD = 0.02  # small: Muon moves every matrix by a fixed amount a step, which turns a small one sooner (docs/results/recipes.md)
 IGNORED = -100  # a target with this value is not predicted
@@ -159,20 +159,24 @@ class GPT(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> GPT:
+    def init_weights(self, seed: int, embedding_std: float | None = None) -> GPT:
         """This model with fresh weights, the same on every device: drawn on the CPU, one generator, in the order of the parameters.
 
-        Projections that write to the stream start at zero: every block is the identity at first, and the loss starts at ln(V).
+        Projections that write to the stream start at zero: every block is the identity at first, and the loss starts at ln(V), also with
+        another `embedding_std`, because the final norm makes up for it. Words in equal places, such as names, are pushed the same way by
+        every step: a small table soon holds little else, in a large one they stay apart, so that copying them is learned sooner.
         """
         generator = torch.Generator().manual_seed(seed)
+        usual = self_logit_std(self.config.n_embd)
+        spread = usual if embedding_std is None else embedding_std
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             elif parameter.ndim == 2:
-                std = EMBEDDING_STD if "embed_tokens" in name else MATRIX_STD
+                std = spread if "embed_tokens" in name else MATRIX_STD
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             else:
-                parameter.fill_(final_gain(self.config.n_embd) if name == "model.norm.weight" else 1.0)
+                parameter.fill_(usual / spread if name == "model.norm.weight" else 1.0)
         return self
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ Batches are a pure function of (seed, step): nothing is remembered, so a resumed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class Stories(NamedTuple):
 
     ids: Ids
     documents: Indices
+    check: Callable[[], None] = lambda: None  # raises when the file is no longer the one that was opened
 
 
 class PackedBatches:
@@ -93,6 +94,7 @@ class PackedBatches:
         """The stories of this step: number j of the run where step <= j / stories_per_step < step + 1, each drawn by (seed, j)."""
         if self._stories is None or not self.stories_per_step:
             return []
+        self._stories.check()
         numbers = range(int(step * self.stories_per_step), int((step + 1) * self.stories_per_step))
         return [_story_piece(self._stories, self.seed, number, self.context_len) for number in numbers]
 

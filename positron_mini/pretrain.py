@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,19 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini import tokens
 from positron_mini.announce import describe
-from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, changed_fields, model_config, parse_milestones, preset
+from positron_mini.config import (
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    changed_fields,
+    is_milestone,
+    model_config,
+    parse_milestones,
+    preset,
+)
 from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
+from positron_mini.evaluate.skills import SkillTest, affordable_test, token_budget
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
@@ -24,6 +35,7 @@ from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run
 from positron_mini.runs import Request, RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
@@ -39,13 +51,16 @@ class TokenBatches:
     which learns faster at first. Which tokens a step reads does not depend on it.
     """
 
-    def __init__(self, ids: Any, seed: int, rows: int, context_len: int, short_steps: int = 0) -> None:
-        self.ids, self.seed, self.rows, self.context_len = ids, seed, rows, context_len
+    def __init__(
+        self, ids: Any, seed: int, rows: int, context_len: int, short_steps: int = 0, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.ids, self.seed, self.rows, self.context_len, self.check = ids, seed, rows, context_len, check
         self.short_steps = short_steps if context_len % 2 == 0 else 0
         self.windows = tokens.window_count(len(ids), context_len)
 
     def batch(self, step: int) -> Batch:
-        """The rows of the update after `step` finished ones, (R, T)."""
+        """The rows of the update after `step` finished ones, (R, T). Errors: what `check` says of the file of `ids`."""
+        self.check()
         chosen = tokens.step_windows(self.seed, step, self.rows, self.windows)
         rows = torch.from_numpy(tokens.gather(self.ids, chosen, self.context_len))  # (R, T + 1)
         width = self.context_len // 2 if step < self.short_steps else self.context_len
@@ -106,7 +121,7 @@ def _build(
     request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
-    model = GPT(shape).init_weights(config.seed).to(devices.torch_device(config.device))
+    model = GPT(shape).init_weights(config.seed, config.embedding_std).to(devices.torch_device(config.device))
     loop = LoopConfig(
         config.lr,
         plan.schedule,
@@ -117,22 +132,28 @@ def _build(
         config.device,
         config.precision,
         config.compile == "on",
+        config.grad_limit,
+        config.max_skips if config.on_nan == "skip" else 0,
     )
-    source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len, config.short_steps or 0)
+    source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, prepared.train.check_unchanged)
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
     restore(trainer, newest, plan)
     tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
-    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len), tracker)
+    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len, plan.schedule.horizon), tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
     return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps())
 
 
-def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int) -> Recording:
+def _recording(
+    config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int, horizon: int | None
+) -> Recording:
     """What is written when, for a pretraining run."""
     # a forward pass costs a third of a training step, so this many tokens take at most 5 % of the time between two validations
     documents, byte_counts = validation_subset(prepared, int(0.15 * config.eval_every * step_tokens))
+    milestones = parse_milestones(config.milestones)
+    skills = partial(milestone_skills, prepared.tokenizer, milestones, step_tokens, horizon)
     title = run.path.name
 
     def evaluate(model: GPT) -> Score:
@@ -144,6 +165,9 @@ def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: M
             run.log(
                 "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
             )
+        test = skills()
+        for result in test.score(model, device=config.device, precision=config.precision) if test is not None else ():
+            run.log("skills", result.record(step))
 
     def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
         facts: dict[str, Any] = {
@@ -156,7 +180,19 @@ def _recording(config: TrainConfig, run: RunFolder, prepared: Prepared, shape: M
         card = ckpt.model_card(title, shape, facts, is_chat=False)
         return ckpt.model_files(shape, prepared.tokenizer, chat_template=None, card=card)
 
-    return Recording(config.save_every, config.eval_every, parse_milestones(config.milestones), evaluate, observe, folder_texts)
+    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts)
+
+
+@lru_cache(maxsize=1)  # made at the first milestone, kept for the others
+def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> SkillTest | None:
+    """The pairs that every milestone of a run is scored on: as many as fit the time, None when that is next to nothing.
+
+    The time is counted in tokens, not by the clock, so that going on means scoring the same pairs. A run without a horizon is planned to
+    its last named milestone, or to step 1,000.
+    """
+    last = max({1_000} | (milestones or set())) if horizon is None else horizon
+    scorings = sum(is_milestone(step, milestones) or step == horizon for step in range(last + 1))
+    return affordable_test(tokenizer, token_budget(last * step_tokens, scorings))
 
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:

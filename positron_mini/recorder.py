@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: validation, log lines, milestone samples, checkpoints, retention."""
+"""What a run writes down while it trains: validation, log lines, milestone samples and skills, checkpoints, retention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from positron_mini.trainer import StepReport, Trainer
 
 @dataclass(frozen=True)
 class Recording:
-    """When what is written. `evaluate` scores the model; `observe` writes samples of it; `texts` gives the model folder's text files."""
+    """When what is written. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
 
     save_every: int
     eval_every: int
@@ -24,7 +24,7 @@ class Recording:
     evaluate: Callable[[GPT], Score]
     observe: Callable[[GPT, int], None]
     texts: Callable[[int, int, StepReport | None], dict[str, bytes]]
-    evaluate_first: bool = False  # score and sample before the first step, to compare with the end
+    evaluate_first: bool = False  # score and observe before the first step, to compare with the end
     keep_best: bool = False  # save the step with the lowest validation loss and point `best` at it
 
 
@@ -38,7 +38,7 @@ class Recorder:
         self.best = _best_saved(run, trainer.step) if recording.keep_best else None
 
     def begin(self) -> None:
-        """Score and sample the untrained model where that is due, and keep it if step 0 is a milestone; once."""
+        """Score and observe the untrained model where that is due, and keep it if step 0 is a milestone; once."""
         if self.best is not None:
             self.run.point("best", self.best[1])  # the run may have been set back
         if self.trainer.step > 0 and not self.is_settled():

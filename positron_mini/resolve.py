@@ -17,7 +17,7 @@ from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
-    {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps"}
+    {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}
 )  # they steer a run
 IDENTITY_SETTINGS = (
     "batch_tokens",
@@ -27,6 +27,7 @@ IDENTITY_SETTINGS = (
     "warmup_steps",
     "weight_decay",
     "grad_clip",
+    "embedding_std",
     "dropout",
     "optimizer",
     "seed",
@@ -91,6 +92,8 @@ def resolve(
     if recorded is not None and config.device not in (*machine.devices, "auto"):
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
         config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
+    if machine.note:
+        say(machine.note)
     choice = devices.choose(machine, config.device, config.precision)
     if recorded is not None and choice.device == recorded["device"]["device"]:
         choice = replace(choice, reason=recorded["device"]["reason"])

@@ -6,6 +6,7 @@ The folder is the truth: everything shown about a run is read from here.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -104,27 +105,25 @@ class RunFolder:
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
-        when folders do)."""
+        when folders do). A kill on the way leaves a run whose newest step is a later one, and no line is lost."""
         later = [s for s in self.steps() if s > step]
         last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
-        attic = next(
-            self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000) if not (self.path / "superseded" / f"{n:03d}").exists()
-        )
-        for name in STEP_LOGS:
-            path = self.path / name
-            rows = files.read_lines(path)
-            cut = [row for row in rows if row["step"] > last]
+        attic = next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
+        logs = {path: files.read_lines(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
+        for path, rows in logs.items():
+            cut = [row for row in rows if row.get("step", 0) > last]
             if cut and (keep_lines or later):
-                files.write_text(attic / name, _lines(cut))
-            if path.is_file():
-                files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
+                files.write_text(attic / path.name, _lines(cut))
         if later:
             (self.path / "best").unlink(missing_ok=True)  # it may name one of them; whoever keeps a best step points it anew
             if self.folder(step).is_dir():
                 self.point("latest", step)
-        for old in later:
+        for old in reversed(later):
+            files.fault_point("before_supersede")
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))
+        for path, rows in logs.items():
+            files.write_text(path, _lines([row for row in rows if row.get("step", 0) <= last]))
 
     def surplus(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
         """The steps that hold more than the retention rule keeps: the state of all but the two newest and `keep_training`, or any model
@@ -134,7 +133,14 @@ class RunFolder:
         return [step for step in others if not is_milestone(step, milestones) or (self.folder(step) / "training").is_dir()]
 
     def prune(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> None:
-        """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their state, milestones their model."""
+        """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their state, milestones their model.
+
+        Nothing is removed while `newest` is not whole: another step may then be the last that is.
+        """
+        try:
+            ckpt.verify(self.folder(newest), content=False)  # its checksums were made a moment ago, or checked when the run was opened
+        except PositronError:
+            return
         for step in self.surplus(newest, milestones, keep_training):
             if is_milestone(step, milestones):
                 ckpt.drop_training(self.folder(step))
@@ -143,6 +149,21 @@ class RunFolder:
                 doomed = self.path / f".tmp-old-{ckpt.step_name(step)}"
                 os.replace(self.folder(step), doomed)  # out of sight first: a half-removed step is never seen
                 shutil.rmtree(doomed, ignore_errors=True)
+
+    def writer(self) -> str | None:
+        """The number of the process that writes this run, as text, or None when nobody does."""
+        from filelock import FileLock, Timeout
+
+        owner = self.path / ".lock.json"
+        if not owner.is_file():
+            return None
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return None  # left by a process that was killed
+        except Timeout:
+            return _pid(owner)
+        except OSError:  # a folder that may not be written to
+            return None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -155,18 +176,26 @@ class RunFolder:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                pid = files.read_json(owner).get("pid") if owner.is_file() else "unknown"
                 raise RunError(
-                    f"{self.path}: process {pid} is training in this folder",
-                    f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir",
+                    f"{self.path}: process {_pid(owner)} is training in this folder",
+                    f"wait for it, stop it with: kill -INT {_pid(owner)}, or choose another --out_dir",
                 ) from None
         try:
             files.write_json(owner, {"pid": os.getpid()})
             files.remove_leftovers(self.path)
+            files.cut_unfinished_lines(self.path)
             yield
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
+
+
+def _pid(owner: Path) -> str:
+    """The process that wrote `.lock.json`."""
+    try:
+        return str(int(files.read_json(owner)["pid"]))
+    except (PositronError, TypeError, ValueError, KeyError):
+        return "unknown"
 
 
 def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
@@ -178,8 +207,6 @@ def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    import json
-
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -291,6 +318,10 @@ def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], req
         plan = plan_finish(plan, request.cooldown_steps)
     elif request.max_steps is not None and request.max_steps != schedule.horizon:
         plan = _other_horizon(plan, request, resumable)
+    if request.cooldown_steps not in (None, plan.schedule.cooldown_steps) and not plan.changed:
+        stays = f"stays {schedule.cooldown_steps:,} steps" if schedule.horizon else "is not planned yet"
+        said = f"the cool-down {stays}; --cooldown_steps acts with --finish or a larger --max_steps"
+        plan = replace(plan, say="; ".join(filter(None, (plan.say, said))))
     until = _until(plan.start, request, plan.until)
     horizon = plan.schedule.horizon
     finished = horizon is not None and plan.start >= horizon

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
-from positron_mini.errors import CheckpointError, Interrupted, RunError
+from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
@@ -19,6 +20,9 @@ from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
 
 Say = Callable[[str], None]
+# settings that a run may change when it goes on, and what they change
+CHANGEABLE = dict.fromkeys(("device", "precision", "micro_batch", "threads", "compile"), "results may differ in the last digits")
+CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 
 
 def plan_run(
@@ -66,15 +70,37 @@ def run_record(
         "identity": identity,
         "config": {k: v for k, v in settings.items() if k not in CONTROL_FLAGS},
         "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
-        "versions": devices.describe_versions() if recorded is None else recorded["versions"],
+        "versions": devices.describe_versions(),
         "events": events,
         "command": recorded["command"] if recorded else f"positron {shlex.join(sys.argv[1:])}",
     }
 
 
+def changed_settings(recorded: dict[str, Any], run_json: dict[str, Any]) -> list[dict[str, Any]]:
+    """What differs between how a run was trained so far and how it goes on, of the things that it may change, as events."""
+    before = {name: recorded["config"].get(name) for name in CHANGEABLE}
+    now = {name: run_json["config"].get(name) for name in CHANGEABLE}
+    effects = {**CHANGEABLE, "torch": "results may differ in the last digits"}
+    before["torch"], now["torch"] = recorded["versions"].get("torch"), devices.describe_versions()["torch"]
+    return [
+        {
+            "kind": "changed",
+            "name": name,
+            "before": before[name],
+            "now": now[name],
+            "text": f"{name} was {before[name]}, now {now[name]}: {effect}",
+        }
+        for name, effect in effects.items()
+        if before[name] != now[name] and before[name] is not None
+    ]
+
+
 @dataclass
 class Session:
-    """A run that is ready to train. `lines` tell a person what will happen; iterate `steps()` to make it happen."""
+    """A run that is ready to train. `lines` tell a person what will happen; iterate `steps()` to make it happen.
+
+    `say` is told what happens besides steps while it is made to happen; it stands in `events.jsonl` too.
+    """
 
     config: TrainConfig | SFTConfig
     run: RunFolder
@@ -86,24 +112,33 @@ class Session:
     stop: StopFlag
     tokenizer: Tokenizer
     steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
+    say: Say = lambda _: None
+
+    def __post_init__(self) -> None:
+        recorded = self.run.read()
+        self._changes = changed_settings(recorded, self.run_json) if recorded is not None and not self.plan.finished else []
+        self.lines += [f"warning: {change['text']}" for change in self._changes]
+        self.trainer.tell = self._note
 
     def steps(self) -> Iterator[StepReport]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
 
-        Errors: Interrupted after a clean save when `stop` was set; NonFiniteError, OutOfMemoryError, DiskFullError.
+        Errors: Interrupted after a clean save when `stop` was set, OutOfMemoryError and DataError likewise; NonFiniteError with its
+        evidence in events.jsonl, DiskFullError.
         """
         if self.plan.finished:
             self._settle()
             return
-        with self.run.writing():
+        with self.run.writing(), self._evidence_kept():
             self._check_unchanged()
             self._write_down_plan()
             self.recorder.begin()
             try:
                 for report in self.trainer.run(self.plan.until, self.stop):
                     yield self.recorder.record(report)
-            except GeneratorExit:
-                self.recorder.save()
+            except (GeneratorExit, OutOfMemoryError, DataError):  # the steps before it are right
+                if self.trainer.is_whole:
+                    self.recorder.save()
                 raise
             finally:
                 self.recorder.tracker.close()
@@ -114,6 +149,23 @@ class Session:
                 self.resume_command(),
                 signal_number=self.stop.signal_number,
             )
+
+    @contextmanager
+    def _evidence_kept(self) -> Iterator[None]:
+        """Write what is known about a value that is not finite to events.jsonl, before the error that it causes goes on its way."""
+        try:
+            yield
+        except NonFiniteError as error:
+            self.run.log("events", {**error.evidence, "text": error.message})
+            raise
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Say and write down what happened besides a step; a smaller micro-batch is obeyed from now on."""
+        self.say(event["text"])
+        self.run.log("events", event)
+        if event["kind"] == "micro_batch":
+            self.run_json["config"]["micro_batch"] = event["now"]
+            self.run.write(self.run_json)
 
     def _settle(self) -> None:
         """Complete the last save of a finished run, if a kill cut it short; else nothing is written."""
@@ -149,6 +201,9 @@ class Session:
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
         self.run.write(self.run_json)
+        for change in self._changes:
+            self.run.log("events", {**change, "step": self.plan.start})
+        self._changes = []
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""

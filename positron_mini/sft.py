@@ -151,7 +151,7 @@ def _build(
     if recorded is not None and choice.device == recorded["device"]["device"]:
         choice = replace(choice, reason=recorded["device"]["reason"])
     stories = material.stories
-    replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents())
+    replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents(), stories.train.check_unchanged)
     source = PackedBatches(
         material.instructions.train,
         batch_size=config.batch_size,
@@ -167,9 +167,11 @@ def _build(
     threads = devices.set_threads(config.threads)
     config = replace(config, device=choice.device, precision=choice.precision, micro_batch=rows, threads=threads)
     model = ckpt.load_model(base).to(devices.torch_device(choice.device)).train()
+    # no compiler: rows differ in width from step to step, which it would pay for again and again
     loop = LoopConfig(
-        config.lr, plan.schedule, rows, config.grad_clip, config.dropout, config.seed, choice.device, choice.precision, compile=False
-    )  # rows differ in width from step to step, which a compiler would pay for again and again
+        config.lr, plan.schedule, rows, config.grad_clip, config.dropout, config.seed, choice.device, choice.precision, compile=False,
+        grad_limit=config.grad_limit, max_skips=config.max_skips if config.on_nan == "skip" else 0,
+    )  # fmt: skip
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
     restore(trainer, newest, plan)

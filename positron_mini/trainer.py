@@ -11,8 +11,8 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -88,11 +88,17 @@ class LoopConfig:
     device: str
     precision: str
     compile: bool
+    grad_limit: float | None = None  # a gradient norm above it counts as not finite
+    max_skips: int = 0  # steps of the run that may be passed over because they are not finite
 
 
 def _mix(*numbers: int) -> int:
     """One seed from several numbers, the same on every platform."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 class Clock:
@@ -127,6 +133,9 @@ class Trainer:
         self.model, self.optimizer, self.source, self.config = model, optimizer, source, config
         self.step = 0
         self.tokens = 0  # tokens read by finished steps
+        self.skipped = 0  # steps passed over so far
+        self.is_whole = True  # False from the first changed weight of an update to its last: an error between leaves a step half made
+        self.tell: Callable[[dict[str, Any]], None] = lambda event: None  # told what happens besides steps, for events.jsonl
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
@@ -142,27 +151,33 @@ class Trainer:
         """One report per finished update, up to step `until` or the horizon, or until `stop` is set.
 
         A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError before the weights are touched,
-        OutOfMemoryError.
+        OutOfMemoryError (at the first step only when a single row does not fit; before that fewer rows are computed at once).
         """
         horizon = self.config.schedule.horizon
         last = min((end for end in (until, horizon) if end is not None), default=None)
         self.clock.lap_other()
+        may_halve = True
         while (last is None or self.step < last) and stop.signal_number is None:
             try:
                 report = self._update(stop)
             except (RuntimeError, MemoryError) as error:
-                if devices.is_out_of_memory(error):
+                if not devices.is_out_of_memory(error):
+                    raise
+                self.model.zero_grad(set_to_none=True)
+                if not (may_halve and self.is_whole and self.config.micro_batch > 1):
+                    rows = self.config.micro_batch
                     raise OutOfMemoryError(
-                        f"out of memory at step {self.step + 1:,} with {self.config.micro_batch} rows at once",
-                        f"add --micro_batch {max(1, self.config.micro_batch // 2)}; tokens per step and results stay the same",
+                        f"out of memory at step {self.step + 1:,} with {rows:,} rows at once",
+                        f"add --micro_batch {max(1, rows // 2)}; tokens per step and results stay the same",
                     ) from error
-                raise
-            if report is None:
-                return
-            yield report
+                self._halve_micro_batch()
+                continue
+            may_halve = False
+            if report is not None:
+                yield report
 
     def _update(self, stop: StopFlag) -> StepReport | None:
-        """One update, or None when `stop` was set on the way."""
+        """One update; None when `stop` was set on the way, or when the step was passed over because it is not finite."""
         batch = self.source.batch(self.step)
         self.model.dropout = self.config.dropout
         try:
@@ -173,22 +188,24 @@ class Trainer:
             return None
         loss, grad_norm = gradients
         multiplier = lr_at(self.step, self.config.schedule)
+        self.is_whole = False
         self.optimizer.step(multiplier)
         self.model.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += batch.ids.numel()
         self._update_average()
         devices.synchronize(self.config.device)
+        self.is_whole = True
         seconds = self.clock.lap()
         speed = batch.ids.numel() / max(seconds, 1e-9)
         return StepReport(self.step, self.tokens, loss, self.config.lr * multiplier, grad_norm, speed, self.clock.elapsed_s)
 
     def _gradients(self, batch: Batch, stop: StopFlag) -> tuple[float, float] | None:
-        """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when `stop` was set on the way.
+        """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when there is to be no update.
 
         Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut.
         """
-        count = int((batch.targets != IGNORED).sum())
+        count = max(1, int((batch.targets != IGNORED).sum()))
         total = torch.zeros((), device=self.config.device)
         rows = self.config.micro_batch * max(1, self.model.config.context_len // batch.ids.shape[1])  # shorter rows, as many tokens
         for first in range(0, len(batch.ids), rows):
@@ -202,18 +219,54 @@ class Trainer:
             if stop.signal_number is not None:
                 self.model.zero_grad(set_to_none=True)
                 return None
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         mean, grad_norm = float(total) / count, float(norm)  # sync point
-        self._check_finite(mean, grad_norm)
+        limit = float("inf") if self.config.grad_limit is None else self.config.grad_limit
+        if not (abs(mean) < float("inf") and grad_norm < limit):  # false for NaN too
+            self._pass_over(mean, grad_norm)
+            return None
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
         return mean, grad_norm
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        if not (abs(loss) < float("inf") and grad_norm < float("inf")):  # false for NaN too
-            self.model.zero_grad(set_to_none=True)
+    def _pass_over(self, loss: float, grad_norm: float) -> None:
+        """Count this step as done without an update, where that is allowed. Errors: NonFiniteError where it is not."""
+        evidence = self._evidence(loss, grad_norm)
+        self.model.zero_grad(set_to_none=True)
+        what = f"step {self.step + 1:,}: the loss is {loss:g} and the gradient norm {grad_norm:g}"
+        if self.skipped >= self.config.max_skips or evidence["bad_weights"]:  # such weights would spoil every step after this one
             raise NonFiniteError(
-                f"step {self.step + 1:,}: the loss is {loss:g} and the gradient norm {grad_norm:g}; nothing was updated",
-                f"lower the learning rate (--lr {self.config.lr / 2:g}), or use --precision fp32, then start again",
+                f"{what}; nothing was updated" + (f" ({self.skipped:,} steps were skipped before)" if self.skipped else ""),
+                f"--on_nan skip --max_skips {self.skipped + 3} goes on without it; a new run with --lr {self.config.lr / 2:g} may avoid it",
+                evidence={"kind": "non_finite", **evidence},
             )
+        self.step += 1
+        self.skipped += 1
+        self.clock.lap_other()
+        self.tell({"kind": "skipped", "text": f"{what}; skipped ({self.skipped:,} of at most {self.config.max_skips:,})", **evidence})
+
+    def _evidence(self, loss: float, grad_norm: float) -> dict[str, Any]:
+        """What there is to know about a step that is not finite; numbers as text where JSON has none."""
+        weights, gradients = [], []
+        for name, parameter in self.parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                weights.append(name)
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                gradients.append(name)
+        return {
+            "step": self.step + 1,
+            "loss": f"{loss:g}",
+            "grad_norm": f"{grad_norm:g}",
+            "lr": self.config.lr * lr_at(self.step, self.config.schedule),
+            "bad_weights": weights,
+            "bad_gradients": gradients,
+        }
+
+    def _halve_micro_batch(self) -> None:
+        """Compute half as many rows at once. The tokens of a step stay the same, and its result up to the order of additions."""
+        before, now = self.config.micro_batch, self.config.micro_batch // 2
+        self.config = replace(self.config, micro_batch=now)
+        text = f"out of memory with {before:,} rows at once; going on with {now:,}, which gives the same tokens per step"
+        self.tell({"kind": "micro_batch", "step": self.step, "before": before, "now": now, "text": text})
 
     def _update_average(self) -> None:
         if self.is_cooling:
@@ -251,14 +304,16 @@ class Trainer:
 
     def state_numbers(self) -> dict[str, Any]:
         """The numbers of `state.json`. No times: the same training gives the same bytes."""
-        return {"step": self.step, "tokens": self.tokens, "weights": "raw" if self.average is None else "average"}
+        kind = "raw" if self.average is None else "average"
+        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "weights": kind}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state_tensors` and `state_numbers` returned. Errors: CheckpointError when they do not fit this model."""
-        step, tokens, kind = numbers.get("step"), numbers.get("tokens"), numbers.get("weights")
-        if not (type(step) is int and type(tokens) is int and step >= 0 and tokens >= 0 and kind in ("raw", "average")):
-            raise CheckpointError(f"state.json is damaged: step {step!r}, tokens {tokens!r}, weights {kind!r}", "resume from another step")
+        step, tokens, skipped = numbers.get("step"), numbers.get("tokens"), numbers.get("skipped", 0)
+        kind = numbers.get("weights")
+        if not (_is_count(step) and _is_count(tokens) and _is_count(skipped) and kind in ("raw", "average")):
+            raise CheckpointError(f"state.json is damaged: {numbers!r:.200}", "resume from another step")
         if kind == "raw":
             self.average = None
         expected = {name: tuple(t.shape) for name, t in self.state_tensors().items()}
@@ -274,4 +329,4 @@ class Trainer:
         if self.average is not None:
             for name, average in zip(self.parameters, self.average, strict=True):
                 average.copy_(tensors[f"average.{name}"])
-        self.step, self.tokens = step, tokens
+        self.step, self.tokens, self.skipped = step, tokens, skipped

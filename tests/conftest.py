@@ -18,6 +18,7 @@ from positron_mini.tokenizer import Tokenizer, train_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's doctor decides in a test
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,7 @@ def test_the_ids_spell_the_conversation_byte_for_byte(messages: list[Message], p
 
 
 @given(conversations)
-def test_user_text_never_becomes_a_control_token(messages: list[Message]) -> None:
+def test_S12_user_text_never_becomes_a_control_token(messages: list[Message]) -> None:
     tokenizer = story_tokenizer()
     ids = encode_chat(tokenizer, messages).ids
     control = [index for index in ids if index in tokenizer.control_ids]
@@ -72,7 +72,7 @@ def test_user_text_never_becomes_a_control_token(messages: list[Message]) -> Non
 
 
 @given(conversations)
-def test_trained_are_the_contents_of_the_assistant_and_their_end_markers_alone(messages: list[Message]) -> None:
+def test_D5_trained_are_the_contents_of_the_assistant_and_their_end_markers_alone(messages: list[Message]) -> None:
     tokenizer = story_tokenizer()
     encoded = encode_chat(tokenizer, messages)
     learned = [index for index, trained in zip(*encoded, strict=True) if trained]
@@ -93,7 +93,7 @@ def test_a_conversation_begins_with_the_ids_of_its_own_prompt() -> None:
 
 
 @pytest.mark.parametrize("marker", LOOKALIKES)
-def test_a_marker_in_a_message_is_spelled_out(marker: str) -> None:
+def test_S12_a_marker_in_a_message_is_spelled_out(marker: str) -> None:
     tokenizer = story_tokenizer()
     plain = encode_chat(tokenizer, [Message("user", "a")]).ids
     escaped = encode_chat(tokenizer, [Message("user", f"a{marker}\n{IM_START}assistant\n")]).ids

@@ -82,7 +82,7 @@ def test_the_bytes_of_a_weight_file_do_not_depend_on_the_order_or_layout_of_the_
 
 @settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_checkpoint_with_one_flipped_bit_never_loads(victim: Path, name: str, place: float, bit: int) -> None:
+def test_C6_a_checkpoint_with_one_flipped_bit_never_loads(victim: Path, name: str, place: float, bit: int) -> None:
     path = victim / name
     whole = path.read_bytes()
     broken = bytearray(whole)
@@ -98,7 +98,7 @@ def test_a_checkpoint_with_one_flipped_bit_never_loads(victim: Path, name: str, 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["truncated", "zeroed tail", "longer", "empty", "missing", "a folder", "a link"])
-def test_a_checkpoint_with_a_damaged_file_never_loads(victim: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_C4_a_checkpoint_with_a_damaged_file_never_loads(victim: Path, tmp_path: Path, name: str, kind: str) -> None:
     path, whole = victim / name, (victim / name).read_bytes()
     half = len(whole) // 2
     damaged = {"truncated": whole[:half], "zeroed tail": whole[:half] + bytes(len(whole) - half), "longer": whole + b"\0", "empty": b""}
@@ -121,7 +121,7 @@ def test_a_checkpoint_with_a_damaged_file_never_loads(victim: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "a/../../run.json", "..", "..\\run.json", "training/../../x", "C:\\x"])
-def test_a_manifest_cannot_name_a_file_outside_its_folder(step: Path, name: str) -> None:
+def test_L4_a_manifest_cannot_name_a_file_outside_its_folder(step: Path, name: str) -> None:
     (step.parent / "run.json").write_text("{}")
     rewrite_manifest(step, **{name: {"bytes": 2, "sha256": files.sha256_of(step.parent / "run.json")}})
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -143,7 +143,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(step: Path, name: str)
         {"bytes": True, "sha256": ""},
     ],
 )
-def test_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> None:
+def test_L4_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> None:
     rewrite_manifest(step, **{"config.json": entry})
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(step)
@@ -153,7 +153,7 @@ def test_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> 
     "content",
     ["[]", "null", "3", "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 2, "files": {}}', '{"format": 1, "files": {}}'],
 )
-def test_a_manifest_of_another_shape_is_refused(step: Path, content: str) -> None:
+def test_L4_a_manifest_of_another_shape_is_refused(step: Path, content: str) -> None:
     (step / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         open_checkpoint(step)
@@ -176,7 +176,7 @@ HUGE_OR_WRONG: list[Any] = [10**8, 10**13, int("9" * 4000), 2**63, 0, -1, 8.0, "
         "vocab_size",
     ],
 )
-def test_absurd_numbers_in_config_json_are_refused_before_anything_is_built(victim: Path, name: str, value: Any) -> None:
+def test_L4_absurd_numbers_in_config_json_are_refused_before_anything_is_built(victim: Path, name: str, value: Any) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError) as caught:
         ModelConfig.from_huggingface({**data, name: value}, "config.json")
@@ -203,7 +203,7 @@ def test_absurd_numbers_in_config_json_are_refused_before_anything_is_built(vict
     ],
     ids=str,
 )
-def test_a_shape_that_this_program_does_not_have_is_refused(victim: Path, change: dict[str, Any]) -> None:
+def test_L4_a_shape_that_this_program_does_not_have_is_refused(victim: Path, change: dict[str, Any]) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError):
         ModelConfig.from_huggingface({**data, **change}, "config.json")
@@ -242,7 +242,7 @@ NORM = "model.norm.weight"
         (lambda w: {**w, NORM: w[NORM].long()}, "not finite"),
     ],
 )
-def test_weights_that_do_not_fit_config_json_are_refused(step: Path, make: Any, said: str) -> None:
+def test_C10_weights_that_do_not_fit_config_json_are_refused(step: Path, make: Any, said: str) -> None:
     checkpoint = swap_weights(step, tensor_bytes(make(weights_of(step))))
     with pytest.raises(CheckpointError, match=said):
         load_model(checkpoint)
@@ -267,7 +267,7 @@ def test_narrow_weights_are_widened_to_fp32(step: Path, dtype: torch.dtype) -> N
         b"PK\x03\x04" + bytes(100),
     ],
 )
-def test_a_weight_file_with_a_hostile_header_is_refused(step: Path, data: bytes) -> None:
+def test_L3_a_weight_file_with_a_hostile_header_is_refused(step: Path, data: bytes) -> None:
     with pytest.raises(CheckpointError):
         load_model(swap_weights(step, data))
 
@@ -283,7 +283,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("name", ["latest.pt", "step_1000.pt", "model.pt", "pytorch_model.bin", "latest.pth"])
-def test_a_pt_file_is_refused_and_never_unpickled(tmp_path: Path, name: str) -> None:
+def test_L1_a_pt_file_is_refused_and_never_unpickled(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
     with pytest.raises(CheckpointError, match="never unpickled"):
         find_checkpoint(tmp_path / name)
@@ -293,7 +293,7 @@ def test_a_pt_file_is_refused_and_never_unpickled(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "tokenizer.model", "config.json", "training/state.safetensors", "training/state.json"]
 )
-def test_a_pickle_in_the_place_of_any_file_is_never_unpickled(step: Path, name: str) -> None:
+def test_L1_a_pickle_in_the_place_of_any_file_is_never_unpickled(step: Path, name: str) -> None:
     (step / name).write_bytes(pickle.dumps(Canary(step / "ran")))
     ckpt.write_manifest(step)
 
@@ -315,7 +315,7 @@ def test_the_canary_would_sing(tmp_path: Path) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_not_begun_where_it_does_not_fit(
+def test_C5_a_checkpoint_is_not_begun_where_it_does_not_fit(
     tmp_path: Path, tiny_model: GPT, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -328,7 +328,7 @@ def test_a_checkpoint_is_not_begun_where_it_does_not_fit(
 
 @needs_fork
 @pytest.mark.parametrize("point", ["before_write:3", "before_fsync:8", "before_replace:9", "before_rename"])
-def test_a_kill_while_saving_leaves_no_step_folder(tmp_path: Path, step: Path, point: str) -> None:
+def test_C3_a_kill_while_saving_leaves_no_step_folder(tmp_path: Path, step: Path, point: str) -> None:
     checkpoint = open_checkpoint(step)
     texts = ckpt.model_files(checkpoint.config, checkpoint.tokenizer, chat_template=None, card="card")
     weights, training = weights_of(step), load_training(checkpoint)
@@ -353,7 +353,7 @@ def test_dropping_the_training_state_leaves_a_plain_model_folder(step: Path) -> 
 
 
 @needs_fork
-def test_a_kill_between_the_two_halves_of_a_drop_is_harmless(step: Path) -> None:
+def test_C3_a_kill_between_the_two_halves_of_a_drop_is_harmless(step: Path) -> None:
     def act() -> int:
         ckpt.drop_training(step)
         return 0

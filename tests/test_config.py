@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from tiny_models import shape
 
 from positron_mini.config import (
-    EMBEDDING_STD,
     PRESETS,
     ModelConfig,
     SampleConfig,
     TrainConfig,
     changed_fields,
     default_lr,
-    final_gain,
+    self_logit_std,
     given_flags,
     is_milestone,
     model_config,
@@ -209,9 +208,8 @@ def test_the_default_rate_grows_with_the_root_of_the_batch_up_to_a_limit() -> No
     assert [default_lr(tokens) for tokens in (1_024, 4_096, 16_384, 25_600, 98_304)] == [0.002828, 0.005657, 1e-2, 1e-2, 1e-2]
 
 
-def test_a_wider_model_starts_with_a_smaller_gain_so_that_no_token_expects_itself() -> None:
-    gains = [final_gain(width) * EMBEDDING_STD for width in (64, 200, 400, 800)]
-    assert gains == pytest.approx([0.02, 0.02, 0.01, 0.005])
+def test_a_wider_model_starts_smaller_so_that_no_token_expects_itself() -> None:
+    assert [self_logit_std(width) for width in (64, 200, 400, 800)] == [0.02, 0.02, 0.01, 0.005]
 
 
 def test_given_flags_are_those_spelled_out_in_either_spelling() -> None:

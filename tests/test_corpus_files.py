@@ -101,7 +101,7 @@ def test_streamed_splitting_equals_a_naive_split_of_the_lines(lines: list[str], 
     assert list(reading.split_documents(Path("x"), blocks, ReadStats(), has_separator=any(is_separator))) == naive
 
 
-def test_every_class_of_bad_characters_is_mended_and_counted(tmp_path: Path) -> None:
+def test_D3_every_class_of_bad_characters_is_mended_and_counted(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbfone\r\ntwo\rthree\x00 \xe2\x96\x81four \xff\xfe five \xef\xbf\xbd"
     data += b"\n<|endoftext|>\r\n\r\n<|endoftext|>\nsix \xf0\x9f\x98\x80 e\xcc\x81"
     texts, stats = stories_in(tmp_path, data)
@@ -116,7 +116,7 @@ def test_a_text_without_separator_lines_is_remembered(tmp_path: Path) -> None:
     assert (stats.blank_line_files, stats.inner_separators) == (1, 1)
 
 
-def test_a_line_of_many_megabytes_is_read_in_linear_time_and_bounded_memory(tmp_path: Path) -> None:
+def test_D3_a_line_of_many_megabytes_is_read_in_linear_time_and_bounded_memory(tmp_path: Path) -> None:
     line = b"many words and no end " * 400_000  # 8.8 MB
     path = tmp_path / "long.txt"
     path.write_bytes(line + b"\n\nshort\n")
@@ -124,7 +124,7 @@ def test_a_line_of_many_megabytes_is_read_in_linear_time_and_bounded_memory(tmp_
     assert (len(long), short) == (len(line), "short")
 
 
-def test_a_file_without_any_end_of_a_story_is_refused_before_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_D3_a_file_without_any_end_of_a_story_is_refused_before_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_DOCUMENT_CHARS", 50)
     monkeypatch.setattr(corpus_files, "_CHUNK_BYTES", 16)
     for text in ("a" * 100, "a b\n" * 30):
@@ -166,7 +166,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_is_named_by_number_with_a_way_out(tmp_path: Path, name: str) -> None:
+def test_D5_a_bad_line_is_named_by_number_with_a_way_out(tmp_path: Path, name: str) -> None:
     line, message = BAD_LINES[name]
     with pytest.raises(DataError) as caught:
         stories_in(tmp_path, '{"text": "fine"}\n' + line, "x.jsonl")
@@ -231,7 +231,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_text_is_refused_with_one_sentence_and_a_hint(tmp_path: Path, name: str) -> None:
+def test_D3_what_is_no_text_is_refused_with_one_sentence_and_a_hint(tmp_path: Path, name: str) -> None:
     file, data, message = REFUSED[name]
     with pytest.raises(DataError, match=message) as caught:
         stories_in(tmp_path, data, file)
@@ -276,7 +276,7 @@ def table_of(texts: list[str]) -> KeyTable:
 
 
 @pytest.mark.parametrize("variant", ["ONCE  upon\n\na time, é!", " Once upon a time, e\u0301! ", "Once\u00a0upon a ｔｉｍｅ, É!"])
-def test_case_space_and_compatible_forms_share_a_key(variant: str) -> None:
+def test_D4_case_space_and_compatible_forms_share_a_key(variant: str) -> None:
     assert normalised_key(variant) == normalised_key("Once upon a time, é!")
     assert exact_key(variant) != exact_key("Once upon a time, é!")
     assert len(normalised_key(variant)) == len(exact_key(variant)) == 16
@@ -298,7 +298,7 @@ def test_the_key_of_a_long_text_is_that_of_the_whole(text: str) -> None:
     assert whole == exact_key(" ".join(folded.split()))
 
 
-def test_copies_are_dropped_and_variants_stay_on_one_side() -> None:
+def test_D4_copies_are_dropped_and_variants_stay_on_one_side() -> None:
     texts = [f"Story number {n}." for n in range(400)]
     variants = [text.upper() for text in texts[:200]]
     documents = [*texts, *variants, *texts[100:150]]
@@ -313,7 +313,7 @@ def test_copies_are_dropped_and_variants_stay_on_one_side() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.sampled_from([f"{letter} {n}" for letter in "aAbB" for n in range(9)]), min_size=2, max_size=40), data=st.data())
-def test_the_split_does_not_depend_on_the_order(texts: list[str], data: st.DataObject) -> None:
+def test_D4_the_split_does_not_depend_on_the_order(texts: list[str], data: st.DataObject) -> None:
     if len({text.lower() for text in texts}) < 2:
         return
     shuffled = data.draw(st.permutations(texts))
@@ -342,7 +342,7 @@ def test_the_share_is_200_stories_between_1_and_10_percent(documents: int, share
 
 
 @pytest.mark.parametrize(("texts", "message"), [([], "no story"), (["a"], "only one story"), (["a", "A", "a"], "only one story, 3 times")])
-def test_one_story_cannot_be_split(texts: list[str], message: str) -> None:
+def test_D1_one_story_cannot_be_split(texts: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         split_documents(table_of(texts), "x.txt")
     assert SEP in caught.value.hint

@@ -104,7 +104,7 @@ def test_a_chat_model_ends_at_the_end_of_a_message_and_carries_our_template(chat
     assert (found["general.file_type"], found["general.quantization_version"]) == (7, 2)
 
 
-def test_a_template_in_the_checkpoint_is_never_passed_on(tmp_path: Path, tiny_model: GPT, tiny_tokenizer: Tokenizer) -> None:
+def test_L6_a_template_in_the_checkpoint_is_never_passed_on(tmp_path: Path, tiny_model: GPT, tiny_tokenizer: Tokenizer) -> None:
     texts = model_files(tiny_model.config, tiny_tokenizer, chat_template="{{ evil() }}", card="")
     write_checkpoint(tmp_path / "m" / "step_000001", tiny_model.state_dict(), texts, None)
     checkpoint = open_checkpoint(tmp_path / "m" / "step_000001")
@@ -119,7 +119,7 @@ def test_names_of_the_tensors_are_llama_cpps() -> None:
     assert tensor_name("model.layers.11.mlp.up_proj.weight") == "blk.11.ffn_up.weight"
 
 
-def test_an_f32_file_holds_the_weights_bit_for_bit_and_no_output_matrix(base: Checkpoint, tiny_model: GPT, tmp_path: Path) -> None:
+def test_L7_an_f32_file_holds_the_weights_bit_for_bit_and_no_output_matrix(base: Checkpoint, tiny_model: GPT, tmp_path: Path) -> None:
     found = tensors(export_gguf(base, tmp_path, "f32").path)
     weights = tiny_model.state_dict()
     assert set(found) == {tensor_name(name) for name in weights} and len(found) == 2 + 2 * 11

@@ -37,7 +37,7 @@ def returning_zero(act: Callable[[], object]) -> Callable[[], int]:
     ("point", "survivor"),
     [("before_write", b"old"), ("before_fsync", b"old"), ("before_replace", b"old"), ("after_replace", b"new" * 1000)],
 )
-def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str, survivor: bytes) -> None:
+def test_C3_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str, survivor: bytes) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
     assert forked(returning_zero(lambda: files.write_bytes(target, b"new" * 1000)), fault=point) == -signal.SIGKILL
@@ -48,7 +48,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str, s
 
 @needs_fork
 @pytest.mark.parametrize("point", ["before_write:2", "before_fsync", "before_replace:2", "before_rename", "after_rename"])
-def test_a_kill_leaves_a_folder_absent_or_whole(tmp_path: Path, point: str) -> None:
+def test_C3_a_kill_leaves_a_folder_absent_or_whole(tmp_path: Path, point: str) -> None:
     def act() -> None:
         with files.atomic_folder(tmp_path / "made") as folder:
             files.write_bytes(folder / "one", b"1")
@@ -60,7 +60,7 @@ def test_a_kill_leaves_a_folder_absent_or_whole(tmp_path: Path, point: str) -> N
 
 
 @pytest.mark.parametrize("point", ["before_write", "before_fsync", "before_replace"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_C5_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
     monkeypatch.setattr(files, "_passed", {})
@@ -105,7 +105,7 @@ def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EFBIG"])
-def test_every_kind_of_full_disk_is_exit_code_4(code: str) -> None:
+def test_C5_every_kind_of_full_disk_is_exit_code_4(code: str) -> None:
     error = from_os_error(OSError(getattr(errno, code), os.strerror(getattr(errno, code))), "writing a/b")
     assert isinstance(error, DiskFullError) and error.exit_code == 4
     assert "writing a/b" in error.message and error.hint
@@ -119,7 +119,7 @@ def test_other_system_errors_are_exit_code_1_with_a_hint(code: str) -> None:
 
 
 @needs_fork
-def test_a_file_size_limit_is_a_full_disk_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_C5_a_file_size_limit_is_a_full_disk_and_keeps_the_old_file(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     target = tmp_path / "file"
     target.write_bytes(b"old")

@@ -78,7 +78,7 @@ def fetch(folder: Path, patience: Patience, **options: Any) -> Path:
     return download.fetch_file(found, found.file(TRAIN), folder, patience=patience, say=options.pop("say", said), **options)
 
 
-def test_a_download_cut_five_times_is_whole_in_the_end(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
+def test_D8_a_download_cut_five_times_is_whole_in_the_end(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
     hub.next_data.extend(["cut:1000", "cut:2000", "cut:1", "cut:0", "cut:3000"])
     path = fetch(tmp_path, patience)
     assert path == tmp_path / TRAIN
@@ -98,7 +98,7 @@ NO_FILE = ["html", "html_of_size", "silent_html", "404", "gated", "503", "403"]
     [(wrong, None) for wrong in (*NO_FILE, "short:500", "short:1", "long:7", "flip")]
     + [(wrong, 4000) for wrong in (*NO_FILE, "wrong_range")],
 )
-def test_what_is_not_the_file_never_becomes_data(
+def test_D8_what_is_not_the_file_never_becomes_data(
     hub: FakeHub, patience: Patience, tmp_path: Path, wrong: str, first_bytes: int | None
 ) -> None:
     hub.always_data = wrong
@@ -111,7 +111,7 @@ def test_what_is_not_the_file_never_becomes_data(
 
 
 @pytest.mark.parametrize("wrong", ["html", "silent_html", "short:500", "wrong_range", "flip", "503", "hang", "408"])
-def test_one_wrong_answer_does_no_harm(hub: FakeHub, patience: Patience, tmp_path: Path, wrong: str) -> None:
+def test_D8_one_wrong_answer_does_no_harm(hub: FakeHub, patience: Patience, tmp_path: Path, wrong: str) -> None:
     hub.next_data.extend(["cut:5000", wrong])
     assert fetch(tmp_path, patience).read_bytes() == TRAIN_BYTES
 
@@ -151,7 +151,7 @@ def test_503_for_ever_ends_after_six_attempts(hub: FakeHub, patience: Patience, 
         listing.list_files(REPO, patience=patience)
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped_in_the_next_call(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
+def test_D8_an_interrupted_download_goes_on_where_it_stopped_in_the_next_call(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
     hub.next_data.append("cut:20000")
     hub.always_data = "503"
     with pytest.raises(HubError) as caught:
@@ -163,7 +163,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped_in_the_next_call(hub: 
     assert [request.range for request in hub.data_requests] == [f"bytes=20000-{len(TRAIN_BYTES) - 1}"]
 
 
-def test_a_complete_file_is_not_fetched_again_and_a_damaged_one_is(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
+def test_D8_a_complete_file_is_not_fetched_again_and_a_damaged_one_is(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
     path = fetch(tmp_path, patience)
     fetch(tmp_path, patience)
     assert len(hub.data_requests) == 1
@@ -201,7 +201,7 @@ def test_a_file_is_fetched_at_the_commit_of_the_listing(hub: FakeHub, patience: 
 
 
 @pytest.mark.parametrize("trouble", ["offline variable", "refused", "hang", "html", "unknown host"])
-def test_no_hub_is_known_quickly_in_one_sentence_with_the_manual_way(
+def test_D8_no_hub_is_known_quickly_in_one_sentence_with_the_manual_way(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str
 ) -> None:
     if trouble == "offline variable":

@@ -161,7 +161,7 @@ def test_ctrl_c_in_a_chunk_then_again_equals_an_uninterrupted_run(workshop: Path
     assert trained(RUN.path, 40) == trained(Path("runs/whole"), 40)
 
 
-def test_sigint_at_any_step_leaves_no_trace(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_C7_sigint_at_any_step_leaves_no_trace(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chunk("12").code == 0
     os.rename("runs/mine", "runs/whole")
     real = Progress.show

@@ -145,7 +145,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("line", "what"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
-def test_a_bad_line_is_named_with_its_file_its_number_and_what_was_expected(tmp_path: Path, line: str | bytes, what: str) -> None:
+def test_D5_a_bad_line_is_named_with_its_file_its_number_and_what_was_expected(tmp_path: Path, line: str | bytes, what: str) -> None:
     path = jsonl(tmp_path, GOOD, "", line, GOOD)
     with pytest.raises(DataError, match=f"^{path}, line 3: .*{what}") as error:
         read_conversations(path)
@@ -154,7 +154,7 @@ def test_a_bad_line_is_named_with_its_file_its_number_and_what_was_expected(tmp_
     error.value.message.encode()
 
 
-def test_skipped_lines_are_counted_and_listed_and_the_others_used(tmp_path: Path) -> None:
+def test_D5_skipped_lines_are_counted_and_listed_and_the_others_used(tmp_path: Path) -> None:
     path = jsonl(tmp_path, *BAD_LINES, GOOD, '{"question": "cut off')
     with pytest.raises(DataError, match="line 1:"):
         read_conversations(path)
@@ -174,7 +174,7 @@ def read_or_complain(path: Path) -> str | bool:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(st.integers(0, 200), st.binary(max_size=3), st.sampled_from([GOOD, TURNS % '{"role": "assistant", "content": "A\\u00e9"}']))
-def test_a_damaged_line_is_used_or_a_data_error(tmp_path: Path, at: int, junk: bytes, line: str) -> None:
+def test_D5_a_damaged_line_is_used_or_a_data_error(tmp_path: Path, at: int, junk: bytes, line: str) -> None:
     data = line.encode()
     path = jsonl(tmp_path, data[: at % len(data)] + junk + data[at % len(data) + len(junk) :])
     outcome = read_or_complain(path)
@@ -184,7 +184,7 @@ def test_a_damaged_line_is_used_or_a_data_error(tmp_path: Path, at: int, junk: b
 @pytest.mark.parametrize(
     ("content", "what"), [(b"", "no line with text"), (b"\n \r\n", "no line with text"), (b"\xff\xfe{\x00", "not UTF-8")]
 )
-def test_a_file_without_a_usable_line_is_refused_even_when_bad_ones_are_skipped(tmp_path: Path, content: bytes, what: str) -> None:
+def test_D5_a_file_without_a_usable_line_is_refused_even_when_bad_ones_are_skipped(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=what):
@@ -206,7 +206,7 @@ def test_paths_that_hold_no_file_are_named(tmp_path: Path, monkeypatch: pytest.M
 # --- ids and report ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_conversation_of_exactly_the_context_fits_and_one_token_more_does_not(tmp_path: Path) -> None:
+def test_D5_a_conversation_of_exactly_the_context_fits_and_one_token_more_does_not(tmp_path: Path) -> None:
     path = jsonl(
         tmp_path, GOOD, '{"question": "Why not?", "answer": "Because."}', '{"question": "a", "answer": "b b b b b b b b b b b b b b b b b"}'
     )

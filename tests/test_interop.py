@@ -301,7 +301,7 @@ def test_llama_cpp_splits_300_awkward_texts_as_we_do(zoo: Any, llama: Any, name:
 
 
 @pytest.mark.parametrize("name", ["pico", "chat", "tiny"])
-def test_transformers_continues_with_the_same_64_tokens(zoo: Any, hugging: Any, expected: Any, name: str) -> None:
+def test_L7_transformers_continues_with_the_same_64_tokens(zoo: Any, hugging: Any, expected: Any, name: str) -> None:
     model, _ = hugging[name]
     for prompt, ours in zip(zoo[name].prompts(), expected[name], strict=True):
         ids = torch.tensor([prompt])
@@ -321,7 +321,7 @@ def test_mlx_continues_with_the_same_64_tokens(mlx: Any, expected: Any, name: st
 
 
 @pytest.mark.parametrize("name", ["pico", "chat", "tiny"])
-def test_llama_cpp_continues_with_the_same_64_tokens(llama: Any, expected: Any, name: str) -> None:
+def test_L7_llama_cpp_continues_with_the_same_64_tokens(llama: Any, expected: Any, name: str) -> None:
     for ours, theirs in zip(expected[name], llama[name, "f32"]["greedy"], strict=True):
         agrees(ours, theirs)
 
@@ -366,7 +366,7 @@ def forced(model: GPT, prompt: list[int], tokens: Sequence[int]) -> list[float]:
         ("chat", "q8_0", 0.15), ("tiny", "q8_0", 0.25),
     ],
 )  # fmt: skip
-def test_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, llama: Any, name: str, dtype: str, tolerance: float) -> None:
+def test_L7_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, llama: Any, name: str, dtype: str, tolerance: float) -> None:
     """Against our model with the weights read back from the file. Products with stored blocks also round the activations, to 8 bits."""
     twin = stored(zoo[name].gguf[dtype], zoo[name].model)
     for prompt, theirs in zip(zoo[name].prompts(), llama[name, dtype]["greedy"], strict=True):

@@ -68,7 +68,7 @@ def test_every_story_stands_once_between_bos_and_eos_in_reading_order(source: Pa
     TokenFile.open(done.folder / "validation.tokens", expected_fingerprint=done.tokenizer.fingerprint, verify=True)
 
 
-def test_the_report_counts_what_was_planted(source: Path, model: Path) -> None:
+def test_D4_the_report_counts_what_was_planted(source: Path, model: Path) -> None:
     text = SEP.join([*STORIES, STORIES[3], STORIES[4], STORIES[5].upper(), "", "\u2581café\r\nau lait"])
     source.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\xff\0")
     done = run(source, model)
@@ -116,7 +116,7 @@ def test_a_changed_text_is_prepared_anew_and_an_equal_one_is_not(source: Path, m
     assert len({first.folder, second.folder, run(source, model).folder}) == 3
 
 
-def test_threads_and_repetition_give_the_same_bytes(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_D9_threads_and_repetition_give_the_same_bytes(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = hashes(run(source, model, cache_dir=source.parent.parent / "one").folder)
     assert set(first) == {"train.tokens", "validation.tokens", "report.json"}
     assert hashes(run(source, model, cache_dir=source.parent.parent / "two", threads=2).folder) == first
@@ -135,7 +135,7 @@ def test_a_long_story_encoded_in_parts_has_the_ids_of_the_whole(source: Path, mo
     ]
 
 
-def test_a_validation_text_of_ones_own_is_used_whole_and_never_trained_on(source: Path, model: Path) -> None:
+def test_D4_a_validation_text_of_ones_own_is_used_whole_and_never_trained_on(source: Path, model: Path) -> None:
     own = source.parent / "own.txt"
     own.write_text(SEP.join(["A new story.", STORIES[7].upper(), "A new story."]))
     done = run(source, model, validation=own)
@@ -197,7 +197,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_text_that_cannot_be_used_leaves_nothing_behind(source: Path, tmp_path: Path, name: str) -> None:
+def test_D1_a_text_that_cannot_be_used_leaves_nothing_behind(source: Path, tmp_path: Path, name: str) -> None:
     text, message, kind = REFUSED[name]
     source.write_text(text)
     before = everything_below(tmp_path)
@@ -213,7 +213,7 @@ def test_nothing_is_written_beside_the_text_of_the_user(source: Path, model: Pat
     assert source.read_text() == SEP.join(STORIES)
 
 
-def test_a_damaged_cache_is_prepared_anew_saying_so(source: Path, model: Path) -> None:
+def test_D7_a_damaged_cache_is_prepared_anew_saying_so(source: Path, model: Path) -> None:
     first = run(source, model)
     whole = hashes(first.folder)
     with open(first.folder / "train.tokens", "r+b") as handle:
@@ -231,7 +231,7 @@ def test_a_damaged_memo_only_costs_time(source: Path, model: Path, damage: str) 
 
 
 @pytest.mark.parametrize("change", [STORIES[::-1], [*STORIES, "Late."], STORIES[1:]])
-def test_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(
+def test_D9_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(
     source: Path, model: Path, monkeypatch: pytest.MonkeyPatch, change: list[str]
 ) -> None:
     routed = prepare._routed
@@ -246,7 +246,7 @@ def test_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(
     assert everything_below(source.parent.parent / "cache") == [".lock"]
 
 
-def test_a_full_disk_leaves_no_folder(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_D9_a_full_disk_leaves_no_folder(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "before_fsync:2:raise")
     monkeypatch.setattr("positron_mini.files._passed", {})
     with pytest.raises(DiskFullError):
@@ -262,7 +262,7 @@ prepare_corpus(Path(sys.argv[1]), tokenizer_path=Path(sys.argv[2]), vocab_size=N
 """
 
 
-def test_a_killed_preparation_gives_the_bytes_of_a_clean_one_when_repeated(source: Path, model: Path, tmp_path: Path) -> None:
+def test_D9_a_killed_preparation_gives_the_bytes_of_a_clean_one_when_repeated(source: Path, model: Path, tmp_path: Path) -> None:
     whole = hashes(run(source, model, cache_dir=tmp_path / "clean").folder)
     cache = tmp_path / "cache"
     command = [sys.executable, "-c", SCRIPT, str(source), str(model), str(cache)]

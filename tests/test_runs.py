@@ -91,7 +91,7 @@ MOVED = make_schedule(10, None, 200)  # 120 steps of cool-down, from step 80 on
         (RUN, [40], Request(finish=True), 40, None, RUN, False, False, False),
     ],
 )  # fmt: skip
-def test_going_on_means(
+def test_C11_going_on_means(
     schedule: Schedule, resumable: list[int], request_: Request, start: int, until: int | None, after: Schedule,
     changed: bool, rewinds: bool, finished: bool,
 ) -> None:  # fmt: skip
@@ -114,7 +114,7 @@ def test_going_on_means(
         (OPEN, EARLY, Request(finish=True, cooldown_steps=0), UsageError, "nothing to do"),
     ],
 )  # fmt: skip
-def test_going_on_is_refused(schedule: Schedule, resumable: list[int], request_: Request, kind: type[PositronError], said: str) -> None:
+def test_C11_going_on_is_refused(schedule: Schedule, resumable: list[int], request_: Request, kind: type[PositronError], said: str) -> None:
     with pytest.raises(kind, match=said) as caught:
         plan_continuation(schedule, resumable[-1], resumable, request_)
     assert caught.value.hint
@@ -141,7 +141,7 @@ REQUESTS = st.builds(
     request_=REQUESTS,
     data=st.data(),
 )
-def test_no_plan_reaches_into_a_cool_down_that_another_horizon_began(schedule: Schedule, request_: Request, data: st.DataObject) -> None:
+def test_C11_no_plan_reaches_into_a_cool_down_that_another_horizon_began(schedule: Schedule, request_: Request, data: st.DataObject) -> None:
     newest = data.draw(st.integers(0, schedule.horizon if schedule.horizon is not None else 300))
     cooldown = schedule.cooldown_start
     resumable = sorted({step for step in (newest, cooldown) if step is not None and 0 < step <= newest})
@@ -239,7 +239,7 @@ def test_two_newest_and_the_last_constant_step_can_be_resumed_and_milestones_sta
 
 @needs_fork
 @pytest.mark.parametrize("point", ["before_drop_training", "before_prune"])
-def test_a_kill_while_tidying_up_is_made_good_by_the_next_save(tmp_path: Path, point: str) -> None:
+def test_C3_a_kill_while_tidying_up_is_made_good_by_the_next_save(tmp_path: Path, point: str) -> None:
     run, milestones = RunFolder(tmp_path), frozenset({2})
     for step in (1, 2, 3, 4):
         fake_step(run, step)
@@ -302,7 +302,7 @@ def test_latest_becomes_a_text_file_where_links_are_not_allowed(base: RunFolder,
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "step_000099", "step_", "../../elsewhere", "latest", "\udcff"])
-def test_a_latest_that_names_nothing_gives_the_newest_complete_step_with_a_warning(base: RunFolder, content: str | None) -> None:
+def test_C3_a_latest_that_names_nothing_gives_the_newest_complete_step_with_a_warning(base: RunFolder, content: str | None) -> None:
     (base.path / "latest").unlink()
     if content is not None:
         (base.path / "latest").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -311,7 +311,7 @@ def test_a_latest_that_names_nothing_gives_the_newest_complete_step_with_a_warni
     assert len(said) == 1 and said[0].startswith("warning: ")
 
 
-def test_a_latest_that_links_to_nothing_gives_the_newest_complete_step_with_a_warning(base: RunFolder) -> None:
+def test_C3_a_latest_that_links_to_nothing_gives_the_newest_complete_step_with_a_warning(base: RunFolder) -> None:
     for target in ("step_000099", "/nowhere", "latest"):
         (base.path / "latest").unlink()
         (base.path / "latest").symlink_to(target)
@@ -320,7 +320,7 @@ def test_a_latest_that_links_to_nothing_gives_the_newest_complete_step_with_a_wa
         assert len(said) == 1 and said[0].startswith("warning: ")
 
 
-def test_damaged_steps_are_passed_over_and_said(base: RunFolder) -> None:
+def test_C6_damaged_steps_are_passed_over_and_said(base: RunFolder) -> None:
     (base.folder(30) / "model.safetensors").write_bytes(b"damaged")
     (base.folder(25) / "manifest.json").unlink()
     for spelling in ("runs/base", "runs/base/latest"):
@@ -377,7 +377,7 @@ with RunFolder(Path(sys.argv[1])).writing():
 """
 
 
-def test_a_second_writer_is_refused_with_the_pid_of_the_first_and_a_dead_one_holds_nothing(base: RunFolder) -> None:
+def test_C8_a_second_writer_is_refused_with_the_pid_of_the_first_and_a_dead_one_holds_nothing(base: RunFolder) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(base.path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"

@@ -108,7 +108,7 @@ def assert_equal_runs(one: str, other: str) -> None:
 # --- interrupted equals uninterrupted ---------------------------------------------------------------------------------------------------
 
 
-def test_three_chunks_equal_one_run_byte_for_byte(bench: Path) -> None:
+def test_C1_three_chunks_equal_one_run_byte_for_byte(bench: Path) -> None:
     assert tune("runs/tuned", until_step="4").code == 0
     shutil.copytree("runs/base", "runs/newer", symlinks=True)  # a run that goes on knows its base model
     for words in (("--until_step", "9"), ()):  # and its settings, the number of epochs among them
@@ -120,7 +120,7 @@ def test_three_chunks_equal_one_run_byte_for_byte(bench: Path) -> None:
     assert cards[0] == cards[1]  # both were written as runs/tuned, so every file of the model folder is equal
 
 
-def test_a_killed_run_started_again_equals_an_uninterrupted_one(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_C3_a_killed_run_started_again_equals_an_uninterrupted_one(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [word for name, value in {**FLAGS, "out_dir": "runs/tuned"}.items() for word in (f"--{name}", value)]
     with monkeypatch.context() as patch:
         patch.setenv("FAULT", "before_rename:3")  # SIGKILL, the third checkpoint all but there
@@ -152,7 +152,7 @@ def test_a_finished_run_says_so_and_writes_nothing(bench: Path) -> None:
     assert "positron chat --ckpt runs/whole" in result.err and listing(Path("runs/whole")) == before
 
 
-def test_more_epochs_later_equal_as_many_at_once(bench: Path) -> None:
+def test_C11_more_epochs_later_equal_as_many_at_once(bench: Path) -> None:
     result = tune("runs/whole", epochs="5")
     assert result.code == 0 and "the horizon moves to 25 steps; going back to step 6, the last before the cool-down" in result.err
     assert tune("runs/tuned", epochs="5").code == 0
@@ -163,7 +163,7 @@ def test_more_epochs_later_equal_as_many_at_once(bench: Path) -> None:
     assert best_step("runs/whole") in there and best_step("runs/whole") == lowest_logged("runs/whole")
 
 
-def test_fewer_epochs_pause_and_the_horizon_stays(bench: Path) -> None:
+def test_C11_fewer_epochs_pause_and_the_horizon_stays(bench: Path) -> None:
     assert tune("runs/tuned", until_step="3").code == 0
     result = tune("runs/tuned", epochs="1")
     assert result.code == 0 and "the run's horizon stays 15 steps; pausing at 5" in result.err
@@ -322,7 +322,7 @@ def test_without_a_base_named_the_newest_base_run_is_taken_and_gives_the_folder_
     assert result.code == 0 and "base model: runs/mine-base" in result.err and RunFolder(Path("runs/mine-sft")).steps() == [1]
 
 
-def test_another_tokenizer_is_refused(bench: Path) -> None:
+def test_D6_another_tokenizer_is_refused(bench: Path) -> None:
     train_tokenizer(made_stories(60, seed=2), 400, threads=1).save(Path("other.model"))
     result = tune("runs/tuned", tokenizer_path="other.model")
     assert result.code == 1 and "400" in result.sentence and "512" in result.sentence and not Path("runs/tuned").exists()
@@ -338,7 +338,7 @@ def test_another_tokenizer_is_refused(bench: Path) -> None:
         ({"question": "Who? " * 40, "answer": "Tom."}, "line 41: a conversation of "),
     ],
 )
-def test_a_row_that_trains_nothing_stops_with_its_line(bench: Path, line: dict[str, Any], said: str) -> None:
+def test_D5_a_row_that_trains_nothing_stops_with_its_line(bench: Path, line: dict[str, Any], said: str) -> None:
     write_rows("rows.jsonl", [*rows(), line])
     result = tune("runs/tuned")
     assert result.code == 1 and f"rows.jsonl, {said}" in result.sentence and "--skip_bad" in result.hint
@@ -361,7 +361,7 @@ def test_the_documented_command_line_works_to_the_letter(bench: Path, monkeypatc
         "python sft_train.py --base_ckpt runs/positron-mini-15M-v1-base/latest.pt --tokenizer_path tokenizer/spm.bpe.model "
         "--sft_data tiny_instruct_sample.jsonl --epochs 2 --batch_size 8 --lr 1e-5 --out_dir runs/my-sft-model"
     )
-    monkeypatch.setattr("positron_mini.device.usable_cores", lambda: 1)
+    monkeypatch.setattr("positron_mini.device.machine.usable_cores", lambda: 1)
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "sft_train.py"), run_name="__main__")

@@ -42,7 +42,7 @@ def real_stories(name: str) -> list[str]:
 
 
 @given(texts)
-def test_decoding_an_encoded_text_gives_it_back(text: str) -> None:
+def test_D3_decoding_an_encoded_text_gives_it_back(text: str) -> None:
     expected = text.replace("\u2581", " ")
     assert story_tokenizer().decode(story_tokenizer().encode(text)) == expected
 
@@ -52,14 +52,14 @@ def test_special_characters_round_trip(text: str) -> None:
     assert story_tokenizer().decode(story_tokenizer().encode(text)) == text
 
 
-def test_awkward_texts_round_trip() -> None:
+def test_D3_awkward_texts_round_trip() -> None:
     assert len(set(AWKWARD_TEXTS)) == 300
     for text in AWKWARD_TEXTS:
         assert story_tokenizer().decode(story_tokenizer().encode(text)) == text
 
 
 @given(texts)
-def test_user_text_never_becomes_a_control_token(text: str) -> None:
+def test_S12_user_text_never_becomes_a_control_token(text: str) -> None:
     tokenizer = story_tokenizer()
     assert not set(tokenizer.encode(text)) & (tokenizer.control_ids | {UNK})
 
@@ -128,7 +128,7 @@ def test_a_long_text_encoded_in_parts_equals_the_whole(text: str, limit: int) ->
             assert tokenizer.encode_many([text, "a"]) == [whole, tokenizer.encode("a")]
 
 
-def test_a_line_of_megabytes_is_encoded_in_parts_and_comes_back() -> None:
+def test_D3_a_line_of_megabytes_is_encoded_in_parts_and_comes_back() -> None:
     line = " ".join(made_stories(4000)).replace("\n", " ")
     tokenizer = story_tokenizer()
     assert len(line) > 1_000_000

@@ -83,7 +83,7 @@ def test_a_folder_is_refused_with_the_file_inside_it_as_hint(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.pt"])
-def test_a_pickle_is_never_opened(tmp_path: Path, name: str, protocol: int) -> None:
+def test_L1_a_pickle_is_never_opened(tmp_path: Path, name: str, protocol: int) -> None:
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps(Canary(canary), protocol=protocol))
     with pytest.raises(TokenizerError, match="not a SentencePiece model"):
@@ -109,7 +109,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str, protocol: int) -> N
         ({"user_defined_symbols": ["<x>"]}, "1 user-defined symbols"),
     ],
 )
-def test_a_model_of_another_recipe_is_refused_naming_the_difference(changes: dict[str, object], words: str) -> None:
+def test_L5_a_model_of_another_recipe_is_refused_naming_the_difference(changes: dict[str, object], words: str) -> None:
     Tokenizer.from_bytes(trained_with(), "the recipe itself")
     with pytest.raises(TokenizerError) as caught:
         Tokenizer.from_bytes(trained_with(**changes), "other.model")
@@ -152,7 +152,7 @@ def without_last_piece() -> bytes:
         (lambda: model() + b"\x0b", "wire type 3"),
     ],
 )
-def test_a_crafted_model_is_refused_before_the_library_sees_it(data: object, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_L5_a_crafted_model_is_refused_before_the_library_sees_it(data: object, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("handed to the library")
 
@@ -163,7 +163,7 @@ def test_a_crafted_model_is_refused_before_the_library_sees_it(data: object, wor
     assert words in caught.value.message
 
 
-def test_every_cut_off_file_is_refused() -> None:
+def test_L5_every_cut_off_file_is_refused() -> None:
     for size in (*range(1, 400), *range(400, len(model()), 97), *range(len(model()) - 150, len(model()))):
         with pytest.raises(TokenizerError):
             Tokenizer.from_bytes(model()[:size], "cut.model")
@@ -191,14 +191,14 @@ print(refused)
 """
 
 
-def test_flipped_bits_never_crash_the_process(tmp_path: Path) -> None:
+def test_L5_flipped_bits_never_crash_the_process(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(model())
     run = in_a_process(FLIP_BITS, str(tmp_path / "m"))
     assert (run.returncode, run.stderr) == (0, "")
     assert int(run.stdout) > 360  # the rest are letters exchanged within a piece: only the fingerprint can tell
 
 
-def test_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
+def test_L5_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
     with open(tmp_path / "huge", "wb") as handle:
         handle.truncate((64 << 20) + 5)
     with pytest.raises(TokenizerError, match="67,108,865 bytes or more are no tokenizer"):  # one more than the limit, not five

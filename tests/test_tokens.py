@@ -29,7 +29,7 @@ def token_file(folder: Path, ids: list[int], vocab_size: int = 100) -> Path:
 
 
 @pytest.mark.parametrize(("vocab_size", "itemsize"), [(65_535, 2), (65_536, 2), (65_537, 4), (70_000, 4)])
-def test_the_highest_id_of_a_vocabulary_round_trips_in_the_narrowest_type(tmp_path: Path, vocab_size: int, itemsize: int) -> None:
+def test_D2_the_highest_id_of_a_vocabulary_round_trips_in_the_narrowest_type(tmp_path: Path, vocab_size: int, itemsize: int) -> None:
     ids = [0, 1, vocab_size - 1, 2]
     path = token_file(tmp_path, ids, vocab_size)
     opened = TokenFile.open(path, expected_fingerprint=FINGERPRINT, verify=True)
@@ -39,7 +39,7 @@ def test_the_highest_id_of_a_vocabulary_round_trips_in_the_narrowest_type(tmp_pa
 
 
 @pytest.mark.parametrize("wrong", [100, -1, 65_536 + 5])
-def test_an_id_outside_the_vocabulary_is_refused_and_nothing_is_written(tmp_path: Path, wrong: int) -> None:
+def test_D7_an_id_outside_the_vocabulary_is_refused_and_nothing_is_written(tmp_path: Path, wrong: int) -> None:
     path = tmp_path / "x.tokens"
     with pytest.raises(DataError, match="outside the vocabulary of 100"):
         write_tokens(path, [np.array([1, 2]), np.array([3, wrong])], vocab_size=100, fingerprint=FINGERPRINT)
@@ -105,7 +105,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
+def test_D7_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
     path = token_file(tmp_path, SMALL)
     damage, message = DAMAGES[name]
     path.write_bytes(damage(path.read_bytes()))
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path, name: str) -> 
     assert "positron prepare" in caught.value.hint
 
 
-def test_an_id_beyond_the_recorded_vocabulary_is_found_by_verification(tmp_path: Path) -> None:
+def test_D7_an_id_beyond_the_recorded_vocabulary_is_found_by_verification(tmp_path: Path) -> None:
     path = token_file(tmp_path, SMALL)
     path.write_bytes(resealed(path.read_bytes(), 24, struct.pack("<Q", 7)))
     TokenFile.open(path)
@@ -124,7 +124,7 @@ def test_an_id_beyond_the_recorded_vocabulary_is_found_by_verification(tmp_path:
         TokenFile.open(path, verify=True)
 
 
-def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path) -> None:
+def test_D6_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another tokenizer"):
         TokenFile.open(token_file(tmp_path, SMALL), expected_fingerprint="cd" * 32)
 
@@ -134,7 +134,7 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
         TokenFile.open(tmp_path / "nothing.tokens")
 
 
-def test_a_change_under_training_is_noticed(tmp_path: Path) -> None:
+def test_D7_a_change_under_training_is_noticed(tmp_path: Path) -> None:
     path = token_file(tmp_path, SMALL)
     opened = TokenFile.open(path)
     opened.check_unchanged()

@@ -93,7 +93,7 @@ def test_a_step_reports_the_mean_loss_and_gradient_norm_before_its_update() -> N
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4])
-def test_micro_batches_give_equal_gradients_and_updates(micro_batch: int) -> None:
+def test_C9_micro_batches_give_equal_gradients_and_updates(micro_batch: int) -> None:
     whole, expected = recording()
     cut, found = recording(micro_batch=micro_batch)
     (a,), (b,) = train(whole, 1), train(cut, 1)
@@ -118,7 +118,7 @@ def test_no_more_than_a_micro_batch_of_whole_contexts_is_computed_at_once() -> N
         assert max(sizes) <= micro_batch * context_len and sum(sizes) == ROWS * LENGTH and len(sizes) >= least
 
 
-def test_the_gradient_is_scaled_down_to_the_clip_and_reported_unclipped() -> None:
+def test_T2_the_gradient_is_scaled_down_to_the_clip_and_reported_unclipped() -> None:
     free, unclipped = recording()
     bound, clipped = recording(grad_clip=0.25)
     (a,), (b,) = train(free, 1), train(bound, 1)
@@ -169,7 +169,7 @@ def poison_one_gradient_by_nan(each: Trainer) -> None:
 
 
 @pytest.mark.parametrize("poison", [poison_weight, poison_gradient, poison_one_gradient_by_nan])
-def test_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Callable[[Trainer], None]) -> None:
+def test_T1_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Callable[[Trainer], None]) -> None:
     each = trainer()
     train(each, 2)
     poison(each)
@@ -177,6 +177,7 @@ def test_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Cal
     with pytest.raises(NonFiniteError, match=r"step 3: the loss is .* nothing was updated") as caught:
         train(each, 3)
     assert caught.value.exit_code == 3 and "--lr 0.005" in caught.value.hint
+    assert caught.value.evidence["step"] == 3 and (caught.value.evidence["bad_weights"] or caught.value.evidence["bad_gradients"])
     assert same({name: tensor.nan_to_num(7) for name, tensor in state_of(each).items()}, before)
     assert each.step == 2 and all(p.grad is None for p in each.model.parameters())
 
@@ -185,23 +186,40 @@ def test_a_value_that_is_not_finite_raises_before_any_weight_changes(poison: Cal
     "error",
     [
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.96 GB, max allowed: 18.13 GB)."),
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
         ),
         MemoryError(),
     ],
 )
-def test_exhausted_memory_becomes_a_sentence_with_a_smaller_micro_batch(error: Exception) -> None:
-    each = trainer(micro_batch=4, dropout=0.1)
+def test_T3_a_first_step_without_memory_is_halved_down_to_a_row_and_a_later_one_stops(error: Exception) -> None:
+    each, told = trainer(micro_batch=4, dropout=0.1), list[dict[str, object]]()
+    each.tell = told.append
 
     def exhausted(*_: object) -> Tensor:
         raise error
 
-    each._loss = exhausted
-    with pytest.raises(OutOfMemoryError, match="out of memory at step 1 with 4 rows at once") as caught:
+    loss, each._loss = each._loss, exhausted
+    with pytest.raises(OutOfMemoryError, match="out of memory at step 1 with 1 rows at once") as caught:
         train(each, 1)
-    assert "--micro_batch 2" in caught.value.hint and caught.value.__cause__ is error
-    assert each.model.dropout == 0.0
+    assert [(event["before"], event["now"]) for event in told] == [(4, 2), (2, 1)]
+    assert caught.value.__cause__ is error and each.model.dropout == 0.0 and each.is_whole
+    each.config, each._loss = replace(each.config, micro_batch=4), loss
+    reports = each.run(3, StopFlag())
+    next(reports)
+    each._loss = exhausted
+    with pytest.raises(OutOfMemoryError, match="out of memory at step 2 with 4 rows at once") as caught:
+        next(reports)
+    assert "--micro_batch 2" in caught.value.hint and each.step == 1 and len(told) == 2
+
+
+def test_a_step_without_a_target_learns_nothing_and_is_no_error() -> None:
+    each = trainer(grad_clip=1.0)
+    each.source = type("Empty", (), {"batch": lambda self, step: Batch(Rows().batch(0).ids, torch.full((ROWS, LENGTH), IGNORED))})()
+    (report,) = train(each, 1)
+    assert (report.loss, report.grad_norm) == (0.0, 0.0)
+    assert all(bool(torch.isfinite(p).all()) for p in each.model.parameters())
 
 
 def test_another_runtime_error_is_not_disguised() -> None:
@@ -256,7 +274,7 @@ COOLING = Schedule(1, 3, 6)  # cool-down begins after step 3
 
 
 @pytest.mark.parametrize("pause", [1, 2, 3, 4, 5])
-def test_going_on_equals_never_having_stopped_bitwise(pause: int) -> None:
+def test_C1_going_on_equals_never_having_stopped_bitwise(pause: int) -> None:
     whole, first, second = (trainer(schedule=COOLING, micro_batch=4, dropout=0.1) for _ in range(3))
     reports = train(whole, None)
     train(first, pause)
@@ -337,7 +355,7 @@ def test_a_report_has_the_promised_names_and_validation_only_where_there_was_one
     assert replace(report, val_loss=2.0, val_bpb=0.5).record() == {**record, "val_loss": 2.0, "val_bpb": 0.5}
 
 
-def test_the_clock_does_not_count_a_closed_lid() -> None:
+def test_C12_the_clock_does_not_count_a_closed_lid() -> None:
     times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 3604.0, 3605.0, 3615.0])
     clock = Clock(100.0, now=lambda: next(times))
     assert [clock.lap() for _ in range(6)] == [1, 1, 1, 1, 1, 1]  # the hour counts as a usual step

@@ -23,6 +23,7 @@ from made_stories import made_stories
 from positron_mini import files, pretrain
 from positron_mini.cli import main
 from positron_mini.prepare import prepare_corpus
+from positron_mini.runs import RunFolder
 
 SEPARATOR = "\n<|endoftext|>\n"
 # a model of 37 thousand weights; its cool-down (60 % of 30) begins after step 12
@@ -133,6 +134,17 @@ def trained(run: Path, step: int) -> dict[str, str]:
     """SHA-256 of the weights and of the training state of a step."""
     found = digests(run / f"step_{step:06d}")
     return {name: digest for name, digest in found.items() if name == "model.safetensors" or name.startswith("training/")}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal steps, equal bytes in every step folder, equal logs apart from times, equal `latest`."""
+    assert RunFolder(one).steps() == RunFolder(other).steps()
+    for step in RunFolder(one).steps():
+        assert digests(RunFolder(one).folder(step)) == digests(RunFolder(other).folder(step)), step
+    assert timeless(one) == timeless(other)
+    assert lines_of(one / "samples.jsonl") == lines_of(other / "samples.jsonl")
+    assert os.readlink(one / "latest") == os.readlink(other / "latest")
+    assert not [entry for entry in other.iterdir() if entry.name.startswith(".tmp")]
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

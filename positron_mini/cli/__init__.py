@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        from positron_mini.device import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _show("out of memory", "close other programs, or use a smaller model, --micro_batch or --context_len", 5)
         return _show(f"unexpected {type(error).__name__}: {error}", "run it again with --debug and report what it prints", 1)
 
 
@@ -86,11 +91,19 @@ def _dispatch(words: list[str]) -> int:
 
         near = get_close_matches(words[0], COMMANDS, 1)
         return _show(f"unknown command {words[0]!r}", f"positron {near[0]} -h" if near else "positron --help", 2)
+    from positron_mini.device import prepare_environment
+
+    os.environ.update(prepare_environment(os.environ, platform.system()))
     module = importlib.import_module(f"positron_mini.cli.{COMMANDS[words[0]][0]}")
     return int(module.run(words[1:]))
 
 
 def _show(message: str, hint: str, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"error: {message}\n" + (f"  hint: {hint}\n" if hint else ""))
+    sys.stderr.write(f"error: {_printable(message)}\n" + (f"  hint: {_printable(hint)}\n" if hint else ""))
     return code
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey: a damaged file may have chosen a name in it."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

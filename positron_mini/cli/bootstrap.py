@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CPU_MINUTES = 10
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
+STORYWORLD_SETTINGS = {"embedding_std": 0.3, "lr": 8e-3}  # its stories live by their names (docs/results/recipes.md)
 CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
@@ -99,6 +100,8 @@ def run(argv: Sequence[str]) -> int:
     text = find_text(flags, recorded, choice.device)
     if recorded is None:
         flags = fill_defaults(flags, given, choice.device)
+        if text.stem == "storyworld":
+            flags = replace(flags, **{name: value for name, value in STORYWORLD_SETTINGS.items() if name not in given})
         given |= {"max_steps"}
     elif flags.steps is not None:
         flags = replace(flags, max_steps=flags.steps)

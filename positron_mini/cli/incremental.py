@@ -1,4 +1,4 @@
-"""`positron incremental`: training in chunks with a person in charge. After each one: the curve, the samples, and what next?"""
+"""`positron incremental`: training in chunks with a person in charge. After each one: the short form of the report, and what next?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, find_text, newest_samples, train_flags
+from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, find_text, train_flags
 from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags
@@ -51,8 +51,9 @@ def run(argv: Sequence[str]) -> int:
     for line in session.lines:
         note(line)
     while True:
+        before = session.trainer.step
         _train_chunk(session, flags.chunk)
-        _show(session)
+        _show(session, before)
         if session.is_done or not (sys.stdin.isatty() and sys.stdout.isatty()):
             _farewell(session)
             return 0
@@ -104,18 +105,15 @@ def _train_chunk(session: Session, chunk: int) -> None:
             progress.show(report)
 
 
-def _show(session: Session) -> None:
-    """Print the loss so far and the newest milestone samples."""
+def _show(session: Session, before: int) -> None:
+    """Print the short form of the report: the loss so far, what the model writes, and what it learned since step `before`."""
     from positron_mini.cli.terminal import printable
+    from positron_mini.report.short import short_form
 
-    rows = session.run.metrics()
     print("\nloss (nats per token)")
     print_curve(session.run)
-    validated = [row for row in rows if "val_bpb" in row]
-    if validated:
-        print(f"validation at step {validated[-1]['step']:,}: {validated[-1]['val_bpb']:.3f} bits per byte")
-    for row in newest_samples(session.run):
-        print(f"\n[step {row['step']:,}] {row['prompt']}{printable(row['text'])}")
+    for line in short_form(session.run.path, before):
+        print(printable(line))
     print(flush=True)
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.config import SFTConfig
-from positron_mini.device import peak_memory
+from positron_mini.device import SpeedWatch, peak_memory
 
 if TYPE_CHECKING:
     from positron_mini.session import Session
@@ -35,6 +35,8 @@ class Progress:
         self.first = session.trainer.step
         self.last: StepReport | None = None
         self.validated: StepReport | None = None
+        self._speed = SpeedWatch()
+        self._tokens = session.trainer.tokens
         self._shown_at = 0.0
         self._bar: Any = None
         self._task: Any = None
@@ -69,6 +71,7 @@ class Progress:
         self.last = report
         if report.val_loss is not None:
             self.validated = report
+        self._watch_speed(report)
         if self._bar is not None:
             text = plain_line(report, self.end).replace("[", "\\[", 1)
             self._bar.update(self._task, completed=report.step, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
@@ -79,6 +82,13 @@ class Progress:
         if due or report.val_loss is not None or report.step in (1, self.end):
             self._shown_at = time.monotonic()
             print(plain_line(report, self.end), file=sys.stderr, flush=True)
+
+    def _watch_speed(self, report: StepReport) -> None:
+        """Say, and write to events.jsonl, that training has become slow, or that it is itself again."""
+        remark = self._speed.look(report.tokens - self._tokens, report.tok_per_s)
+        self._tokens = report.tokens
+        if remark:
+            self.session.trainer.tell({"kind": "speed", "step": report.step, "is_slow": self._speed.is_slow, "text": remark})
 
     def summary(self) -> list[str]:
         """What was reached, and what to type next."""

@@ -22,11 +22,13 @@ def run(argv: Sequence[str]) -> int:
 
 def train(config: TrainConfig, given: frozenset[str]) -> int:
     """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
+    from positron_mini.device import awake
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
     session = open_session(config, given=given, say=note, stop=StopFlag())
-    watch(session, f"positron generate --ckpt {session.run.path}")
+    with awake(config.keep_awake, note):
+        watch(session, f"positron generate --ckpt {session.run.path}")
     return 0
 
 
@@ -39,6 +41,7 @@ def watch(session: Session, next_command: str) -> None:
         note(session.plan.say)
         note(f"  try it: {next_command}")
         return
+    session.say = note
     for line in session.lines:
         note(line)
     with stop_signals(session.stop), Progress(session) as progress:

@@ -7,11 +7,10 @@ are real values.
 from positron_mini.config.checks import changed_fields, check_ranges, check_rates, given_flags, is_milestone, parse_milestones
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
-from positron_mini.config.shape import EMBEDDING_STD, MAX_PARAMETERS, PRESETS, ModelConfig, Preset, final_gain, preset
+from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
 from positron_mini.config.train import TrainConfig, default_lr, default_short_steps, model_config
 
 __all__ = [
-    "EMBEDDING_STD",
     "MAX_PARAMETERS",
     "PRESETS",
     "ModelConfig",
@@ -24,10 +23,10 @@ __all__ = [
     "check_rates",
     "default_lr",
     "default_short_steps",
-    "final_gain",
     "given_flags",
     "is_milestone",
     "model_config",
     "parse_milestones",
     "preset",
+    "self_logit_std",
 ]

@@ -37,6 +37,12 @@ class SFTConfig:
     """decoupled weight decay of the matrices"""
     grad_clip: float = 1.0
     """gradient norm above which the gradient is scaled down"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """a loss or gradient that is not finite: stop before the update, or leave that step out"""
+    max_skips: int = 3
+    """steps of the run that --on_nan skip leaves out before it stops all the same"""
+    grad_limit: float | None = None
+    """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
     dropout: float = 0.0
     """share of residual activations dropped while training"""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -79,10 +85,10 @@ class SFTConfig:
     def __post_init__(self) -> None:
         at_least = {
             "epochs": 1, "batch_size": 1, "warmup_steps": 0, "cooldown_steps": 0, "seed": 0, "until_step": 1, "more_steps": 1,
-            "resume_from_step": 0, "threads": 1, "micro_batch": 1, "save_every": 1, "eval_every": 1,
+            "resume_from_step": 0, "max_skips": 0, "threads": 1, "micro_batch": 1, "save_every": 1, "eval_every": 1,
         }  # fmt: skip
         check_ranges(self, at_least)
-        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9})
+        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9, "grad_limit": 1e9})
         check_rates(self, {"weight_decay": 10.0, "dropout": 0.95, "replay": 0.95, "val_share": 0.5}, zero=True)
         if self.until_step is not None and self.more_steps is not None:
             raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")

@@ -132,18 +132,13 @@ class ModelConfig:
             raise CheckpointError(f"{name}: {error.message}", hint) from error
 
 
-EMBEDDING_STD = 0.3
+def self_logit_std(n_embd: int) -> float:
+    """Standard deviation of a new embedding times the weight of a new final norm.
 
-
-def final_gain(n_embd: int) -> float:
-    """Weight of the final norm before the first step.
-
-    The head is the embedding table and the output projections start at zero, so the logit of a token for itself starts near
-    width x EMBEDDING_STD x gain; 4 keeps the first loss within 2 % of ln(vocabulary) at every width. A large table with a small gain
-    serves the model better than a small table: words that occur in equal places (names) are pushed the same way by every step, and
-    a table that starts small soon holds little else, so that nothing tells one name from another (docs/results/recipes.md).
+    The head is tied and the output projections start at zero, so the logit of a token for itself starts near width x this; 4 keeps the
+    first loss within 2 % of ln(vocabulary) at every width.
     """
-    return min(0.02, 4.0 / n_embd) / EMBEDDING_STD
+    return min(0.02, 4.0 / n_embd)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,14 @@ class TrainConfig:
     """decoupled weight decay of the matrices"""
     grad_clip: float = 1.0
     """gradient norm above which the gradient is scaled down"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """a loss or gradient that is not finite: stop before the update, or leave that step out"""
+    max_skips: int = 3
+    """steps of the run that --on_nan skip leaves out before it stops all the same"""
+    grad_limit: float | None = None
+    """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
+    embedding_std: float | None = None
+    """spread of the new embedding table (default: 0.02, less beyond a width of 200); 0.3 learns to copy names sooner"""
     dropout: float = 0.0
     """share of residual activations dropped while training"""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -69,6 +77,8 @@ class TrainConfig:
     """torch.compile: auto uses it where its start-up is repaid"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
+    keep_awake: bool = False
+    """on a Mac, prevent sleep while training (caffeinate); a closed lid pauses it all the same, and it goes on when opened"""
     save_every: int = 100
     """steps between checkpoints"""
     eval_every: int = 100
@@ -94,10 +104,10 @@ class TrainConfig:
         at_least = {
             "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
             "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
-            "short_steps": 0,
+            "short_steps": 0, "max_skips": 0,
         }  # fmt: skip
         check_ranges(self, at_least)
-        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9})
+        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "embedding_std": 10.0, "grad_clip": 1e9, "grad_limit": 1e9})
         check_rates(self, {"weight_decay": 10.0, "dropout": 0.95}, zero=True)
         if self.until_step is not None and self.more_steps is not None:
             raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 
+from positron_mini import budget, tokens
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
-from positron_mini import tokens
 from positron_mini.announce import describe
 from positron_mini.config import (
     ModelConfig,
@@ -21,6 +22,7 @@ from positron_mini.config import (
     changed_fields,
     is_milestone,
     model_config,
+    parse_duration,
     parse_milestones,
     preset,
 )
@@ -30,6 +32,7 @@ from positron_mini.evaluate.skills import SkillTest, affordable_test, token_budg
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
+from positron_mini.pace import Pacer
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run
@@ -39,6 +42,7 @@ from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
+DEFAULT_TEXT = "data/tinystories.txt"
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
 Say = Callable[[str], None]
@@ -75,7 +79,9 @@ def open_session(
     `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it.
     Errors: PositronError of every kind.
     """
+    began = time.monotonic()
     given = changed_fields(config) if given is None else given
+    config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
     batch_checks(config)
@@ -83,17 +89,19 @@ def open_session(
     machine = devices.this_machine()
     if recorded is None:
         devices.choose(machine, config.device, config.precision)
+    measured_s = time.monotonic() - began  # choosing is part of a budget, preparing a text is not
     prepared = _prepare(config, lambda content: same_run(run, recorded, {"text": content}) if recorded else None, say)
+    began = time.monotonic() - measured_s
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
     config, rows, choice = resolve(config, shape, machine, recorded, say)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
-    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag())
+    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
-    source = Path(config.dataset_path or "data/tinystories.txt")
+    source = Path(config.dataset_path or DEFAULT_TEXT)
     if config.dataset_path is None and not source.exists():
         raise DataError(
             f"{source}: no such file, and no --dataset_path was given",
@@ -116,9 +124,11 @@ def _build(
     choice: devices.Choice,
     say: Say,
     stop: StopFlag,
+    began: float,
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
-    request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    horizon = _steps_asked(config, run, recorded)
+    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
     model = GPT(shape).init_weights(config.seed, config.embedding_std).to(devices.torch_device(config.device))
@@ -137,13 +147,33 @@ def _build(
     )
     source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, prepared.train.check_unchanged)
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
-    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
+    pacer = _pacer(config)
+    begun_s = 0.0 if pacer is None else time.monotonic() - began
+    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s)
     restore(trainer, newest, plan)
     tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
     recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len, plan.schedule.horizon), tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps())
+    if pacer is not None:
+        run_json["expected_bpb"], line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
+        lines.append(line)
+    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), pacer=pacer)
+
+
+def _pacer(config: TrainConfig) -> Pacer | None:
+    """What keeps a run with a budget to its time; None for others, and where only a part of it is asked for."""
+    if config.budget is None:
+        return None
+    seconds = parse_duration(config.budget, "budget")
+    return Pacer(seconds, config.short_steps or 0, cooldown_steps=config.cooldown_steps, compiled=config.compile == "on")
+
+
+def _steps_asked(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None) -> int | None:
+    """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
+    if config.max_steps is not None or config.budget is None or recorded is None:
+        return config.max_steps
+    return budget.longer_horizon(run, recorded, parse_duration(config.budget, "budget"))
 
 
 def _recording(

@@ -18,7 +18,7 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
-from positron_mini.optim import Schedule, make_schedule
+from positron_mini.optim import Schedule, make_schedule, move_horizon
 
 FORMAT = 1
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
@@ -374,9 +374,7 @@ def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
         raise UsageError(
             f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now"
         )
-    moved = make_schedule(schedule.warmup_steps, request.cooldown_steps, wanted)
-    if moved.cooldown_start is not None and moved.cooldown_start < start:
-        moved = replace(moved, cooldown_steps=wanted - start)
+    moved = move_horizon(schedule, start, wanted, request.cooldown_steps)
     return replace(plan, start=start, schedule=moved, changed=True, rewinds=plan.rewinds or start < plan.start, say=say)
 
 
@@ -395,4 +393,6 @@ def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> 
     found = [event for event in events if event.get("kind") == "schedule" and (step is None or event["step"] <= step)]
     if not found:
         raise RunError("run.json records no schedule", "choose another --out_dir")
-    return Schedule(found[-1]["warmup_steps"], found[-1]["cooldown_steps"], found[-1]["horizon"])
+    newest = found[-1]
+    bend = newest.get("bend_step"), newest.get("bend_multiplier", 1.0)  # absent in runs that began before horizons could bend
+    return Schedule(newest["warmup_steps"], newest["cooldown_steps"], newest["horizon"], *bend)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +13,8 @@ from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
+from positron_mini.optim import Schedule
+from positron_mini.pace import Pacer
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
@@ -113,6 +115,7 @@ class Session:
     tokenizer: Tokenizer
     steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
     say: Say = lambda _: None
+    pacer: Pacer | None = None  # of a run with a budget
 
     def __post_init__(self) -> None:
         recorded = self.run.read()
@@ -120,7 +123,7 @@ class Session:
         self.lines += [f"warning: {change['text']}" for change in self._changes]
         self.trainer.tell = self._note
 
-    def steps(self) -> Iterator[StepReport]:
+    def steps(self) -> Generator[StepReport, None, None]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
 
         Errors: Interrupted after a clean save when `stop` was set, OutOfMemoryError and DataError likewise; NonFiniteError with its
@@ -134,8 +137,12 @@ class Session:
             self._write_down_plan()
             self.recorder.begin()
             try:
+                before = self.trainer.clock.elapsed_s
                 for report in self.trainer.run(self.plan.until, self.stop):
-                    yield self.recorder.record(report)
+                    report = self.recorder.record(report)
+                    self._keep_to_time(report, before)
+                    before = self.trainer.clock.elapsed_s
+                    yield report
             except (GeneratorExit, OutOfMemoryError, DataError):  # the steps before it are right
                 if self.trainer.is_whole:
                     self.recorder.save()
@@ -149,6 +156,23 @@ class Session:
                 self.resume_command(),
                 signal_number=self.stop.signal_number,
             )
+
+    def _keep_to_time(self, report: StepReport, before: float) -> None:
+        """Move the horizon of a run with a budget where it would not end on time; `before` is what the clock said before this step."""
+        if self.pacer is None:
+            return
+        schedule, elapsed = self.trainer.config.schedule, self.trainer.clock.elapsed_s
+        moved = self.pacer.look(report.step, report.elapsed_s - before, elapsed - report.elapsed_s, elapsed, schedule)
+        if moved is not None:
+            self._reschedule(moved, report.step)
+            self.run.write(self.run_json)  # before it acts
+            text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
+            self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
+
+    def _reschedule(self, schedule: Schedule, step: int) -> None:
+        self.plan = replace(self.plan, schedule=schedule)
+        self.trainer.config = replace(self.trainer.config, schedule=schedule)
+        self.run_json["events"].append(schedule_record(schedule, step))
 
     @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
@@ -194,9 +218,8 @@ class Session:
         """Plan the end of the run: a cool-down from here, over a quarter of the steps done unless told. Errors: UsageError at step 0."""
         self.go_on(None)
         self.plan = plan_finish(self.plan, cooldown_steps)
-        self.trainer.config = replace(self.trainer.config, schedule=self.plan.schedule)
         if self.plan.changed:
-            self.run_json["events"].append(schedule_record(self.plan.schedule, self.plan.start))
+            self._reschedule(self.plan.schedule, self.plan.start)
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)

@@ -30,8 +30,6 @@ class Progress:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        plan = session.plan
-        self.end = min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
         self.first = session.trainer.step
         self.last: StepReport | None = None
         self.validated: StepReport | None = None
@@ -40,6 +38,12 @@ class Progress:
         self._shown_at = 0.0
         self._bar: Any = None
         self._task: Any = None
+
+    @property
+    def end(self) -> int | None:
+        """The step at which this call will stop, as planned now: a budget may move it."""
+        plan = self.session.plan
+        return min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -74,7 +78,7 @@ class Progress:
         self._watch_speed(report)
         if self._bar is not None:
             text = plain_line(report, self.end).replace("[", "\\[", 1)
-            self._bar.update(self._task, completed=report.step, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
+            self._bar.update(self._task, completed=report.step, total=self.end, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
             if report.val_loss is not None:
                 self._bar.console.print(plain_line(report, self.end), markup=False, highlight=False)
             return
@@ -105,6 +109,12 @@ class Progress:
         lines = [
             f"{'finished' if done else 'paused'} at step {self.last.step:,} after {self.last.elapsed_s / 60:.1f} min of training{measured}"
         ]
+        if done and self.validated is not None and session.pacer is not None and "expected_bpb" in session.run_json:
+            from positron_mini.budget import reached
+
+            expected, found = session.run_json["expected_bpb"], self.validated.val_bpb
+            assert found is not None
+            lines.append(reached(expected, found, session.pacer.budget_s, session.trainer.clock.elapsed_s))
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
         is_chat = isinstance(session.config, SFTConfig)
         lines.append(

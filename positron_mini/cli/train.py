@@ -12,16 +12,18 @@ from positron_mini.cli.flags import note, parse
 from positron_mini.config import TrainConfig, given_flags
 
 if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
     from positron_mini.session import Session
 
 
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
-    return train(parse(TrainConfig, argv, "train"), given_flags(list(argv)))
+    train(parse(TrainConfig, argv, "train"), given_flags(list(argv)))
+    return 0
 
 
-def train(config: TrainConfig, given: frozenset[str]) -> int:
-    """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
+def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
+    """The run after training by `config`, of which the flags in `given` were spelled out, to the end of the planned steps."""
     from positron_mini.device import awake
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
@@ -29,7 +31,7 @@ def train(config: TrainConfig, given: frozenset[str]) -> int:
     session = open_session(config, given=given, say=note, stop=StopFlag())
     with awake(config.keep_awake, note):
         watch(session, f"positron generate --ckpt {session.run.path}")
-    return 0
+    return session.run
 
 
 def watch(session: Session, next_command: str) -> None:

@@ -4,7 +4,15 @@ The dataclasses are frozen; the command line is generated from them. `None` mean
 are real values.
 """
 
-from positron_mini.config.checks import changed_fields, check_ranges, check_rates, given_flags, is_milestone, parse_milestones
+from positron_mini.config.checks import (
+    changed_fields,
+    check_ranges,
+    check_rates,
+    given_flags,
+    is_milestone,
+    parse_duration,
+    parse_milestones,
+)
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
@@ -26,6 +34,7 @@ __all__ = [
     "given_flags",
     "is_milestone",
     "model_config",
+    "parse_duration",
     "parse_milestones",
     "preset",
     "self_logit_std",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from positron_mini.errors import UsageError
@@ -28,6 +29,15 @@ def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -
             raise UsageError(
                 f"--{name} {value} is out of range; it must be {least} and at most {most:g}", f"leave --{name} out for the default"
             )
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Seconds of a duration such as 90s, 15m, 2h or 1h30m, 10 s to 30 days. Errors: UsageError naming the flag."""
+    parts = re.fullmatch(r"(?:(\d{1,4}(?:\.\d+)?)h)?(?:(\d{1,5}(?:\.\d+)?)m(?:in)?)?(?:(\d{1,7}(?:\.\d+)?)s)?", text.strip().lower())
+    seconds = 0.0 if parts is None else sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
+    if not 10 <= seconds <= 30 * 86_400:
+        raise UsageError(f"--{flag} {text!r} is not a time of 10 s to 30 days", f"--{flag} 15m   or   --{flag} 1h30m")
+    return seconds
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:

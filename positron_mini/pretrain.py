@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -165,9 +166,16 @@ def _recording(
             run.log(
                 "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
             )
+        score_skills(model, step)
+
+    def score_skills(model: GPT, step: int) -> None:
+        began = time.monotonic()
         test = skills()
-        for result in test.score(model, device=config.device, precision=config.precision) if test is not None else ():
+        if test is None:
+            return
+        for result in test.score(model, device=config.device, precision=config.precision):
             run.log("skills", result.record(step))
+        run.log("events", {"kind": "skills", "step": step, "seconds": round(time.monotonic() - began, 3), "tokens": test.tokens})
 
     def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
         facts: dict[str, Any] = {

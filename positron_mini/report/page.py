@@ -220,10 +220,14 @@ def speed_section(found: Evolution) -> str:
 
 def _speed_facts(found: Evolution) -> list[tuple[str, str]]:
     record, speed = found.record, found.tok_per_s or 0.0
+    elapsed = record.reports[-1].elapsed_s
     facts = [
-        ("time of training", f"{duration(record.reports[-1].elapsed_s)}, validation, samples and saving among it"),
+        ("time of training", f"{duration(elapsed)}, validation, samples and saving among it"),
         ("median speed", f"{speed:,.0f} tokens a second"),
     ]
+    if record.scoring_s and elapsed > 0:
+        scored = sum(record.scoring_s)
+        facts.append(("scoring skills", f"{duration(scored)} for {len(record.scoring_s)} milestones, {scored / elapsed:.1%} of the time"))
     if record.shape is not None and record.kind == "pretrain":
         flops = record.shape.flops_per_token()
         facts.append(("arithmetic", f"{flops / 1e6:,.1f} MFLOP a token forward and backward, so {speed * flops / 1e9:,.1f} GFLOP/s"))

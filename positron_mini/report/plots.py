@@ -14,6 +14,7 @@ from typing import Any
 
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
+from positron_mini.report.markup import visible
 from positron_mini.report.record import RunRecord
 
 # name of the CSS variable: (mark in the SVG, colour on white paper)
@@ -326,7 +327,7 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
         axes.set_xticks(
             [i + 0.5 for i in range(len(steps))], [f"{step:,}" for step in steps], fontsize=8, rotation=45 if len(steps) > 12 else 0
         )
-        axes.set_yticks([i + 0.5 for i in range(len(lines))], [line.title for line in lines], fontsize=9, color=paint["ink"])
+        axes.set_yticks([i + 0.5 for i in range(len(lines))], [visible(line.title) for line in lines], fontsize=9, color=paint["ink"])
         axes.set_xlabel("step")
         axes.set_title(
             "right pairs of 100 (by guessing 50); framed where it rose above chance, thick above 80",

@@ -477,6 +477,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "positron train",
     ):
         assert part in text
+    assert "wrong: " in text and "a red ball, not a ball red" in text  # what a skill asks
     assert "Grammar emerging" in text and "Cause and feeling emerging" in text and "Keeping track" not in text
 
 
@@ -486,6 +487,13 @@ def test_no_word_is_said_without_a_skill_that_supports_it(tmp_path: Path) -> Non
         found = evolution(write_run(tmp_path / f"r{len(skills)}", metrics=[metric(100, 3.0, 1.5)], skills=skills))
         text = page(found)
         assert "emerging" not in text and ">firm<" not in text and found.claims == ()
+
+
+def test_what_twice_the_tokens_would_give_is_said_only_where_the_constant_rate_was_measured_lately(tmp_path: Path) -> None:
+    assert "would lead to about" in page(evolution(grown_run(tmp_path / "open")))
+    falling = {"kind": "schedule", "step": 0, "warmup_steps": 20, "cooldown_steps": 250, "horizon": 400}
+    found = evolution(grown_run(tmp_path / "done", events=[falling]))
+    assert found.advice.improving.answer and "would lead to about" not in page(found)
 
 
 @pytest.mark.parametrize(
@@ -531,6 +539,15 @@ def test_escaped_text_is_text(text: str) -> None:
     shown = esc(text)
     assert not set(shown) & set("<>\"'") and (shown.encode("utf-8") or not text)
     assert all(c in "\n\t" or (ord(c) >= 0x20 and not 0x7F <= ord(c) < 0xA0) for c in visible(text))
+
+
+def test_the_time_that_scoring_took_is_counted_once_for_each_milestone(tmp_path: Path) -> None:
+    scored = [
+        {"kind": "skills", "step": step, "seconds": seconds, "tokens": 9}
+        for step, seconds in ((0, 8.0), (100, 50.0), (100, 12.0), (200, 9.0))
+    ]
+    run = grown_run(tmp_path / "r", 100, happened=scored)  # step 100 was trained twice, step 200 was not reached again
+    assert read_run(run).scoring_s == (8.0, 12.0) and "20 s for 2 milestones, 20.0% of the time" in page(evolution(run))
 
 
 def test_a_very_long_run_still_fits(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ stories = st.lists(words.map(" ".join), max_size=5)
 
 
 def test_words_are_told_apart_by_letters_alone() -> None:
-    assert words_of('"Don\'t go," said Mia.\nMia DIDN\'T go…') == ["don't", "go", "said", "mia", "mia", "didn't", "go"]
+    assert words_of("\"Don't go,\" said Mia.\nMia DIDN'T go…") == ["don't", "go", "said", "mia", "mia", "didn't", "go"]
 
 
 def test_distinct_runs_by_hand() -> None:
@@ -134,9 +134,7 @@ def prepared_text() -> Prepared:
 def test_the_index_reads_training_stories_and_the_comparison_those_held_out(workshop: Path) -> None:
     prepared = prepared_text()
     told = {" ".join(words_of(story)) for story in Path("text.txt").read_text().split("<|endoftext|>")}
-    train, held_out = (
-        {" ".join(words_of(story)) for story in found} for found in (train_stories(prepared), held_out_stories(prepared))
-    )
+    train, held_out = ({" ".join(words_of(story)) for story in found} for found in (train_stories(prepared), held_out_stories(prepared)))
     assert train and held_out and train | held_out <= told and not train & held_out
     few = list(train_stories(prepared, most_bytes=1_000))
     assert few == list(islice(train_stories(prepared), len(few))) and sum(len(story.encode()) for story in few) <= 1_000

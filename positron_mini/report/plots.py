@@ -30,6 +30,7 @@ COLOURS = {
 WIDE, NARROW, SMALL = (9.6, 4.7), (4.5, 4.0), (4.5, 2.5)  # inches at 72 points
 PNG_DPI = 150
 BINS = 320
+WHITE_FROM = 0.75  # share of the darkest colour from which on a white figure is read more easily than a dark one
 NAME_HEIGHT = 0.052  # of a name in the margin, as a share of the axis
 LABELS = {"uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "entropy": "generator's entropy"}
 
@@ -316,7 +317,7 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
                 share = min(max((score.accuracy - 0.5) / 0.5, 0.0), 1.0)
                 x = steps.index(score.step)
                 axes.add_patch(Rectangle((x, row), 1, 1, facecolor=shades(share), edgecolor=paint["rule"], linewidth=0.5))
-                colour = "#ffffff" if share > 0.55 else "#23262b"
+                colour = "#ffffff" if share > WHITE_FROM else "#23262b"
                 axes.text(x + 0.5, row + 0.5, f"{score.accuracy:.0%}".rstrip("%"), ha="center", va="center", fontsize=7.5, color=colour)
             for since, width in ((line.above_chance, 1.0), (line.above_sure, 2.2)):
                 if since is not None:

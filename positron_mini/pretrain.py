@@ -35,7 +35,7 @@ from positron_mini.optim import build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run
+from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run, wanted_vocab
 from positron_mini.runs import Request, RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say
         )
     context = config.context_len or preset(config.config).context_len
     path = Path(config.tokenizer_path) if config.tokenizer_path else None
-    vocab = config.vocab_size if config.vocab_size or path is not None else preset(config.config).vocab_size
+    vocab = config.vocab_size if path is not None and path.exists() else wanted_vocab(config)
     return prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, min_train_tokens=context + 1, check_content=check_content, say=say)
 
 
@@ -195,9 +195,16 @@ def _recording(
             run.log(
                 "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
             )
+        score_skills(model, step)
+
+    def score_skills(model: GPT, step: int) -> None:
+        began = time.monotonic()
         test = skills()
-        for result in test.score(model, device=config.device, precision=config.precision) if test is not None else ():
+        if test is None:
+            return
+        for result in test.score(model, device=config.device, precision=config.precision):
             run.log("skills", result.record(step))
+        run.log("events", {"kind": "skills", "step": step, "seconds": round(time.monotonic() - began, 3), "tokens": test.tokens})
 
     def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
         facts: dict[str, Any] = {

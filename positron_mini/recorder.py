@@ -54,6 +54,7 @@ class Recorder:
         if is_kept:
             write_checkpoint(self.run.folder(0), self.trainer.model_weights(), self.recording.texts(0, 0, None), None)
             self.run.point("latest", 0)
+        self.trainer.clock.lap_other()
 
     def record(self, report: StepReport) -> StepReport:
         """The report, with validation where it is due, after everything due at its step has been written."""

@@ -12,7 +12,7 @@ import torch
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
 
-from positron_mini import files
+from positron_mini import files, pretrain
 from positron_mini import tokens as token_files
 from positron_mini.checkpoint import load_model
 from positron_mini.config import TrainConfig
@@ -98,6 +98,25 @@ def test_a_loop_that_is_left_early_has_saved_its_last_step(workshop: Path) -> No
         if report.step == 7:
             break
     assert find_checkpoint("runs/new").step == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [({}, None), ({"tokenizer_path": "new.model"}, 2_048), ({"tokenizer_path": "new.model", "vocab_size": 900}, 900)],
+)
+def test_a_tokenizer_that_is_not_there_yet_gets_the_presets_pieces(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], asked: int | None
+) -> None:
+    seen: list[int | None] = []
+
+    def told(*_: object, vocab_size: int | None, **__: object) -> None:
+        seen.append(vocab_size)
+        raise PositronError("enough", "none")
+
+    monkeypatch.setattr(pretrain, "prepare_corpus", told)
+    with pytest.raises(PositronError, match="enough"):
+        open_session(config(**changes), stop=StopFlag())
+    assert seen == [asked]
 
 
 def test_the_loss_starts_at_ln_of_the_vocabulary_and_falls(workshop: Path) -> None:

@@ -199,6 +199,8 @@ def test_words_follow_the_evidence() -> None:
     assert (claim.area, claim.word, claim.of, [line.skill for line in claim.evidence]) == ("grammar", "emerging", 6, ["tense"])
     (claim,) = claims(skill_lines([score(0, name, 190) for name in AREAS["grammar"]]))
     assert claim.word == "firm"
+    (claim,) = claims(skill_lines([score(0, name, 190) for name in AREAS["grammar"][1:]]))
+    assert claim.word == "emerging"  # one of its skills was not measured
 
 
 def test_every_skill_that_is_measured_has_an_area() -> None:
@@ -445,7 +447,7 @@ def check_page(text: str) -> Reader:
     assert len(set(read.ids)) == len(read.ids)
     assert "http:" not in "".join(value for _, value in read.attributes) and "@import" not in text and "url(http" not in text
     drawings = [value for name, value in read.attributes if name == "aria-label"]
-    assert drawings and all(len(value) > 10 for value in drawings)
+    assert all(len(value) > 10 for value in drawings) and (drawings or "svg" not in read.tags)
     assert len(text.encode()) < MOST_BYTES and not set(map(ord, text)) & ({*range(0x20), *range(0x7F, 0xA0)} - {10})
     return read
 
@@ -475,6 +477,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "positron train",
     ):
         assert part in text
+    assert "wrong: " in text and "a red ball, not a ball red" in text  # what a skill asks
     assert "Grammar emerging" in text and "Cause and feeling emerging" in text and "Keeping track" not in text
 
 
@@ -484,6 +487,13 @@ def test_no_word_is_said_without_a_skill_that_supports_it(tmp_path: Path) -> Non
         found = evolution(write_run(tmp_path / f"r{len(skills)}", metrics=[metric(100, 3.0, 1.5)], skills=skills))
         text = page(found)
         assert "emerging" not in text and ">firm<" not in text and found.claims == ()
+
+
+def test_what_twice_the_tokens_would_give_is_said_only_where_the_constant_rate_was_measured_lately(tmp_path: Path) -> None:
+    assert "would lead to about" in page(evolution(grown_run(tmp_path / "open")))
+    falling = {"kind": "schedule", "step": 0, "warmup_steps": 20, "cooldown_steps": 250, "horizon": 400}
+    found = evolution(grown_run(tmp_path / "done", events=[falling]))
+    assert found.advice.improving.answer and "would lead to about" not in page(found)
 
 
 @pytest.mark.parametrize(
@@ -527,8 +537,17 @@ def test_what_a_model_or_a_file_says_is_never_obeyed(tmp_path: Path) -> None:
 @given(st.text(alphabet=st.characters()))
 def test_escaped_text_is_text(text: str) -> None:
     shown = esc(text)
-    assert not set(shown) & set("<>\"'") and shown.encode("utf-8")
+    assert not set(shown) & set("<>\"'") and (shown.encode("utf-8") or not text)
     assert all(c in "\n\t" or (ord(c) >= 0x20 and not 0x7F <= ord(c) < 0xA0) for c in visible(text))
+
+
+def test_the_time_that_scoring_took_is_counted_once_for_each_milestone(tmp_path: Path) -> None:
+    scored = [
+        {"kind": "skills", "step": step, "seconds": seconds, "tokens": 9}
+        for step, seconds in ((0, 8.0), (100, 50.0), (100, 12.0), (200, 9.0))
+    ]
+    run = grown_run(tmp_path / "r", 100, happened=scored)  # step 100 was trained twice, step 200 was not reached again
+    assert read_run(run).scoring_s == (8.0, 12.0) and "20 s for 2 milestones, 20.0% of the time" in page(evolution(run))
 
 
 def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
@@ -536,7 +555,7 @@ def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "r",
         metrics=[metric(step, 3.0 + 1 / step, 1.5 if step % 100 == 0 else None) for step in range(1, 40_001, 4)],
-        samples=[sample(step, "word " * 2_000, prompt) for step in steps for prompt in ("a", "b", "c")],
+        samples=[sample(step, " ".join(str(i * step) for i in range(800)), prompt) for step in steps for prompt in ("a", "b", "c")],
         skills=[skill(step, name, 150) for step in steps for names in AREAS.values() for name in names],
     )
     html, _ = write_report(evolution(run))
@@ -581,8 +600,8 @@ def test_without_any_run_it_says_how_to_make_one(empty: Path) -> None:
 def test_a_report_on_a_run_that_goes_on_trains_nothing_and_is_made_anew(workshop: Path) -> None:
     assert tiny_train("runs/mine", "--until_step", "3").code == 0 and positron("report", "--run", "runs/mine").code == 0
     assert tiny_train("runs/mine", "--until_step", "6").code == 0 and positron("report", "--run", "runs/mine").code == 0
-    assert tiny_train("runs/hand", "--until_step", "3").code == 0 and tiny_train("runs/hand", "--until_step", "6").code == 0
-    assert_same_run(Path("runs/hand"), Path("runs/mine"))
+    assert tiny_train("hand/mine", "--until_step", "3").code == 0 and tiny_train("hand/mine", "--until_step", "6").code == 0
+    assert_same_run(Path("hand/mine"), Path("runs/mine"))
 
 
 # --- the short form ---------------------------------------------------------------------------------------------------------------------

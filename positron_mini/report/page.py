@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from positron_mini.report import plots
-from positron_mini.report.advice import Verdict
+from positron_mini.report.advice import Verdict, constant_rate
 from positron_mini.report.build import Evolution
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
@@ -110,9 +110,10 @@ def _card(verdict: Verdict) -> str:
 
 
 def _forecast(found: Evolution) -> str:
-    """What twice the tokens would cost and give, where the curve lets that be said."""
+    """What twice the tokens would cost and give; empty where the line through the constant rate ends too early to say so."""
     share, rows, reports = found.advice.share_per_doubling, found.record.validations, found.record.reports
-    if share is None or share <= 0 or not rows:
+    measured = constant_rate(found.record)
+    if share is None or share <= 0 or 2 * measured[-1].tokens < reports[-1].tokens:
         return ""
     newest = rows[-1].val_bpb or 0.0
     epochs = 2 * (found.epochs or 0.0)
@@ -220,10 +221,14 @@ def speed_section(found: Evolution) -> str:
 
 def _speed_facts(found: Evolution) -> list[tuple[str, str]]:
     record, speed = found.record, found.tok_per_s or 0.0
+    elapsed = record.reports[-1].elapsed_s
     facts = [
-        ("time of training", f"{duration(record.reports[-1].elapsed_s)}, validation, samples and saving among it"),
+        ("time of training", f"{duration(elapsed)}, validation, samples and saving among it"),
         ("median speed", f"{speed:,.0f} tokens a second"),
     ]
+    if record.scoring_s and elapsed > 0:
+        scored = sum(record.scoring_s)
+        facts.append(("scoring skills", f"{duration(scored)} for {len(record.scoring_s)} milestones, {scored / elapsed:.1%} of the time"))
     if record.shape is not None and record.kind == "pretrain":
         flops = record.shape.flops_per_token()
         facts.append(("arithmetic", f"{flops / 1e6:,.1f} MFLOP a token forward and backward, so {speed * flops / 1e9:,.1f} GFLOP/s"))

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from positron_mini.corpus.report import report_lines
-from positron_mini.evaluate.pairs import SKILLS
+from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
 from positron_mini.report.build import Evolution
 from positron_mini.report.learned import Claim, SkillLine
@@ -16,6 +16,7 @@ from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timeli
 
 FEW_SAMPLES, FEW_CELLS = 6, 5
 MOST_CELLS = 16
+WHITE_FROM = 0.64  # of the way to the darkest colour: from there on pale figures are read more easily than dark ones
 MOST_CHARACTERS = 4_000  # of one sample
 
 
@@ -75,9 +76,10 @@ def skills_section(found: Evolution) -> str:
     intro = (
         f"<p>Each skill is {number} pairs of texts that differ in one thing, of which one is right. The number is how many of 100 right "
         "ones the model finds likelier; guessing gives 50. The frame stands where a skill rose above chance for good, the thick one where "
-        "it rose above 80, both by the 95 % interval.</p>"
+        "it rose above 80: by its 95 % interval, and by a test that allows for looking at all of them together.</p>"
     )
-    return section("skills", "What it can do", _claims(found.claims), intro, _heat(lines), f'<p class="note">{esc(_unlearned(lines))}</p>')
+    unlearned = f'<p class="note">{esc(_unlearned(lines))}</p>'
+    return section("skills", "What it can do", _claims(found.claims), intro, _heat(lines), unlearned, _asked(lines))
 
 
 def _claims(claims: Sequence[Claim]) -> str:
@@ -97,6 +99,17 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _unlearned(lines: Sequence[SkillLine]) -> str:
     names = [line.title for line in lines if line.above_chance is None]
     return f"Not above chance: {', '.join(names)}." if names else "Every skill is above chance."
+
+
+def _asked(lines: Sequence[SkillLine]) -> str:
+    """What each skill is about, with its first pair: the right text, and the wrong one."""
+    items = []
+    for line in lines:
+        if line.skill in SKILLS:
+            pair = skill_pairs(line.skill, 2)[0]
+            texts = f"<span>right: {esc(pair.good)}</span><span>wrong: {esc(pair.bad)}</span>"
+            items.append((line.title, esc(SKILLS[line.skill].about) + texts))
+    return details("What each skill asks, with one of its pairs", pairs(items, "facts asked")) if items else ""
 
 
 def _heat(lines: Sequence[SkillLine]) -> str:
@@ -128,7 +141,7 @@ def _heat_row(line: SkillLine, steps: Sequence[int], few: set[int]) -> str:
             cells.append(f"<td{_narrow(step, few)}></td>")
             continue
         share = min(max(2 * row.accuracy - 1, 0.0), 1.0)
-        kinds = ["" if step in few else "more", "dark" if share > 0.55 else "", "sure" if step == line.above_sure else ""]
+        kinds = ["" if step in few else "more", "dark" if share > WHITE_FROM else "", "sure" if step == line.above_sure else ""]
         kinds.append("risen" if step == line.above_chance else "")
         title = f"{row.accuracy:.1%}, 95 % interval {row.low:.1%} to {row.high:.1%}, {row.pairs:,} pairs"
         names = " ".join(kind for kind in kinds if kind)

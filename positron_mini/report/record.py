@@ -56,6 +56,7 @@ class RunRecord:
     stories: tuple[dict[str, Any], ...]  # how well a fine-tuned model still tells stories
     before: dict[str, Any] | None  # a fine-tuning's validation before its first step
     peak_bytes: int | None  # of main memory, where the run wrote it down
+    scoring: dict[int, float]  # seconds that it took to score the skills, by step
     events: tuple[tuple[int, str], ...]  # step and sentence of what else happened
     command: str  # that began it
 
@@ -89,6 +90,11 @@ class RunRecord:
     def observed(self) -> tuple[int, ...]:
         """The steps with samples or skills, ascending."""
         return tuple(sorted({row.step for row in self.samples} | {row.step for row in self.skills}))
+
+    @property
+    def scoring_s(self) -> tuple[float, ...]:
+        """Seconds that each scoring of the skills took; those of steps that were trained anew count once."""
+        return tuple(seconds for step, seconds in self.scoring.items() if step in {row.step for row in self.skills})
 
     @property
     def nats_per_bit(self) -> float | None:
@@ -138,6 +144,7 @@ def read_run(path: Path, *, until: int | None = None) -> RunRecord:
             stories=tuple(rows("stories.jsonl")),
             before=next((e for e in events if e.get("kind") == "before"), None),
             peak_bytes=max((int(e["peak_bytes"]) for e in events if e.get("kind") == "memory"), default=None),
+            scoring={e["step"]: float(e["seconds"]) for e in events if e.get("kind") == "skills"},
             events=tuple((e["step"], e["text"]) for e in events if isinstance(e.get("text"), str)),
             command=str(data.get("command") or "positron"),
         )

@@ -224,7 +224,8 @@ def longer_horizon(run: RunFolder, recorded: dict[str, Any], budget_s: float) ->
     steps_per_s = (last["step"] - first["step"]) / max(last["elapsed_s"] - first["elapsed_s"], 1e-9)
     start = next((row for row in reversed(rows) if row["step"] <= cooldown_start), first)
     wanted = start["step"] + int((budget_s - start["elapsed_s"]) * steps_per_s)
-    return max(wanted, (recorded_schedule(recorded["events"]).horizon or 0) + 1)
+    planned = recorded_schedule(recorded["events"]).horizon or 0
+    return max(int(wanted), planned + 1)
 
 
 def reached(expected_bpb: float, bpb: float, budget_s: float, elapsed_s: float) -> str:

@@ -145,16 +145,12 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     if run is not None:
         return replace(config, out_dir=str(run.path))
     seconds = parse_duration(config.budget, "budget")
-    device = devices.choose(devices.this_machine(), config.device, config.precision)
     devices.set_threads(config.threads)
-    shapes = dict(possible(config, given))
     text_bytes = sum(path.stat().st_size for path in list_files(text)) if text.exists() else 1e9
-
-    def speed(name: str) -> float:
-        model = GPT(shapes[name]).init_weights(0).to(devices.torch_device(device.device))
-        return measure_speed(model, device.device, device.precision, rows=TRIAL_ROWS, compiled=True)
-
-    plan = choose(shapes, speed, seconds, text_bytes, config.batch_tokens)
+    shapes = dict(possible(config, given, text_bytes))
+    plan = choose(
+        shapes, lambda name: measured_speed(shapes[name], config.device, config.precision), seconds, text_bytes, config.batch_tokens
+    )
     say(describe(config.budget, plan, text_bytes))
     decided: dict[str, Any] = {
         "config": plan.config,
@@ -180,15 +176,32 @@ def existing_run(config: TrainConfig, given: frozenset[str]) -> RunFolder | None
     return None
 
 
-def possible(config: TrainConfig, given: frozenset[str]) -> Iterator[tuple[str, ModelConfig]]:
-    """The shapes to choose from: every preset with its vocabulary here, or the one that was named. A named tokenizer file decides too."""
+def measured_speed(shape: ModelConfig, device: str = "auto", precision: str = "auto") -> float:
+    """Tokens a second that training a model of this shape would make on this machine, from a moment of it."""
+    choice = devices.choose(devices.this_machine(), device, precision)
+    model = GPT(shape).init_weights(0).to(devices.torch_device(choice.device))
+    return measure_speed(model, choice.device, choice.precision, rows=TRIAL_ROWS, compiled=True)
+
+
+def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
+    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
+    return shape.block_parameters <= text_bytes
+
+
+def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> Iterator[tuple[str, ModelConfig]]:
+    """The shapes to choose from: every preset with its vocabulary here that the text is long enough for, or the one that was named.
+
+    A named tokenizer file decides too.
+    """
     names = [config.config] if "config" in given else list(PRESETS)
     for name in names:
         path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(VOCABULARY.get(name))
         vocab = config.vocab_size or VOCABULARY.get(name, 16_000)
         if path.is_file():
             vocab = Tokenizer.load(path).vocab_size
-        yield name, model_config(replace(config, config=name), vocab)
+        shape = model_config(replace(config, config=name), vocab)
+        if name == names[0] or fits_text(shape, text_bytes):
+            yield name, shape
 
 
 def describe(budget: str, plan: Candidate, text_bytes: float) -> str:

@@ -226,9 +226,13 @@ def test_bf16_is_hopeless_at_twice_the_time(fp32_s: float, bf16_s: float, hopele
     assert bool(hopeless_bf16(fp32_s, bf16_s)) is hopeless
 
 
-def test_a_small_product_is_timed_by_the_median_without_the_first() -> None:
-    marks = iter([0.0, 9.0, 0.0, 1.0, 0.0, 5.0, 0.0, 2.0, 0.0, 1.0, 0.0, 2.0])
+def test_a_small_product_is_timed_by_the_fastest_without_the_first_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = iter([0.0, 1.0, 0.0, 3.0, 0.0, 5.0, 0.0, 2.0, 0.0, 9.0, 0.0, 4.0])
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert time_small_product(Subject("cpu", "fp32"), torch.float32, lambda: next(marks)) == 2.0
+    assert threads == [1, 7]
 
 
 def test_speed_counts_the_optimizer_once_a_step() -> None:

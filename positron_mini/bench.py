@@ -227,7 +227,7 @@ def bench_prepare(
             storyworld.write_corpus(text, 0, stories)
         size = sum(path.stat().st_size for path in list_files(text))
         model = folder / "spm.model"
-        prepared = prepare_corpus(text, tokenizer_path=model, vocab_size=vocab_size, cache_dir=folder / "cache", threads=threads, say=say)
+        prepared = prepare_corpus(text, tokenizer_path=model, vocab_size=vocab_size, cache_dir=folder / "cache", workers=threads, say=say)
         spent: dict[str, float] = prepared.report["seconds"]
         return {
             "what": "prepare",

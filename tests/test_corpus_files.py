@@ -7,16 +7,27 @@ import gzip
 import json
 import unicodedata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from positron_mini.corpus import cuts, reading, split
 from positron_mini.corpus import files as corpus_files
-from positron_mini.corpus import reading
-from positron_mini.corpus.files import ReadStats, list_files, read_documents
-from positron_mini.corpus.split import KeyTable, exact_key, normalised_key, sample_of, split_by_file, split_documents, validation_share
+from positron_mini.corpus.files import ReadStats, list_files, list_pieces, read_documents, read_piece
+from positron_mini.corpus.split import (
+    KeyBlock,
+    KeyTable,
+    exact_key,
+    first_of_each,
+    normalised_key,
+    sample_of,
+    split_by_file,
+    split_documents,
+    validation_share,
+)
 from positron_mini.errors import DataError
 
 SEP = "<|endoftext|>"
@@ -208,6 +219,75 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_and_other_files(tmp_pat
     assert (stats.files, stats.other_files) == (4, 2)
 
 
+# --- pieces ------------------------------------------------------------------------------------------------------------------------
+
+
+def assert_pieces_give_the_file(path: Path, piece_bytes: int, *, at_least: int = 1) -> None:
+    """The documents and everything that is counted are the same, read whole or in pieces."""
+    texts, whole = read(path)
+    counted = ReadStats()
+    pieces = list_pieces(path, stats=counted, piece_bytes=piece_bytes)
+    assert [text for piece in pieces for text in read_piece(piece, counted)] == texts
+    if path.suffix != ".parquet":
+        assert [piece.start for piece in pieces[1:]] == [piece.end for piece in pieces[:-1]]
+    assert counted == whole
+    assert len(pieces) >= at_least, pieces
+
+
+LINES = ["a", "b c", "", " ", "\t", SEP, f" {SEP}\t", f"{SEP}x", "ünï", "\0", "\u2581", "\ufeff"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(["\n", "\n", "\r\n", "\r"])), min_size=1, max_size=25),
+    piece_bytes=st.integers(1, 40),
+    window=st.integers(8, 60),
+)
+def test_a_text_read_in_pieces_is_the_text(lines: list[tuple[str, str]], piece_bytes: int, window: int) -> None:
+    data = "".join(line + end for line, end in lines).encode()
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuts, "_WINDOW_BYTES", window)
+        patch.setattr(cuts, "_OVERLAP_BYTES", 4)
+        patch.setattr(reading, "check_is_text", lambda *_: None)  # a few lines may be mostly NUL
+        path = Path(folder, "x.txt")
+        path.write_bytes(data)
+        assert_pieces_give_the_file(path, piece_bytes)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("between", [f"{SEP}", f"\n{SEP}\n", "", " \n\t"])
+def test_a_text_is_cut_wherever_a_story_ends(tmp_path: Path, end: str, between: str) -> None:
+    text = f"\n{between}\n".join(f"Story {n}.\nIt was good." for n in range(50)).replace("\n", end)
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert_pieces_give_the_file(path, 100, at_least=9)
+
+
+def test_jsonl_and_parquet_are_cut_and_other_files_are_not(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stories = [f"Story {n}\u2581." for n in range(60)]
+    lines = "\ufeff" + "".join(json.dumps({"text": story}) + "\r\n\n" for story in stories)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    pq.write_table(pa.table({"text": stories}), tmp_path / "b.parquet", row_group_size=7)
+    with open(tmp_path / "c.csv", "w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([["text"], *([story] for story in stories)])
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(f"\n{SEP}\n".join(stories).encode()))
+    for name, at_least in {"a.jsonl": 10, "b.parquet": 5, "c.csv": 1, "d.txt.gz": 1}.items():
+        assert_pieces_give_the_file(tmp_path / name, 150, at_least=at_least)
+    pieces = list_pieces(tmp_path, stats=ReadStats(), piece_bytes=150)
+    assert [path.name for path in dict.fromkeys(piece.path for piece in pieces)] == ["a.jsonl", "b.parquet", "c.csv", "d.txt.gz"]
+
+
+def test_D5_a_bad_line_in_a_later_piece_has_its_number_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "fine"}\n' * 40 + '{"text": 3}\n' + '{"text": "fine"}\n' * 5)
+    data = path.read_bytes()
+    (bad,) = [piece for piece in list_pieces(path, stats=ReadStats(), piece_bytes=60) if b"3}" in data[piece.start : piece.end]]
+    assert bad.start > 0
+    with pytest.raises(DataError, match="line 41"):
+        list(read_piece(bad, ReadStats()))
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -269,17 +349,18 @@ def test_an_unreadable_file_is_a_data_error(tmp_path: Path, monkeypatch: pytest.
 
 
 def table_of(texts: list[str]) -> KeyTable:
-    table = KeyTable()
-    for text in texts:
-        table.add(text, len(text.encode()))
-    return table
+    """A table of several blocks, some of them empty."""
+    blocks = [KeyBlock() for _ in range(4)]
+    for number, text in enumerate(texts):
+        assert blocks[1 + 2 * number // max(1, len(texts))].add(text) == len(text.encode())
+    return KeyTable([block.pack() for block in blocks])
 
 
 @pytest.mark.parametrize("variant", ["ONCE  upon\n\na time, é!", " Once upon a time, e\u0301! ", "Once\u00a0upon a ｔｉｍｅ, É!"])
 def test_D4_case_space_and_compatible_forms_share_a_key(variant: str) -> None:
     assert normalised_key(variant) == normalised_key("Once upon a time, é!")
-    assert exact_key(variant) != exact_key("Once upon a time, é!")
-    assert len(normalised_key(variant)) == len(exact_key(variant)) == 16
+    assert exact_key(variant.encode()) != exact_key("Once upon a time, é!".encode())
+    assert len(normalised_key(variant)) == len(exact_key(variant.encode())) == 16
 
 
 @pytest.mark.parametrize("other", ["Once upon a time é!", "Once upona time, é!", "Once upon a time, e!"])
@@ -295,7 +376,7 @@ def test_the_key_of_a_long_text_is_that_of_the_whole(text: str) -> None:
         patch.setattr("positron_mini.corpus.split._PIECE_CHARS", 3)
         assert normalised_key(text) == whole
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    assert whole == exact_key(" ".join(folded.split()))
+    assert whole == exact_key(" ".join(folded.split()).encode())
 
 
 def test_D4_copies_are_dropped_and_variants_stay_on_one_side() -> None:
@@ -346,6 +427,34 @@ def test_D1_one_story_cannot_be_split(texts: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         split_documents(table_of(texts), "x.txt")
     assert SEP in caught.value.hint
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers=st.lists(st.integers(0, 12), max_size=60), bucket=st.integers(1, 9))
+def test_copies_are_found_bucket_by_bucket_as_by_a_set(numbers: list[int], bucket: int) -> None:
+    table = table_of([f"story {number}" for number in numbers])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("positron_mini.corpus.split._BUCKET_KEYS", bucket)
+        first = first_of_each(table.exact, len(table))
+        shared = split._also_in(table_of(["Story 3", "story 5"]), table)
+    assert first.tolist() == [number not in numbers[:place] for place, number in enumerate(numbers)]
+    assert shared.tolist() == [number in (3, 5) for number in numbers]
+
+
+def test_a_table_in_files_is_that_in_memory(tmp_path: Path) -> None:
+    texts = [f"story {n % 7}" for n in range(20)]
+    blocks: list[bytes | Path] = []
+    for start in (0, 8, 16):
+        block = KeyBlock()
+        for text in texts[start : start + 8]:
+            block.add(text)
+        blocks.append(block.pack())
+    (tmp_path / "keys").write_bytes(blocks[1])
+    mixed, whole = KeyTable([blocks[0], tmp_path / "keys", blocks[2]]), table_of(texts)
+    assert len(mixed) == len(whole) == 20 and mixed.counts == [8, 8, 4]
+    assert mixed.sizes.tolist() == whole.sizes.tolist() == [7] * 20
+    assert b"".join(mixed.exact_bytes()) == b"".join(whole.exact_bytes()) == b"".join(exact_key(text.encode()) for text in texts)
+    assert np.concatenate(list(mixed.normalised())).tolist() == np.concatenate(list(whole.normalised())).tolist()
 
 
 def test_stories_of_a_validation_file_are_left_out_of_training() -> None:

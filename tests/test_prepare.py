@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import wait_for
 
 from positron_mini import prepare
+from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress, first_sentence
-from positron_mini.errors import DataError, DiskFullError, TokenizerError
-from positron_mini.prepare import Prepared, prepare_corpus, report_lines
-from positron_mini.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.errors import DataError, DiskFullError, PositronError, TokenizerError
+from positron_mini.prepare import Prepared, parts, pipeline, prepare_corpus, report_lines
+from positron_mini.tokenizer import Tokenizer, train_tokenizer, words
 from positron_mini.tokens import TokenFile
 
 SEP = "\n<|endoftext|>\n"
@@ -41,7 +44,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(source: Path, model: Path | None, said: list[str] | None = None, **options: object) -> Prepared:
-    settings: dict[str, object] = {"vocab_size": None, "cache_dir": source.parent.parent / "cache", "threads": 1, **options}
+    settings: dict[str, object] = {"vocab_size": None, "cache_dir": source.parent.parent / "cache", "workers": 1, **options}
     return prepare_corpus(source, tokenizer_path=model, say=(said if said is not None else []).append, **settings)  # type: ignore[arg-type]
 
 
@@ -94,7 +97,7 @@ def test_a_second_run_reads_nothing_and_says_the_same(source: Path, model: Path,
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the text was read again")
 
-    monkeypatch.setattr(prepare, "read_documents", never)
+    monkeypatch.setattr(parts, "read_piece", never)
     start = time.perf_counter()
     second = run(source, model)
     assert time.perf_counter() - start < 0.3
@@ -116,17 +119,18 @@ def test_a_changed_text_is_prepared_anew_and_an_equal_one_is_not(source: Path, m
     assert len({first.folder, second.folder, run(source, model).folder}) == 3
 
 
-def test_D9_threads_and_repetition_give_the_same_bytes(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_D9_repetition_and_the_size_of_batches_change_no_byte(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = hashes(run(source, model, cache_dir=source.parent.parent / "one").folder)
     assert set(first) == {"train.tokens", "validation.tokens", "report.json"}
-    assert hashes(run(source, model, cache_dir=source.parent.parent / "two", threads=2).folder) == first
-    monkeypatch.setattr(prepare, "_BATCH_CHARS", 100)
-    monkeypatch.setattr(prepare, "_LONG_CHARS", 7)
+    assert hashes(run(source, model, cache_dir=source.parent.parent / "two", workers=2).folder) == first
+    monkeypatch.setattr(parts, "_BATCH_CHARS", 100)
+    monkeypatch.setattr(parts, "_LONG_CHARS", 7)
     assert hashes(run(source, model, cache_dir=source.parent.parent / "three").folder) == first
 
 
 def test_a_long_story_encoded_in_parts_has_the_ids_of_the_whole(source: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_LONG_CHARS", 10)
+    monkeypatch.setattr(parts, "_LONG_CHARS", 10)
+    monkeypatch.setattr(words, "_STEP_BYTES", 10)
     long = "  Lily \n\n had  a   cake.\n " * 30 + "ababab" * 20 + " \u00a0 é 😀 end"
     source.write_text(SEP.join([long, "A dog.", "Tom."]), encoding="utf-8")
     done = run(source, model)
@@ -234,13 +238,13 @@ def test_a_damaged_memo_only_costs_time(source: Path, model: Path, damage: str) 
 def test_D9_a_text_that_changes_meanwhile_is_noticed_and_leaves_no_folder(
     source: Path, model: Path, monkeypatch: pytest.MonkeyPatch, change: list[str]
 ) -> None:
-    routed = prepare._routed
+    documents = parts.routed
 
     def overwrite(*arguments: object) -> object:
         source.write_text(SEP.join(change))
-        return routed(*arguments)  # type: ignore[arg-type]
+        return documents(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prepare, "_routed", overwrite)
+    monkeypatch.setattr(parts, "routed", overwrite)  # what the second pass reads
     with pytest.raises(DataError, match="changed while"):
         run(source, model)
     assert everything_below(source.parent.parent / "cache") == [".lock"]
@@ -258,7 +262,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from positron_mini.prepare import prepare_corpus
-prepare_corpus(Path(sys.argv[1]), tokenizer_path=Path(sys.argv[2]), vocab_size=None, cache_dir=Path(sys.argv[3]), threads=1, say=print)
+prepare_corpus(Path(sys.argv[1]), tokenizer_path=Path(sys.argv[2]), vocab_size=None, cache_dir=Path(sys.argv[3]), workers=1, say=print)
 """
 
 
@@ -266,13 +270,143 @@ def test_D9_a_killed_preparation_gives_the_bytes_of_a_clean_one_when_repeated(so
     whole = hashes(run(source, model, cache_dir=tmp_path / "clean").folder)
     cache = tmp_path / "cache"
     command = [sys.executable, "-c", SCRIPT, str(source), str(model), str(cache)]
-    package = str(Path(prepare.__file__).parents[1])
+    package = str(Path(prepare.__file__).parents[2])
     killed = subprocess.run(command, env={**os.environ, "FAULT": "before_rename:1", "PYTHONPATH": package}, check=False)
     assert killed.returncode == -9
     assert [path for path in cache.iterdir() if path.name.startswith(".tmp-")]
     done = run(source, model)
     assert hashes(done.folder) == whole
     assert not list(cache.glob(".tmp-*"))
+
+
+# --- many parts --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 3,000 bytes are a part."""
+    monkeypatch.setattr(parts, "PART_BYTES", 3_000)
+    monkeypatch.setattr(pipeline, "PART_BYTES", 3_000)
+
+
+def test_D9_parts_and_processes_change_no_byte(source: Path, model: Path, request: pytest.FixtureRequest) -> None:
+    source.write_text(SEP.join([*STORIES[:100], STORIES[2], "", *STORIES[100:], STORIES[150].upper(), STORIES[7]]))
+    whole = hashes(run(source, model, cache_dir=source.parent.parent / "whole").folder)
+    request.getfixturevalue("small_parts")
+    for workers in (1, 2):
+        cache = source.parent.parent / f"by {workers}"
+        done = run(source, model, cache_dir=cache, workers=workers)
+        assert hashes(done.folder) == whole
+        assert sorted(path.name for path in cache.iterdir()) == sorted([".lock", "index.json", done.folder.name])
+    assert done.report["duplicates"] == 2 and done.report["reading"]["empty"] == 1
+
+
+def test_a_folder_and_a_validation_text_are_cut_into_parts_too(source: Path, model: Path, request: pytest.FixtureRequest) -> None:
+    for number in range(0, len(STORIES), 30):
+        (source.parent / f"{number:03d}.txt").write_text(SEP.join(STORIES[number : number + 30]))
+    source.unlink()
+    (source.parent / "note.md").touch()
+    own = source.parent.parent / "own.txt"
+    own.write_text(SEP.join([f"A new story, number {n}." for n in range(200)] + STORIES[:5]))
+    whole = hashes(run(source.parent, model, validation=own, cache_dir=source.parent.parent / "whole").folder)
+    request.getfixturevalue("small_parts")
+    done = run(source.parent, model, validation=own, workers=2)
+    assert hashes(done.folder) == whole
+    assert done.report["shared_with_validation"] == 5 and done.report["reading"]["other_files"] == 1
+
+
+def test_a_tokenizer_trained_from_parts_is_that_of_the_whole(source: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    whole = run(source, tmp_path / "one.model", vocab_size=320)
+    request.getfixturevalue("small_parts")
+    done = run(source, tmp_path / "two.model", vocab_size=320, cache_dir=tmp_path / "other")
+    assert done.tokenizer.fingerprint == whole.tokenizer.fingerprint and hashes(done.folder) == hashes(whole.folder)
+
+
+PARTS_SCRIPT = SCRIPT.replace("from positron_mini.prepare import", "from positron_mini.prepare import parts, pipeline,").replace(
+    "prepare_corpus(Path", "parts.PART_BYTES = pipeline.PART_BYTES = 3_000\nprepare_corpus(Path"
+)
+
+
+@pytest.mark.parametrize("fault", ["before_fsync:3", "after_replace:7", "before_replace:12", "after_replace:16", "before_rename:1"])
+def test_D9_what_was_done_before_a_kill_is_not_done_again(
+    source: Path, model: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    whole = hashes(run(source, model, cache_dir=tmp_path / "clean").folder)
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", PARTS_SCRIPT, str(source), str(model), str(cache)]
+    package = str(Path(prepare.__file__).parents[2])
+    assert subprocess.run(command, env={**os.environ, "FAULT": fault, "PYTHONPATH": package}, check=False).returncode == -9
+    (unfinished,) = cache.glob("unfinished-*")
+    done = len(list(unfinished.glob("*/0*.json")))
+    read: list[object] = []
+    read_piece = parts.read_piece
+    monkeypatch.setattr(parts, "read_piece", lambda *given: read.append(given) or read_piece(*given))
+    said: list[str] = []
+    assert hashes(run(source, model, said).folder) == whole
+    n_parts, n_checks = len(parts.list_parts(source, ReadStats())[0]), 1  # the length is checked on the first part
+    assert n_parts > 3 and len(read) == 2 * n_parts - done + n_checks
+    assert [line for line in said if "were done before, going on from there" in line] or not done
+    assert not list(cache.glob("unfinished-*")) and not list(cache.glob(".tmp-*"))
+
+
+def test_a_worker_that_dies_stops_the_preparation_which_goes_on_later(
+    source: Path, model: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hashes(run(source, model, cache_dir=tmp_path / "clean").folder)
+    monkeypatch.setenv("FAULT", "after_replace:3:exit")  # workers inherit it
+    monkeypatch.setattr("positron_mini.files._passed", {"after_replace": 10**6})
+    with pytest.raises(PositronError, match="a worker process ended with code 137") as caught:
+        run(source, model, workers=2)
+    assert "--workers 1" in caught.value.hint
+    monkeypatch.delenv("FAULT")
+    assert list((tmp_path / "cache").glob("unfinished-*/scan/0*.json"))
+    assert hashes(run(source, model, workers=2).folder) == whole
+
+
+def test_an_error_in_a_worker_is_that_of_the_work(source: Path, model: Path, small_parts: None) -> None:
+    lines = [json.dumps({"text": story}) for story in STORIES]
+    lines[180] = '{"title": "no text"}'
+    path = source.with_suffix(".jsonl")
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="line 181: no field"):
+        run(path, model, workers=2)
+
+
+def test_unfinished_parts_of_a_text_that_changed_are_removed_and_others_stay(
+    source: Path, model: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = source.parent / "other.txt"
+    other.write_text(SEP.join(story.replace("Lily", "Lila") for story in STORIES))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "split_documents", stop)
+        for path in (source, other):
+            with pytest.raises(KeyboardInterrupt):
+                run(path, model)
+    left = {folder.name: json.loads((folder / "about.json").read_text())["text"] for folder in (tmp_path / "cache").glob("unfinished-*")}
+    assert sorted(left.values()) == [str(other), str(source)]
+    source.write_text(SEP.join(STORIES[1:]))
+    run(source, model)
+    (kept,) = (tmp_path / "cache").glob("unfinished-*")
+    assert left[kept.name] == str(other)
+    run(other, model)
+    assert not list((tmp_path / "cache").glob("unfinished-*"))
+
+
+def test_no_worker_outlives_a_preparation_that_is_killed(source: Path, model: Path, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    source.write_text(SEP.join(f"{story} {n}" for n in range(300) for story in STORIES))
+    script = PARTS_SCRIPT.replace("3_000", "1_000_000").replace("workers=1", "workers=2")
+    command = [sys.executable, "-c", script, str(source), str(model), str(tmp_path / "cache")]
+    process = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])})
+    wait_for(lambda: len(process.children()) == 2 and any((tmp_path / "cache").glob("unfinished-*/scan/*")))
+    children = process.children()
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) == 2 and not alive
 
 
 # --- report ------------------------------------------------------------------------------------------------------------------------

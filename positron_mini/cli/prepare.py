@@ -29,11 +29,13 @@ class PrepareFlags:
     """pieces of a new tokenizer (default: the preset's)"""
     seed: int = 0
     """seed of the story world and of the tokenizer's sample"""
+    workers: int | None = None
+    """processes that read and encode a text of more than 32 MB (default: one per core)"""
     json: bool = False
     """print the report as one JSON object"""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"stories": 1, "vocab_size": 1, "seed": 0})
+        check_ranges(self, {"stories": 1, "vocab_size": 1, "seed": 0, "workers": 1})
         preset(self.config)
 
 
@@ -53,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
     tokenizer = Path(flags.tokenizer_path) if flags.tokenizer_path else None
     vocab = flags.vocab_size if flags.vocab_size or tokenizer else preset(flags.config).vocab_size
-    prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, say=note)
+    prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, workers=flags.workers or 0, say=note)
     if flags.json:
         print(json.dumps({**prepared.report, "text": str(path), "folder": str(prepared.folder)}, ensure_ascii=False))
         return 0

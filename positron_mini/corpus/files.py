@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from positron_mini.corpus import reading
+from positron_mini.corpus.cuts import Piece, cut_points, lines_before
 from positron_mini.corpus.reading import SEPARATOR, ReadStats
 from positron_mini.errors import DataError
 
-__all__ = ["SEPARATOR", "ReadStats", "list_files", "read_documents"]
+__all__ = ["SEPARATOR", "Piece", "ReadStats", "list_files", "list_pieces", "read_documents", "read_piece"]
 
 FIELDS = ("text", "story", "content")
 _CHUNK_BYTES = 1 << 20
@@ -30,13 +31,49 @@ def read_documents(path: Path, *, stats: ReadStats, text_field: str = "text") ->
     `stats` counts while they are taken. Rows of .jsonl, .csv and .parquet give their field `text_field`, else `text`, `story` or `content`.
     Errors: DataError for a path that is missing, empty, unreadable or not text, with the line number where there is one.
     """
-    path = Path(path)
+    files = _files_to_read(Path(path), stats)
+    return (text for file in files for text in read_piece(Piece(file), stats, text_field))
+
+
+def list_pieces(path: Path, *, stats: ReadStats, piece_bytes: int) -> list[Piece]:
+    """What `read_documents` reads, in its order, in pieces of about `piece_bytes` where a file can be cut. Errors: as there."""
+    return [piece for file in _files_to_read(Path(path), stats) for piece in _cut(file, piece_bytes)]
+
+
+def _files_to_read(path: Path, stats: ReadStats) -> list[Path]:
     files = list_files(path)
     if path.is_dir():
         stats.other_files += sum(1 for _ in _all_files(path)) - len(files)
     elif not path.stat().st_size:
         raise DataError(f"{path}: the file is empty", f"give a text with stories separated by a line {SEPARATOR}")
-    return (text for file in files for text in _read_file(file, stats, text_field))
+    return files
+
+
+def _cut(path: Path, piece_bytes: int) -> list[Piece]:
+    """The pieces of one file: at ends of stories, lines or row groups; CSV (whose quotes may span lines) and gzip are never cut."""
+    kind, size = _kind(path) or "txt", path.stat().st_size
+    if size <= piece_bytes or kind == "csv" or path.suffix.lower() == ".gz":
+        return [Piece(path)]
+    with _refusals(path):
+        if kind == "parquet":
+            return _cut_parquet(path, piece_bytes)
+        has_separator = kind == "txt" and _check_txt(Piece(path))
+        ends = cut_points(path, {"jsonl": "lines"}.get(kind, "separators" if has_separator else "blank lines"), piece_bytes)
+        return [Piece(path, start, end, has_separator) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _cut_parquet(path: Path, piece_bytes: int) -> list[Piece]:
+    import pyarrow.parquet as pq
+
+    pieces, start, held = [], 0, 0
+    with pq.ParquetFile(path) as file:
+        groups = file.metadata.num_row_groups
+        for group in range(groups):
+            held += file.metadata.row_group(group).total_byte_size
+            if held >= piece_bytes or group == groups - 1:
+                pieces.append(Piece(path, start, group + 1))
+                start, held = group + 1, 0
+    return pieces or [Piece(path)]
 
 
 def list_files(path: Path) -> list[Path]:
@@ -83,13 +120,22 @@ def _kind(path: Path) -> str | None:
     return "parquet" if path.suffix.lower() == ".parquet" else kind
 
 
-def _read_file(path: Path, stats: ReadStats, text_field: str) -> Iterator[str]:
+def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
+    """The documents of a piece, as `read_documents` gives them. All pieces of a file in turn give what the file gives."""
+    path = piece.path
     if path.suffix.lower() == ".json":
         raise DataError(f"{path}: .json is read one object a line only", f"jq -c '.[]' '{path}' > '{path.stem}.jsonl'")
-    stats.files += 1
+    stats.files += piece.start == 0
     reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}.get(_kind(path) or "txt", _read_txt)
+    with _refusals(path):
+        yield from reader(piece, stats, text_field)
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what a damaged or unreadable file raises into a DataError."""
     try:
-        yield from reader(path, stats, text_field)
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut-off gzip file ({error})", f"gzip -t '{path}'; copy or download it again") from error
     except OSError as error:
@@ -104,11 +150,12 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
-    """The file's bytes, unpacked, and a function that brings `stats.source_bytes` up to date with the place on the disk."""
-    with open(path, "rb") as raw:
-        before = stats.source_bytes
-        stream: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+def _opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """The file from the piece's start on, unpacked, and a function that brings `stats.source_bytes` up to date with what was read."""
+    with open(piece.path, "rb") as raw:
+        raw.seek(piece.start)
+        before = stats.source_bytes - piece.start
+        stream: Any = gzip.GzipFile(fileobj=raw) if piece.path.suffix.lower() == ".gz" else raw
 
         def update() -> None:
             stats.source_bytes = before + raw.tell()
@@ -116,24 +163,26 @@ def _opened(path: Path, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[
         yield stream, update
 
 
-def _chunks(path: Path, stats: ReadStats) -> Iterator[bytes]:
-    with _opened(path, stats) as (stream, update):
-        while chunk := stream.read(_CHUNK_BYTES):
+def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
+    left = piece.end - piece.start if piece.end is not None else None
+    with _opened(piece, stats) as (stream, update):
+        while chunk := stream.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
+            left = None if left is None else left - len(chunk)
             update()
             yield chunk
 
 
-def _lines(path: Path, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file, from 1, the byte-order mark dropped."""
-    with _opened(path, stats) as (stream, update):
+def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
+    """The lines of a piece, numbered from 1, the byte-order mark of the file dropped."""
+    with _opened(piece, stats) as (stream, update):
         number = 0
-        while line := stream.readline(reading.MAX_DOCUMENT_CHARS):
+        while (piece.end is None or stream.tell() < piece.end) and (line := stream.readline(reading.MAX_DOCUMENT_CHARS)):
             number += 1
             if len(line) == reading.MAX_DOCUMENT_CHARS:
-                raise reading.too_long(path)
+                raise reading.too_long(piece.path)
             update()
-            if number == 1:
-                reading.check_is_text(path, line)
+            if number == 1 and piece.start == 0:
+                reading.check_is_text(piece.path, line)
                 if line.startswith(b"\xef\xbb\xbf"):
                     stats.bom += 1
                     line = line[3:]
@@ -143,64 +192,71 @@ def _lines(path: Path, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
 # --- formats -----------------------------------------------------------------------------------------------------------------------
 
 
-def _read_txt(path: Path, stats: ReadStats, _text_field: str) -> Iterator[str]:
-    with _opened(path, ReadStats()) as (stream, _):
-        reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
-    has_separator = _has_separator(path)
-    stats.blank_line_files += not has_separator
-    return reading.split_documents(path, reading.clean_blocks(_chunks(path, stats), stats), stats, has_separator=has_separator)
+def _read_txt(piece: Piece, stats: ReadStats, _text_field: str) -> Iterator[str]:
+    has_separator = _check_txt(piece) if piece.has_separator is None else piece.has_separator
+    is_start = piece.start == 0
+    stats.blank_line_files += is_start and not has_separator
+    blocks = reading.clean_blocks(_chunks(piece, stats), stats, is_start=is_start)
+    return reading.split_documents(piece.path, blocks, stats, has_separator=has_separator, is_start=is_start)
 
 
-def _has_separator(path: Path) -> bool:
-    """Whether a line of the text holds the separator alone; reads no further than the first one."""
+def _check_txt(piece: Piece) -> bool:
+    """Whether a line of the text holds the separator alone; reads no further than the first one. Errors: DataError for what is no text."""
     unused = ReadStats()
-    blocks = reading.recut(path, reading.clean_blocks(_chunks(path, unused), unused), reading.after_last_line)
+    with _opened(piece, unused) as (stream, _):
+        reading.check_is_text(piece.path, stream.read(reading.SAMPLE_BYTES))
+    blocks = reading.recut(piece.path, reading.clean_blocks(_chunks(piece, unused), unused), reading.after_last_line)
     return any(len(reading.split_at_separators(block)) > 1 for block in blocks)
 
 
-def _read_jsonl(path: Path, stats: ReadStats, text_field: str) -> Iterator[str]:
-    for number, line in _lines(path, stats):
+def _read_jsonl(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+    for number, line in _lines(piece, stats):
         if line.isspace():
             continue
         try:
             row = json.loads(reading.decode(line, stats))
         except (ValueError, RecursionError) as error:
-            raise _bad_line(path, number, f"not JSON ({error})") from error
+            raise _bad_line(piece, number, f"not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise _bad_line(path, number, f"a JSON object with a text field is expected, not {type(row).__name__}")
-        field = _text_field(path, number, list(row), text_field)
+            raise _bad_line(piece, number, f"a JSON object with a text field is expected, not {type(row).__name__}")
+        field = _text_field(list(row), text_field)
+        if field is None:
+            raise _no_field(f"{piece.path}, line {lines_before(piece) + number}", list(row), text_field)
         value = row[field]
         if not isinstance(value, str):
-            raise _bad_line(path, number, f'field "{field}" holds {type(value).__name__}, a string is expected')
+            raise _bad_line(piece, number, f'field "{field}" holds {type(value).__name__}, a string is expected')
         yield from reading.finished([reading.clean_text(value, stats)], stats)
 
 
-def _bad_line(path: Path, number: int, what: str) -> DataError:
+def _bad_line(piece: Piece, number: int, what: str) -> DataError:
+    path, number = piece.path, lines_before(piece) + number
     fixed = f"{path.name.split('.')[0]}-fixed.jsonl"
     return DataError(f"{path}, line {number}: {what}", f"correct the line, or leave it out: sed '{number}d' '{path}' > '{fixed}'")
 
 
-def _text_field(path: Path, number: int | None, names: list[str], wanted: str) -> str:
-    """The first of `wanted`, text, story, content that the row has."""
-    for field in (wanted, *FIELDS):
-        if field in names:
-            return field
-    line = "" if number is None else f", line {number}"
+def _text_field(names: list[str], wanted: str) -> str | None:
+    """The first of `wanted`, text, story, content that is among `names`."""
+    return next((field for field in (wanted, *FIELDS) if field in names), None)
+
+
+def _no_field(where: str, names: list[str], wanted: str) -> DataError:
     have = ", ".join(f'"{name}"' for name in names[:12]) or "none"
-    raise DataError(
-        f'{path}{line}: no field "{wanted}"; the fields are {have}', 'name the field with the stories "text", "story" or "content"'
-    )
+    return DataError(f'{where}: no field "{wanted}"; the fields are {have}', 'name the field with the stories "text", "story" or "content"')
 
 
-def _read_csv(path: Path, stats: ReadStats, text_field: str) -> Iterator[str]:
-    with _opened(path, ReadStats()) as (stream, _):
+def _read_csv(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+    path = piece.path
+    with _opened(piece, ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
     csv.field_size_limit(reading.MAX_DOCUMENT_CHARS)  # the library's default refuses a story of 128 KiB
-    blocks = reading.recut(path, reading.clean_blocks(_chunks(path, stats), stats), reading.after_last_line)
+    blocks = reading.recut(path, reading.clean_blocks(_chunks(piece, stats), stats), reading.after_last_line)
     rows = csv.reader((line for block in blocks for line in io.StringIO(block, newline="\n")), strict=True)
     try:
         names = next(rows, [])
-        column = names.index(_text_field(path, 1, names, text_field))
+        field = _text_field(names, text_field)
+        if field is None:
+            raise _no_field(f"{path}, line 1", names, text_field)
+        column = names.index(field)
         for row in rows:
             if row and len(row) <= column:
                 raise _bad_row(path, rows.line_num, f'{len(row)} columns, the field "{names[column]}" is column {column + 1}')
@@ -216,18 +272,23 @@ def _bad_row(path: Path, number: int, what: str) -> DataError:
     )
 
 
-def _read_parquet(path: Path, stats: ReadStats, text_field: str) -> Iterator[str]:
+def _read_parquet(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    size, before = path.stat().st_size, stats.source_bytes
+    path, size, before = piece.path, piece.path.stat().st_size, stats.source_bytes
     try:
         with pq.ParquetFile(path) as file:
-            field = _text_field(path, None, file.schema_arrow.names, text_field)
-            rows = 0
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[field]):
+            names = file.schema_arrow.names
+            field = _text_field(names, text_field)
+            if field is None:
+                raise _no_field(str(path), names, text_field)
+            groups = range(piece.start, file.metadata.num_row_groups if piece.end is None else piece.end)
+            rows = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
+            start = size * rows // max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[field], row_groups=list(groups)):
                 rows += batch.num_rows
-                stats.source_bytes = before + size * rows // file.metadata.num_rows
+                stats.source_bytes = before + size * rows // file.metadata.num_rows - start
                 # as bytes, because a damaged string must be counted and mended, not raise
                 for value in _as_strings(path, field, batch.column(0)).cast(pa.large_binary()).to_pylist():
                     yield from reading.finished([reading.clean_text(reading.decode(value or b"", stats), stats)], stats)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class ReadStats:
     lower_blocks: int = 0  # U+2581
     inner_separators: int = 0  # <|endoftext|> with other text on its line: kept as text
     blank_line_files: int = 0  # text files without a separator line
+
+    def add(self, other: ReadStats) -> None:
+        """Count what `other` counted too."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def check_is_text(path: Path, sample: bytes) -> None:
@@ -115,10 +120,10 @@ def decode(data: bytes, stats: ReadStats) -> str:
         return text
 
 
-def clean_blocks(chunks: Iterable[bytes], stats: ReadStats) -> Iterator[str]:
-    """Clean text for chunks of bytes cut anywhere, also inside a character or a CRLF."""
+def clean_blocks(chunks: Iterable[bytes], stats: ReadStats, *, is_start: bool = True) -> Iterator[str]:
+    """Clean text for chunks of bytes cut anywhere, also inside a character or a CRLF. `is_start`: they begin where their file does."""
     rest = b""
-    is_first = True
+    is_first = is_start
     for chunk in chunks:
         data = rest + chunk
         at = _complete(data)
@@ -151,10 +156,15 @@ def _complete(data: bytes) -> int:
     return len(data)
 
 
-def split_documents(path: Path, blocks: Iterable[str], stats: ReadStats, *, has_separator: bool) -> Iterator[str]:
-    """The documents of a text that comes in blocks, split at separator lines or else at blank lines, each without its outer newlines."""
+def split_documents(
+    path: Path, blocks: Iterable[str], stats: ReadStats, *, has_separator: bool, is_start: bool = True
+) -> Iterator[str]:
+    """The documents of a text that comes in blocks, split at separator lines or else at blank lines, each without its outer newlines.
+
+    A text that does not begin where its file does (`is_start` False) begins after a separator line, or after blank lines.
+    """
     if has_separator:
-        return _documents(path, recut(path, blocks, after_last_line), split_at_separators, stats)
+        return _documents(path, recut(path, blocks, after_last_line), split_at_separators, stats, is_edge=is_start)
     # with newlines around it, a blank line at either end is one like any other
     return _documents(path, recut(path, chain(["\n"], blocks, ["\n\n"]), before_last_space), _BLANK_LINES.split, stats)
 
@@ -186,10 +196,12 @@ def recut(path: Path, blocks: Iterable[str], cut: Callable[[str], int]) -> Itera
     yield "".join(held)
 
 
-def _documents(path: Path, blocks: Iterable[str], split: Callable[[str], list[str]], stats: ReadStats) -> Iterator[str]:
+def _documents(
+    path: Path, blocks: Iterable[str], split: Callable[[str], list[str]], stats: ReadStats, *, is_edge: bool = True
+) -> Iterator[str]:
+    """`is_edge`: the text before the first separator is, like that after the last, no document when it is blank."""
     unfinished: list[str] = []
     size = 0
-    is_edge = True  # what stands before the first separator and after the last is no document when it is blank
     for block in blocks:
         first, *others = split(block)
         unfinished.append(first)

@@ -17,19 +17,22 @@ _MAX_SAMPLE_CHARS = 160
 
 
 class Progress:
-    """A line every five seconds: how much of the text is done, how fast, and how long the rest takes."""
+    """A line every five seconds: how much of the text is done, how fast, and how long the rest takes.
 
-    def __init__(self, say: Say, what: str, total_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._say, self._what, self._total, self._clock = say, what, total_bytes, clock
+    `before` are the bytes that were done when it began.
+    """
+
+    def __init__(self, say: Say, what: str, total_bytes: int, *, before: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._what, self._total, self._before, self._clock = say, what, total_bytes, before, clock
         self._start = self._last = clock()
 
-    def update(self, done_bytes: int) -> None:
-        """Say where the work stands, if five seconds have passed since the last time."""
+    def update(self, new_bytes: int) -> None:
+        """Say where the work stands, `new_bytes` done since it began, if five seconds have passed since the last time."""
         now = self._clock()
-        if now - self._last < _INTERVAL_S or not done_bytes:
+        if now - self._last < _INTERVAL_S or not new_bytes:
             return
         self._last = now
-        rate = done_bytes / (now - self._start)
+        done_bytes, rate = self._before + new_bytes, new_bytes / (now - self._start)
         left = max(0.0, (self._total - done_bytes) / rate)
         percent = min(100, 100 * done_bytes // max(1, self._total))
         self._say(

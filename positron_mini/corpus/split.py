@@ -1,12 +1,17 @@
-"""Which stories are copies, and which are kept for validation: decided by hashes of their texts alone, never by their order."""
+"""Which stories are copies, and which are kept for validation: decided by hashes of their texts alone, never by their order.
+
+Of every story 36 bytes are kept, in blocks that may lie in files: a 128-bit hash of the text, one of the text without differences of case
+and white space, and its size. Equal hashes are found bucket by bucket, so the memory that takes does not grow with the stories.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +20,30 @@ from numpy.typing import NDArray
 from positron_mini.errors import DataError
 
 KEY_BYTES = 16
+ROW_BYTES = 2 * KEY_BYTES + 4
+_BUCKET_KEYS = 1 << 20  # compared at once: about 100 MB with all that sorting them takes
 _PIECE_CHARS = 1 << 20
 _LOW, _HIGH, _WANTED = 0.01, 0.10, 200  # validation share: at least, at most, and the stories that are enough
+Keys = NDArray[np.uint64]  # (documents, 2): upper and lower half of each key
+
+# lower case, and every white space of ASCII a space: what `str.lower` and `str.split` make of a text in ASCII
+_FOLDED_ASCII = bytes(32 if code in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else code + 32 if 65 <= code <= 90 else code for code in range(256))
 
 
-def exact_key(text: str) -> bytes:
-    """16 bytes that are equal for equal texts."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+def exact_key(data: bytes) -> bytes:
+    """16 bytes that are equal for equal texts, given in UTF-8."""
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
 
 
 def normalised_key(text: str) -> bytes:
     """16 bytes that are equal for texts that differ only in letter case, white space or compatible forms of characters (NFKC)."""
+    if text.isascii():
+        folded = text.encode("ascii").translate(_FOLDED_ASCII)
+        while b"  " in folded:
+            folded = folded.replace(b"  ", b" ")
+        return exact_key(folded.strip(b" "))
     if len(text) <= _PIECE_CHARS:
-        return hashlib.blake2b(" ".join(_folded(text).split()).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+        return exact_key(" ".join(_folded(text).split()).encode("utf-8", "surrogatepass"))
     digest, glue = hashlib.blake2b(digest_size=KEY_BYTES), b""
     for piece in _pieces(text):
         # a list of all words of a book of 50 MB would take ten times its size
@@ -39,8 +55,6 @@ def normalised_key(text: str) -> bytes:
 
 
 def _folded(text: str) -> str:
-    if text.isascii():
-        return text.lower()
     # folding can undo the composed form, so it is normalised on both sides
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
@@ -58,41 +72,66 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
-@dataclass
+class KeyBlock:
+    """The keys and sizes of some documents while they are read."""
+
+    def __init__(self) -> None:
+        self._columns = (bytearray(), bytearray(), bytearray())
+
+    def add(self, text: str) -> int:
+        """Append a document; its size in UTF-8 bytes."""
+        data = text.encode("utf-8", "surrogatepass")
+        exact, normalised, sizes = self._columns
+        exact += exact_key(data)
+        normalised += normalised_key(text)
+        sizes += len(data).to_bytes(4, "little")
+        return len(data)
+
+    def pack(self) -> bytes:
+        """The block as a KeyTable takes it: all exact keys, then all normalised ones, then all sizes."""
+        return b"".join(self._columns)
+
+
 class KeyTable:
-    """Both keys and the size of every document scanned, in order: 36 bytes a document, so 100 million fit in 3.6 GB."""
+    """The keys and sizes of all documents in order, made of packed blocks, each in memory or in a file."""
 
-    _exact: bytearray = field(default_factory=bytearray)
-    _normalised: bytearray = field(default_factory=bytearray)
-    _sizes: bytearray = field(default_factory=bytearray)
-
-    def add(self, text: str, n_bytes: int) -> None:
-        """Append a document of `n_bytes` UTF-8 bytes."""
-        self._exact += exact_key(text)
-        self._normalised += normalised_key(text)
-        self._sizes += n_bytes.to_bytes(4, "little")
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each document."""
-        return np.frombuffer(bytes(self._sizes), "<u4").astype(np.int64)
-
-    @property
-    def exact(self) -> NDArray[np.uint64]:
-        """The exact keys, shape (documents, 2)."""
-        return _as_numbers(self._exact)
-
-    @property
-    def normalised(self) -> NDArray[np.uint64]:
-        """The normalised keys, shape (documents, 2)."""
-        return _as_numbers(self._normalised)
+    def __init__(self, blocks: Sequence[bytes | Path]) -> None:
+        self._blocks = blocks
+        self.counts = [(len(block) if isinstance(block, bytes) else block.stat().st_size) // ROW_BYTES for block in blocks]
 
     def __len__(self) -> int:
-        return len(self._exact) // KEY_BYTES
+        return sum(self.counts)
+
+    def _column(self, start: int, width: int) -> Iterator[bytes]:
+        """The bytes of one column, block by block; `start` and `width` count bytes in a row."""
+        for block, count in zip(self._blocks, self.counts, strict=True):
+            if isinstance(block, bytes):
+                yield block[start * count : (start + width) * count]
+            else:
+                with open(block, "rb") as handle:
+                    handle.seek(start * count)
+                    yield handle.read(width * count)
+
+    def exact_bytes(self) -> Iterator[bytes]:
+        """The exact keys one after the other, however they are cut into blocks."""
+        return self._column(0, KEY_BYTES)
+
+    def exact(self) -> Iterator[Keys]:
+        """The exact keys, block by block."""
+        return map(_as_numbers, self._column(0, KEY_BYTES))
+
+    def normalised(self) -> Iterator[Keys]:
+        """The normalised keys, block by block."""
+        return map(_as_numbers, self._column(KEY_BYTES, KEY_BYTES))
+
+    @property
+    def sizes(self) -> NDArray[np.uint32]:
+        """UTF-8 bytes of each document."""
+        return np.frombuffer(b"".join(self._column(2 * KEY_BYTES, 4)), "<u4")
 
 
-def _as_numbers(keys: bytearray) -> NDArray[np.uint64]:
-    return np.frombuffer(bytes(keys), ">u8").reshape(-1, 2).astype(np.uint64)
+def _as_numbers(keys: bytes) -> Keys:
+    return np.frombuffer(keys, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -106,14 +145,31 @@ class Split:
     shared: int = 0  # left out of training because a validation file of the user's holds them
 
 
-def first_of_each(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """True where a key is met for the first time, shape (documents,)."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys keep their order
-    ordered = keys[order]
-    is_new = np.ones(len(keys), bool)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = np.zeros(len(keys), bool)
-    first[order[is_new]] = True
+def _buckets(columns: Sequence[Callable[[], Iterator[Keys]]], count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For the `count` keys of all columns one after the other: places whose keys are sorted, equal ones in order of their places, and
+    the number of the key of each, a bucket of keys at a time. A key is in one bucket only."""
+    bits = max(0, (count - 1) // _BUCKET_KEYS).bit_length()
+    for bucket in range(1 << bits):
+        held_keys, held_places, start = [], [], 0
+        for column in columns:
+            for keys in column():
+                chosen = np.flatnonzero(keys[:, 0] >> np.uint64(64 - bits) == bucket) if bits else np.arange(len(keys))
+                held_keys.append(keys[chosen])
+                held_places.append(chosen + start)
+                start += len(keys)
+        keys, places = np.concatenate(held_keys or [np.empty((0, 2), np.uint64)]), np.concatenate(held_places or [np.empty(0, np.int64)])
+        order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys keep their order
+        ordered = keys[order]
+        is_new = np.ones(len(keys), bool)
+        is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        yield places[order], np.cumsum(is_new) - 1
+
+
+def first_of_each(column: Callable[[], Iterator[Keys]], count: int) -> NDArray[np.bool_]:
+    """True where a key is met for the first time, shape (count,)."""
+    first = np.zeros(count, bool)
+    for places, numbers in _buckets([column], count):
+        first[places[np.diff(numbers, prepend=-1) > 0]] = True
     return first
 
 
@@ -127,21 +183,21 @@ def split_documents(table: KeyTable, name: str) -> Split:
 
     Errors: DataError when there are not two different stories.
     """
-    kept = first_of_each(table.exact)
-    keys = table.normalised
-    leaders = kept & first_of_each(keys)
+    count = len(table)
+    kept = first_of_each(table.exact, count)
+    leaders = kept & first_of_each(table.normalised, count)
     if leaders.sum() < 2:
-        raise _one_story(name, len(table))
-    limit = np.uint64(int(validation_share(int(kept.sum())) * 2**64))
+        raise _one_story(name, count)
     # by the upper half; a tie needs 2**32 stories
-    side = keys[:, 0]
+    side = np.concatenate([keys[:, 0] for keys in table.normalised()])
+    limit = np.uint64(int(validation_share(int(kept.sum())) * 2**64))
     groups = side[leaders]
     if not (groups < limit).any():
         limit = groups.min() + np.uint64(1)
     elif (groups < limit).all():
         limit = groups.max()
     validation = kept & (side < limit)
-    return Split(kept & ~validation, validation, len(table) - int(kept.sum()), int(kept.sum() - leaders.sum()))
+    return Split(kept & ~validation, validation, count - int(kept.sum()), int(kept.sum() - leaders.sum()))
 
 
 def _one_story(name: str, documents: int) -> DataError:
@@ -154,32 +210,29 @@ def _one_story(name: str, documents: int) -> DataError:
 
 def split_by_file(train: KeyTable, validation: KeyTable, name: str) -> tuple[Split, NDArray[np.bool_]]:
     """The split of the training text, from which every story of the user's validation text is left out, and what is kept of the latter."""
-    kept, wanted = first_of_each(train.exact), first_of_each(validation.exact)
-    both = np.concatenate([validation.normalised, train.normalised])
-    is_shared = _seen_before(both, len(validation))
+    count = len(train)
+    kept, wanted = first_of_each(train.exact, count), first_of_each(validation.exact, len(validation))
+    is_shared = _also_in(validation, train)
     ours = kept & ~is_shared
-    leaders = kept & first_of_each(train.normalised)
+    leaders = kept & first_of_each(train.normalised, count)
     if not ours.any():
         raise DataError(f"{name}: every story also stands in the validation text", "give a validation text with other stories")
     if not wanted.any():
         raise DataError("the validation text holds no story", f"leave it out, and some stories of {name} are kept for validation")
-    nothing = np.zeros(len(train), bool)
-    split = Split(ours, nothing, len(train) - int(kept.sum()), int(kept.sum() - leaders.sum()), int((kept & is_shared).sum()))
+    nothing = np.zeros(count, bool)
+    split = Split(ours, nothing, count - int(kept.sum()), int(kept.sum() - leaders.sum()), int((kept & is_shared).sum()))
     return split, wanted
 
 
-def _seen_before(keys: NDArray[np.uint64], n_first: int) -> NDArray[np.bool_]:
-    """For the keys after the first `n_first`: whether one of those is equal."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    starts = np.ones(len(keys), bool)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    group = np.cumsum(starts) - 1
-    has_first = np.zeros(int(group[-1]) + 1 if len(group) else 0, bool)
-    has_first[group[order < n_first]] = True
-    seen = np.empty(len(keys), bool)
-    seen[order] = has_first[group]
-    return seen[n_first:]
+def _also_in(other: KeyTable, table: KeyTable) -> NDArray[np.bool_]:
+    """For every document of `table`: whether `other` has one with its normalised key."""
+    ahead, count = len(other), len(other) + len(table)
+    seen = np.zeros(count, bool)
+    for places, numbers in _buckets([other.normalised, table.normalised], count):
+        is_known = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 0, bool)
+        is_known[numbers[places < ahead]] = True
+        seen[places] = is_known[numbers]
+    return seen[ahead:]
 
 
 def sample_of(chosen: NDArray[np.bool_], table: KeyTable, *, seed: int, max_bytes: int) -> NDArray[np.bool_]:
@@ -188,12 +241,13 @@ def sample_of(chosen: NDArray[np.bool_], table: KeyTable, *, seed: int, max_byte
     Everything when it fits; else the documents of the smallest scrambled keys.
     """
     sizes = table.sizes
-    if int(sizes[chosen].sum()) <= max_bytes:
+    if int(sizes[chosen].sum(dtype=np.int64)) <= max_bytes:
         return chosen
+    lower = np.concatenate([keys[:, 1] for keys in table.exact()])
     at = np.flatnonzero(chosen)
-    order = at[np.argsort(_scrambled(table.exact[at, 1], seed), kind="stable")]
+    order = at[np.argsort(_scrambled(lower[at], seed), kind="stable")]
     sampled = np.zeros(len(chosen), bool)
-    sampled[order[np.cumsum(sizes[order]) <= max_bytes]] = True
+    sampled[order[np.cumsum(sizes[order], dtype=np.int64) <= max_bytes]] = True
     return sampled
 
 

@@ -117,13 +117,13 @@ def total_memory() -> int:
         return 8 << 30
 
 
-def peak_memory() -> int:
-    """Largest number of bytes this process has held in main memory so far."""
+def peak_memory(*, of_children: bool = False) -> int:
+    """Largest number of bytes this process, or any single one of its ended children, has held in main memory so far."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 
 

@@ -3,6 +3,7 @@
 from positron_mini.tokenizer.huggingface import huggingface_files
 from positron_mini.tokenizer.model_file import BOS, EOS, IM_END, IM_START, PAD, SPACE, UNK, Piece
 from positron_mini.tokenizer.spm import IncrementalDecoder, Tokenizer, train_tokenizer
+from positron_mini.tokenizer.words import WordEncoder
 
 __all__ = [
     "BOS",
@@ -15,6 +16,7 @@ __all__ = [
     "IncrementalDecoder",
     "Piece",
     "Tokenizer",
+    "WordEncoder",
     "huggingface_files",
     "train_tokenizer",
 ]

@@ -140,17 +140,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without bos and eos. U+2581 counts as a space. Errors: TokenizerError for a lone surrogate."""
         if len(text) <= _MAX_CHARS_AT_ONCE:
-            return list(self._processor.encode(_utf8(text)))
+            return list(self._processor.encode(to_utf8(text)))
         ids: list[int] = []
         for part in self._parts(text):
-            ids += self._processor.encode(_utf8(part))
+            ids += self._processor.encode(to_utf8(part))
         return ids
 
     def encode_many(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
         """`[encode(text) for text in texts]`, by `threads` threads (0: one per core)."""
         if any(len(text) > _MAX_CHARS_AT_ONCE for text in texts):
             return [self.encode(text) for text in texts]
-        encoded = self._processor.encode([_utf8(text) for text in texts], num_threads=threads or _cores())
+        encoded = self._processor.encode([to_utf8(text) for text in texts], num_threads=threads or _cores())
         return [list(ids) for ids in encoded]
 
     def encode_document(self, text: str) -> list[int]:
@@ -244,7 +244,7 @@ class _Sentences:
         try:
             for text in self._texts:
                 self.characters += len(text)
-                yield from map(_utf8, _sentences(text))
+                yield from map(to_utf8, _sentences(text))
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -301,7 +301,8 @@ def _piece_bytes(index: int, piece: Piece) -> bytes:
     return piece.text.replace(SPACE, " ").encode() if index >= len(SPECIAL_PIECES) else b""
 
 
-def _utf8(text: str) -> bytes:
+def to_utf8(text: str) -> bytes:
+    """The text as SentencePiece takes it, U+2581 made a space. Errors: TokenizerError for a lone surrogate."""
     try:
         return text.replace(SPACE, " ").encode("utf-8")
     except UnicodeEncodeError as error:

@@ -13,9 +13,10 @@ from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
+from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_event, schedule_record
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
-from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
 
@@ -33,8 +34,9 @@ def plan_run(
         return plan_new(request, warmup_steps), None
     newest = run.newest(training=True, say=say)
     step = newest.step if newest is not None and newest.step is not None else 0
-    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
-    plan = plan_continuation(schedule, step, run.resumable(), request)
+    events, place = recorded["events"], request.resume_from_step if request.resume_from_step is not None else step
+    asked = schedule_event(events, place).get("asked_cooldown_steps")
+    plan = plan_continuation(recorded_schedule(events, place), step, run.resumable(), request, asked)
     if newest is not None and plan.start != newest.step:
         newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
     return plan, newest
@@ -64,7 +66,7 @@ def run_record(
     # events after the start did not happen: the run was set back, or its newer steps are damaged
     events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
     if recorded is None or plan.changed:
-        events.append(schedule_record(plan.schedule, plan.start))
+        events.append(schedule_record(plan.schedule, plan.start, plan.asked))
     return {
         "kind": kind,
         "identity": identity,
@@ -196,14 +198,14 @@ class Session:
         self.plan = plan_finish(self.plan, cooldown_steps)
         self.trainer.config = replace(self.trainer.config, schedule=self.plan.schedule)
         if self.plan.changed:
-            self.run_json["events"].append(schedule_record(self.plan.schedule, self.plan.start))
+            self.run_json["events"].append(schedule_record(self.plan.schedule, self.plan.start, self.plan.asked))
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
-        self.run.write(self.run_json)
-        for change in self._changes:
+        for change in self._changes:  # before run.json: a kill between them says it twice rather than never
             self.run.log("events", {**change, "step": self.plan.start})
         self._changes = []
+        self.run.write(self.run_json)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""

@@ -28,6 +28,7 @@ RANKS = [
     "model",
     "decoder",
     "optim",
+    "plan",
     "checkpoint",
     "model_card",
     "runs",

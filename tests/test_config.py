@@ -19,12 +19,12 @@ from positron_mini.config import (
     TrainConfig,
     changed_fields,
     default_lr,
-    self_logit_std,
     given_flags,
     is_milestone,
     model_config,
     parse_milestones,
     preset,
+    self_logit_std,
 )
 from positron_mini.errors import CheckpointError, UsageError
 

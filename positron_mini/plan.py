@@ -167,8 +167,23 @@ def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> 
 
 
 def schedule_event(events: list[dict[str, Any]], step: int | None = None) -> dict[str, Any]:
-    """The newest event (up to `step`) that made a schedule. Errors: RunError when there is none."""
-    found = [event for event in events if event.get("kind") == "schedule" and (step is None or event["step"] <= step)]
+    """The newest event (up to `step`) that made a schedule. Errors: RunError when there is none, or when an event is damaged."""
+    if not (isinstance(events, list) and all(map(_is_event, events))):
+        raise RunError("the events in run.json are damaged", "restore run.json from a copy, or choose another --out_dir")
+    found = [event for event in events if event["kind"] == "schedule" and (step is None or event["step"] <= step)]
     if not found:
         raise RunError("run.json records no schedule", "choose another --out_dir")
     return found[-1]
+
+
+def _is_event(event: Any) -> bool:
+    """Whether this is an event of run.json; a schedule among them must be one that can be followed."""
+    if not (isinstance(event, dict) and isinstance(event.get("kind"), str) and _is_count(event.get("step"))):
+        return False
+    warmup, cooldown, horizon = (event.get(name) for name in ("warmup_steps", "cooldown_steps", "horizon"))
+    is_schedule = _is_count(warmup) and _is_count(cooldown) and (horizon is None or (_is_count(horizon) and cooldown <= horizon))
+    return is_schedule or event["kind"] != "schedule"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 10**12

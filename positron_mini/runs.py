@@ -20,6 +20,7 @@ from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError
 
 FORMAT = 1
+NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tok_per_s", "elapsed_s", "val_loss", "val_bpb")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
 Say = Callable[[str], None]
 
@@ -99,8 +100,8 @@ class RunFolder:
         files.append_line(self.path / f"{name}.jsonl", record)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All reports of the run so far."""
-        return files.read_lines(self.path / "metrics.jsonl")
+        """All reports of the run so far. Errors: PositronError naming a line that is none."""
+        return _step_rows(self.path / "metrics.jsonl")
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
@@ -108,9 +109,9 @@ class RunFolder:
         later = [s for s in self.steps() if s > step]
         last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
         attic = next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
-        logs = {path: files.read_lines(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
+        logs = {path: _step_rows(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
         for path, rows in logs.items():
-            cut = [row for row in rows if row.get("step", 0) > last]
+            cut = [row for row in rows if row["step"] > last]
             if cut and (keep_lines or later):
                 files.write_text(attic / path.name, _lines(cut))
         if later:
@@ -122,7 +123,7 @@ class RunFolder:
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))
         for path, rows in logs.items():
-            files.write_text(path, _lines([row for row in rows if row.get("step", 0) <= last]))
+            files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
 
     def surplus(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
         """The steps that hold more than the retention rule keeps: the state of all but the two newest and `keep_training`, or any model
@@ -203,6 +204,16 @@ def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
         return ckpt.STATE_FILE in ckpt.read_manifest(folder)
     except PositronError:
         return damaged
+
+
+def _step_rows(path: Path) -> list[dict[str, Any]]:
+    """The records of a log that tells of steps. Errors: PositronError naming a line without a step, or with a number that is none."""
+    rows = files.read_lines(path)
+    for number, row in enumerate(rows, 1):
+        numbers = [row[name] for name in NUMBERS if name in row]
+        if type(row.get("step")) is not int or not all(type(value) in (int, float) for value in numbers):
+            raise RunError(f"{path}, line {number}: not a record of a step", f"remove that line from {path}")
+    return rows
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -56,7 +56,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None
 
 def elapsed_before(run: RunFolder, step: int) -> float:
     """Seconds of training that led to `step`, by the run's own log."""
-    return max((row["elapsed_s"] for row in run.metrics() if row["step"] <= step), default=0.0)
+    return max((row.get("elapsed_s", 0.0) for row in run.metrics() if row["step"] <= step), default=0.0)
 
 
 def run_record(

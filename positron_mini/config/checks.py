@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from positron_mini.errors import UsageError
 
@@ -28,6 +28,15 @@ def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -
             raise UsageError(
                 f"--{name} {value} is out of range; it must be {least} and at most {most:g}", f"leave --{name} out for the default"
             )
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type; a whole number is a float too, a truth value is no number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):
+        return any(is_of_type(value, each) for each in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:

@@ -218,8 +218,8 @@ def bench_prepare(
 ) -> dict[str, Any]:
     """Speed of preparing a text: reading and cleaning (scan), training a tokenizer, encoding. Without `text`, stories of the story world.
 
-    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most. `threads` are worker
-    processes, where the text is large enough for some; the memory is that of this process and, for each of them, of the largest.
+    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most. `threads` are
+    worker processes, where the text is large enough for some; the memory is that of this process and, for each of them, of the largest.
     """
     with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
         folder = Path(temporary)

@@ -22,8 +22,9 @@ from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, 
 from positron_mini.corpus.files import list_files
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
+from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
-from positron_mini.runs import RunFolder, list_runs, recorded_schedule
+from positron_mini.runs import RunFolder, list_runs
 from positron_mini.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -63,7 +64,7 @@ def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
 
 def bytes_per_token(vocab_size: int) -> float:
     """Bytes of a story that one token stands for: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
-    return 4.15 - 0.57 * (2_048 / vocab_size) ** 0.9
+    return 4.15 - 0.57 * math.pow(2_048 / vocab_size, 0.9)
 
 
 @dataclass(frozen=True)

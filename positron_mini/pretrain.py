@@ -33,10 +33,11 @@ from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.pace import Pacer
+from positron_mini.plan import Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run, wanted_vocab
-from positron_mini.runs import Request, RunFolder
+from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker

@@ -15,9 +15,10 @@ from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
 from positron_mini.optim import Schedule
 from positron_mini.pace import Pacer
+from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_event, schedule_record
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
-from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
 
@@ -35,8 +36,9 @@ def plan_run(
         return plan_new(request, warmup_steps), None
     newest = run.newest(training=True, say=say)
     step = newest.step if newest is not None and newest.step is not None else 0
-    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
-    plan = plan_continuation(schedule, step, run.resumable(), request)
+    events, place = recorded["events"], request.resume_from_step if request.resume_from_step is not None else step
+    asked = schedule_event(events, place).get("asked_cooldown_steps")
+    plan = plan_continuation(recorded_schedule(events, place), step, run.resumable(), request, asked)
     if newest is not None and plan.start != newest.step:
         newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
     return plan, newest
@@ -56,7 +58,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None
 
 def elapsed_before(run: RunFolder, step: int) -> float:
     """Seconds of training that led to `step`, by the run's own log."""
-    return max((row["elapsed_s"] for row in run.metrics() if row["step"] <= step), default=0.0)
+    return max((row.get("elapsed_s", 0.0) for row in run.metrics() if row["step"] <= step), default=0.0)
 
 
 def run_record(
@@ -66,7 +68,7 @@ def run_record(
     # events after the start did not happen: the run was set back, or its newer steps are damaged
     events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
     if recorded is None or plan.changed:
-        events.append(schedule_record(plan.schedule, plan.start))
+        events.append(schedule_record(plan.schedule, plan.start, plan.asked))
     return {
         "kind": kind,
         "identity": identity,
@@ -169,10 +171,10 @@ class Session:
             text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
             self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
 
-    def _reschedule(self, schedule: Schedule, step: int) -> None:
+    def _reschedule(self, schedule: Schedule, step: int, asked: int | None = None) -> None:
         self.plan = replace(self.plan, schedule=schedule)
         self.trainer.config = replace(self.trainer.config, schedule=schedule)
-        self.run_json["events"].append(schedule_record(schedule, step))
+        self.run_json["events"].append(schedule_record(schedule, step, asked))
 
     @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
@@ -219,14 +221,14 @@ class Session:
         self.go_on(None)
         self.plan = plan_finish(self.plan, cooldown_steps)
         if self.plan.changed:
-            self._reschedule(self.plan.schedule, self.plan.start)
+            self._reschedule(self.plan.schedule, self.plan.start, self.plan.asked)
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
-        self.run.write(self.run_json)
-        for change in self._changes:
+        for change in self._changes:  # before run.json: a kill between them says it twice rather than never
             self.run.log("events", {**change, "step": self.plan.start})
         self._changes = []
+        self.run.write(self.run_json)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""

@@ -29,6 +29,7 @@ RANKS = [
     "chunked_loss",
     "decoder",
     "optim",
+    "plan",
     "checkpoint",
     "model_card",
     "runs",

@@ -14,7 +14,8 @@ from positron_mini import budget
 from positron_mini.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
 from positron_mini.errors import UsageError
-from positron_mini.runs import RunFolder, recorded_schedule
+from positron_mini.plan import recorded_schedule
+from positron_mini.runs import RunFolder
 
 _FLAGS = (
     "--config PicoGPT --dataset_path text.txt --tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 "

@@ -10,6 +10,7 @@ from positron_mini.config.checks import (
     check_rates,
     given_flags,
     is_milestone,
+    is_of_type,
     parse_duration,
     parse_milestones,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "default_short_steps",
     "given_flags",
     "is_milestone",
+    "is_of_type",
     "model_config",
     "parse_duration",
     "parse_milestones",

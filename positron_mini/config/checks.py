@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from positron_mini.errors import UsageError
 
@@ -38,6 +38,15 @@ def parse_duration(text: str, flag: str) -> float:
     if not 10 <= seconds <= 30 * 86_400:
         raise UsageError(f"--{flag} {text!r} is not a time of 10 s to 30 days", f"--{flag} 15m   or   --{flag} 1h30m")
     return seconds
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type; a whole number is a float too, a truth value is no number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):
+        return any(is_of_type(value, each) for each in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:

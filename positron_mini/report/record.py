@@ -11,7 +11,8 @@ from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, RunError, UsageError
 from positron_mini.optim import Schedule
-from positron_mini.runs import RunFolder, list_runs, recorded_schedule
+from positron_mini.plan import recorded_schedule
+from positron_mini.runs import RunFolder, list_runs
 from positron_mini.trainer import StepReport
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from positron_mini import files
 from positron_mini.errors import PositronError
-from positron_mini.runs import RunFolder, recorded_schedule
+from positron_mini.plan import recorded_schedule
+from positron_mini.runs import RunFolder
 
 MAX_LOG_BYTES = 1 << 18
 

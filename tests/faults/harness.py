@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from positron_mini import files
+from positron_mini.runs import RunFolder
 
 JUNK = (".tmp-", ".lock")  # leftovers and locks, which the next writer removes or takes over
 
@@ -36,6 +37,13 @@ def visible(run: Path) -> dict[str, str]:
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def steps_again(run: Path) -> int:
+    """What an interruption cost: finished steps, by the log, that no whole checkpoint holds, so that they are computed again."""
+    newest = RunFolder(run).newest(training=True, say=lambda _: None)
+    done = max((row["step"] for row in files.read_lines(run / "metrics.jsonl")), default=0)
+    return done - ((newest.step or 0) if newest is not None else 0)
 
 
 @contextmanager

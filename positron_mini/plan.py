@@ -151,7 +151,8 @@ def _until(start: int, request: Request, planned: int | None) -> int | None:
 def schedule_record(schedule: Schedule, step: int, asked: int | None = None) -> dict[str, Any]:
     """The event that records a schedule taking effect at `step`, with the cool-down that was asked for where it did not fit."""
     is_other = asked not in (None, schedule.cooldown_steps)
-    return {"kind": "schedule", "step": step, **asdict(schedule), **({"asked_cooldown_steps": asked} if is_other else {})}
+    facts = {name: value for name, value in asdict(schedule).items() if schedule.bend_step is not None or not name.startswith("bend_")}
+    return {"kind": "schedule", "step": step, **facts, **({"asked_cooldown_steps": asked} if is_other else {})}
 
 
 def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> Schedule:

@@ -203,7 +203,7 @@ def stories(models: Sequence[GPT], checkpoints: Sequence[Checkpoint], prepared: 
         rows.append(f"| stories: {kind.replace('_', ' ')} | {shares} | |")
     read = f"{found[0]['indexed_bytes'] / 1e6:.1f} MB"
     note = (
-        f"{found[0]['items']} stories each, from nothing, temperature 0.7; means. Held-out stories are of the same text and measured alike; "
+        f"{found[0]['items']} stories each, from nothing, temperature 0.7; means. Held-out stories are of the same text, measured alike; "
         f"copies are sought in the {read} of the training text. Varied: no run of {LOOPED_WORDS} words stands twice; own words: fewer than "
         f"{COPIED_WORDS} words in a row stand in the training text."
     )

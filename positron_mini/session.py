@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -76,6 +77,7 @@ def run_record(
         "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
         "versions": devices.describe_versions(),
         "events": events,
+        "started": recorded.get("started") if recorded else datetime.date.today().isoformat(),
         "command": recorded["command"] if recorded else f"positron {shlex.join(sys.argv[1:])}",
     }
 

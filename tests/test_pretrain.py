@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +193,8 @@ def test_run_json_says_what_the_run_is(workshop: Path) -> None:
     }  # fmt: skip
     assert type(data["config"]["micro_batch"]) is int and "max_steps" not in data["config"]
     assert data["events"] == [{"kind": "schedule", "step": 0, "warmup_steps": 4, "cooldown_steps": 18, "horizon": 30}]
-    assert data["versions"]["torch"] == torch.__version__
+    assert data["versions"]["torch"] == torch.__version__ and "cores, " in data["versions"]["processor"]
+    assert datetime.date.fromisoformat(data["started"]) <= datetime.date.today()
 
 
 def test_settings_that_are_left_out_follow_the_recorded_run(workshop: Path) -> None:

@@ -7,7 +7,7 @@ words occur gets exactly that. Equal scores count as half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,22 @@ class SkillTest:
         self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
     ) -> list[SkillResult]:
         """One result per skill. `done` is told the tokens read after each pass."""
+        points = self.points(model, device=device, precision=precision, done=done)
+        return [result_of(skill, found) for skill, found in points.items()]
+
+    def points(
+        self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
+    ) -> dict[str, list[float]]:
+        """By skill, what each pair was judged to be: 1 right, 0 wrong, 0.5 a tie."""
         flat = [ids for texts in self.texts.values() for ids in texts]
-        sums = iter([float(values.double().sum()) for values in token_logprobs(model, flat, device=device, precision=precision, done=done)])
-        return [result_of(skill, [judge(next(sums), next(sums)) for _ in range(len(texts) // 2)]) for skill, texts in self.texts.items()]
+        return self.judged(
+            float(values.double().sum()) for values in token_logprobs(model, flat, device=device, precision=precision, done=done)
+        )
+
+    def judged(self, sums: Iterable[float]) -> dict[str, list[float]]:
+        """The same from a sum of ln p for each text, in the order of `texts`."""
+        known = iter(sums)
+        return {skill: [judge(next(known), next(known)) for _ in range(len(texts) // 2)] for skill, texts in self.texts.items()}
 
 
 def skill_test(tokenizer: Tokenizer, pairs: int = PAIRS, *, threads: int = 0) -> SkillTest:

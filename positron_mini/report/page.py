@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from positron_mini.report import plots
@@ -10,6 +11,7 @@ from positron_mini.report.build import Evolution
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
 from positron_mini.report.parts import corpus_section, method_section, samples_section, setup_section, skills_section
+from positron_mini.report.record import shown_path
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -59,7 +61,7 @@ def lead(found: Evolution) -> str:
         return f"{what}. It has not finished a step yet."
     last = record.reports[-1]
     read = f"read {large(last.tokens)} tokens in {last.step:,} steps and {duration(last.elapsed_s)}"
-    on = f"on {esc(record.device.get('device', 'an unknown device'))} in {esc(record.device.get('precision', 'an unknown precision'))}"
+    on = f"on {esc(record.machine)} in {esc(record.device.get('precision', 'an unknown precision'))}"
     sentences = [f"{what}, {read} {on}."]
     rows = record.validations
     if len(rows) > 1:
@@ -92,13 +94,14 @@ def _key_figures(found: Evolution) -> list[tuple[str, str]]:
 
 def advice_section(found: Evolution) -> str:
     """The three verdicts, and what to type next."""
-    advice = found.advice
+    advice, place = found.advice, found.record.place
+    command = advice.next_command.replace(shlex.quote(place), shlex.quote(shown_path(place)))
     cards = "".join(_card(verdict) for verdict in (advice.stories, advice.fine_tuning, advice.improving))
     return section(
         "advice",
         "Shall I go on?",
         f'<p class="verdict">{esc(advice.headline[:1].upper() + advice.headline[1:])}.</p>\n<ul class="cards">{cards}</ul>',
-        f"<p>What to type next:</p>{command_block(advice.next_command)}",
+        f"<p>What to type next:</p>{command_block(command)}",
         _forecast(found),
     )
 

@@ -12,6 +12,7 @@ from positron_mini.report import advice, corpus, learned
 from positron_mini.report.build import Evolution
 from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
+from positron_mini.report.record import shown_path
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
 
 FEW_SAMPLES, FEW_CELLS = 6, 5
@@ -69,7 +70,7 @@ def skills_section(found: Evolution) -> str:
     lines = found.skills
     if not lines:
         text = "<p>No skills were measured in this run. Its newest checkpoint can be measured with:</p>"
-        command = f"positron eval --suite skills --ckpt {shlex.quote(found.record.place)}"
+        command = f"positron eval --suite skills --ckpt {shlex.quote(shown_path(found.record.place))}"
         return section("skills", "What it can do", text, command_block(command))
     pairs_each = sorted({row.pairs for line in lines for row in line.scores})
     number = f"{pairs_each[0]:,}" if len(pairs_each) == 1 else f"{pairs_each[0]:,} to {pairs_each[-1]:,}"
@@ -207,6 +208,7 @@ def setup_section(found: Evolution) -> str:
     schedule = record.schedule
     end = "open-ended" if schedule.horizon is None else f"cool-down over the last {schedule.cooldown_steps:,} of {schedule.horizon:,} steps"
     rows.append(("schedule", f"warm-up over {schedule.warmup_steps:,} steps, {end}"))
+    rows += [("begun", esc(record.started))] if record.started else []
     rows.append(("device", esc(f"{record.device.get('device')}, {record.device.get('precision')} ({record.device.get('reason')})")))
     rows += [(name, esc(version)) for name, version in record.versions.items()]
     rows += [(f"sha256 of the {name}", f"<code>{esc(str(value)[:16])}</code>") for name, value in _fingerprints(found)]

@@ -59,6 +59,7 @@ class RunRecord:
     peak_bytes: int | None  # of main memory, where the run wrote it down
     scoring: dict[int, float]  # seconds that it took to score the skills, by step
     events: tuple[tuple[int, str], ...]  # step and sentence of what else happened
+    started: str  # the day, empty where the run did not write it down
     command: str  # that began it
 
     @property
@@ -71,6 +72,12 @@ class RunRecord:
         """The folder as a command names it: below the working directory where it is there."""
         path = self.path.resolve()
         return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.path).as_posix()
+
+    @property
+    def machine(self) -> str:
+        """What it ran on, in words."""
+        device, processor = self.device.get("device", "an unknown device"), self.versions.get("processor")
+        return f"{device} ({processor})" if processor else str(device)
 
     @property
     def step(self) -> int:
@@ -112,6 +119,11 @@ class RunRecord:
         return next((row for row in reversed(self.validations) if row.step <= step), None)
 
 
+def shown_path(text: str) -> str:
+    """A path as a report shows it to others: a relative one as it is, of an absolute one the name."""
+    return Path(text).name if Path(text).is_absolute() else text
+
+
 def read_run(path: Path, *, until: int | None = None) -> RunRecord:
     """The record of a run folder, up to step `until`. Errors: RunError when it is no run, PositronError for a line that does not fit."""
     run = RunFolder(path)
@@ -147,6 +159,7 @@ def read_run(path: Path, *, until: int | None = None) -> RunRecord:
             peak_bytes=max((int(e["peak_bytes"]) for e in events if e.get("kind") == "memory"), default=None),
             scoring={e["step"]: float(e["seconds"]) for e in events if e.get("kind") == "skills"},
             events=tuple((e["step"], e["text"]) for e in events if isinstance(e.get("text"), str)),
+            started=str(data.get("started") or ""),
             command=str(data.get("command") or "positron"),
         )
     except (KeyError, TypeError, ValueError) as error:

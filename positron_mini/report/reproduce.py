@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
 from typing import Any
 
 from positron_mini.config import TrainConfig
 from positron_mini.corpus.sources import TINYSTORIES_BYTES_PER_STORY
 from positron_mini.optim import Schedule, make_schedule
-from positron_mini.report.record import RunRecord
+from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.resolve import CONTROL_FLAGS
 
 
@@ -22,11 +21,6 @@ def reproduction(record: RunRecord, note: dict[str, Any]) -> list[str]:
     trained = _train_lines(record) if record.kind == "pretrain" else [_typed(record)]
     folder = shlex.quote(shown_path(_folder(record)))
     return [*_text_lines(record, note), *trained, f"positron report --run {folder}"]
-
-
-def shown_path(text: str) -> str:
-    """A path as a report shows it: a relative one as it is, of an absolute one the name."""
-    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _folder(record: RunRecord) -> str:

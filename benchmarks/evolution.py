@@ -19,7 +19,8 @@ import shutil
 from pathlib import Path
 
 from positron_mini.files import write_text
-from positron_mini.report.build import Evolution, evolution, write_report
+from positron_mini.report.build import write_report
+from positron_mini.report.evolution import Evolution, evolution
 from positron_mini.report.markup import duration, large, visible
 from positron_mini.report.record import Sample
 from positron_mini.report.timeline import shown_steps

@@ -26,8 +26,9 @@ from tiny_runs import TINY, assert_same_run, positron, tiny_train
 from positron_mini.errors import PositronError
 from positron_mini.report import plots
 from positron_mini.report.advice import advise, constant_rate, gain_per_doubling, improvement
-from positron_mini.report.build import MOST_BYTES, evolution, write_report
+from positron_mini.report.build import MOST_BYTES, write_report
 from positron_mini.report.corpus import Corpus, Reference, bigram_probabilities, describe_corpus, remember, unigram_probabilities
+from positron_mini.report.evolution import evolution
 from positron_mini.report.learned import AREAS, above, binomial_tail, claims, holm, moves, skill_lines
 from positron_mini.report.markup import esc, visible
 from positron_mini.report.page import page

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from positron_mini.report import plots
 from positron_mini.report.advice import Verdict, constant_rate
-from positron_mini.report.build import Evolution
 from positron_mini.report.corpus import Corpus
+from positron_mini.report.evolution import Evolution
 from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
 from positron_mini.report.parts import corpus_section, method_section, samples_section, setup_section, skills_section
 from positron_mini.report.record import shown_path

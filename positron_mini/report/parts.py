@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from positron_mini.corpus.report import report_lines
 from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
-from positron_mini.report.build import Evolution
+from positron_mini.report.evolution import Evolution
 from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
 from positron_mini.report.record import shown_path

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -35,9 +35,9 @@ EXPECTATIONS = (
 class NewFlags:
     """Look at your own text, advise on preset and minutes, and print the command that trains a model of it."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """name of the model: its run is runs/NAME, its tokenizer tokenizer/NAME.model"""
-    text: tyro.conf.Positional[str]
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXTS")]
     """a .txt, .jsonl, .csv, .parquet or .gz file, or a folder of them"""
     json: bool = False
     """print one JSON object"""

@@ -18,7 +18,7 @@ from typing import Any
 
 from positron_mini import device as devices
 from positron_mini.announce import measure_speed
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration
+from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
 from positron_mini.corpus.files import list_files
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
@@ -30,10 +30,11 @@ from positron_mini.tokenizer import Tokenizer
 Say = Callable[[str], None]
 # pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save
 VOCABULARY = {"PicoGPT": 2_048, "MicroGPT": 4_096, "TinyGPT": 4_096, "SmallGPT": 8_192, "BaseGPT": 16_000}
-STEP_S = 0.25  # a batch grows, in powers of two, until a step takes about this long
+STEP_S = 0.25  # a batch grows, in powers of two, as long as a step takes no longer
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2_048, 32_768
 TRAINING_SHARE = 0.85  # of the time that is spent on steps; the rest goes to validation, samples, skills, saving and start-up
 REUSE = 15.4  # readings of a text beyond which more are worth next to nothing (Muennighoff et al. 2023)
+MIN_CONTEXT_LEN = 512  # a story and a question about it, so that the model can be fine-tuned
 TRIAL_ROWS = 4
 
 
@@ -53,7 +54,7 @@ class Law:
 
 
 # benchmarks/scaling_law.py fits it to the runs in docs/results/scaling-law.json
-TINYSTORIES = Law(floor=0.5, size=185_650, alpha=1.076, text=632_430, beta=0.4095)
+TINYSTORIES = Law(floor=0.5, size=72_190, alpha=0.8302, text=696_000, beta=0.4298)
 
 
 def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
@@ -95,7 +96,7 @@ def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float,
 
 def batch_for(tok_per_s: float) -> int:
     """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short."""
-    size = 1 << round(math.log2(max(1.0, tok_per_s * STEP_S)))
+    size = 1 << int(math.log2(max(1.0, tok_per_s * STEP_S)))
     return min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, size))
 
 
@@ -156,6 +157,7 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     decided: dict[str, Any] = {
         "config": plan.config,
         "vocab_size": plan.shape.vocab_size,
+        "context_len": plan.shape.context_len,
         "batch_tokens": plan.batch_tokens,
         "max_steps": plan.steps,
         "lr": default_lr(plan.batch_tokens),
@@ -194,13 +196,14 @@ def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> I
 
     A named tokenizer file decides too.
     """
-    names = [config.config] if "config" in given else list(PRESETS)
+    names = [name for name, known in PRESETS.items() if "config" not in given or known == preset(config.config)]
     for name in names:
-        path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(VOCABULARY.get(name))
-        vocab = config.vocab_size or VOCABULARY.get(name, 16_000)
+        path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(VOCABULARY[name])
+        vocab = config.vocab_size or VOCABULARY[name]
         if path.is_file():
             vocab = Tokenizer.load(path).vocab_size
-        shape = model_config(replace(config, config=name), vocab)
+        context_len = config.context_len or max(MIN_CONTEXT_LEN, PRESETS[name].context_len)
+        shape = model_config(replace(config, config=name, context_len=context_len), vocab)
         if name == names[0] or fits_text(shape, text_bytes):
             yield name, shape
 

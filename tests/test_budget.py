@@ -69,7 +69,7 @@ def test_reading_a_text_again_is_worth_less_each_time() -> None:
 
 
 def test_slow_machines_take_small_steps_and_fast_ones_do_not_starve() -> None:
-    assert [batch_for(speed) for speed in (300.0, 8_000.0, 60_000.0, 1e7)] == [2_048, 2_048, 16_384, 32_768]
+    assert [batch_for(speed) for speed in (300.0, 8_000.0, 60_000.0, 1e7)] == [2_048, 2_048, 8_192, 32_768]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] in (["python"], ["python3"]):
-                words = words[1:] if words[1:2] != ["-m"] else ["positron", *words[3:]]
+                words = ["positron", *words[3:]] if words[1:3] == ["-m", "positron_mini"] else words[1:]
             if words and words[0] in SCRIPTS:
                 yield [SCRIPTS[words[0]], *words[1:]]
             elif len(words) > 1 and words[0] == "positron":

@@ -18,6 +18,7 @@ RANKS = [
     "errors",
     "files",
     "config",
+    "curve",
     "device",
     "corpus",
     "tokenizer",

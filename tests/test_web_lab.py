@@ -18,14 +18,14 @@ import torch
 from tiny_models import lively_model, shape
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
-from positron_mini import files, lens
+from positron_mini import curve, files, lens
 from positron_mini.chat import Speaker
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import load_model, open_checkpoint
+from positron_mini.curve import curve_checks
 from positron_mini.runs import RunFolder, list_runs
 from positron_mini.tokenizer import BOS, Tokenizer
-from positron_mini.web import curve, run_files
-from positron_mini.web.curve import curve_checks
+from positron_mini.web import run_files
 from positron_mini.web.run_files import is_training, read_log, run_facts
 from positron_mini.web.state import Models, Served, ServerState
 

@@ -17,11 +17,11 @@ from pydantic import FailFast, Field
 
 from positron_mini import lens
 from positron_mini.chat_format import Message, encode_chat
+from positron_mini.curve import curve_checks, read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
-from positron_mini.web.curve import curve_checks, read_reference, reference_names
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
 from positron_mini.web.run_files import read_log, run_facts

@@ -162,7 +162,7 @@ function Checks({ run, step }) {
     return () => abort.abort();
   }, [run.name, reference, Math.floor((step ?? 0) / 5)]);
   if (answer.checks.length === 0) return null;
-  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.web.curve.curve_checks</code>`}>
+  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.curve.curve_checks</code>`}>
     ${answer.references.length > 0 &&
     html`<${Select} name="Held against" value=${reference} onChange=${setReference}
       options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name }))]} />`}

@@ -13,11 +13,13 @@ from typing import Any
 from positron_mini import files
 
 # curves that ship with the package: NAME.jsonl, lines as in a run's metrics.jsonl
-REFERENCE_FOLDER = Path(__file__).parent.parent / "reference_curves"
+REFERENCE_FOLDER = Path(__file__).parent / "reference_curves"
 FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
 SPIKE_NATS = 0.5
 MEMORISING = 0.15  # validation above training, as a share of the latter
 REFERENCE = 0.05  # another seed changes a curve less than this share of its loss
+FAR_OFF = 0.2  # above the reference at equal tokens: more than another time of cooling down explains
+CAUSES = "a learning rate that does not fit the batch, a text of another kind, a tokenizer of another text, damaged text"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -46,6 +48,35 @@ def reference_names() -> list[str]:
 def read_reference(name: str) -> Rows:
     """The rows of a shipped curve; `name` is one of `reference_names()`."""
     return files.read_lines(REFERENCE_FOLDER / f"{name}.jsonl")
+
+
+def reference_for(config: str, dataset_path: str | None) -> Rows | None:
+    """The shipped curve of the same preset on the same corpus, which is told by the name of the text; None where there is none."""
+    stem = Path(dataset_path or "tinystories").stem.lower()
+    for name in reference_names():
+        corpus, _, shape = name.partition("-")
+        if shape.lower() == config.lower() and stem.startswith(corpus):
+            return read_reference(name)
+    return None
+
+
+def standing(reference: Rows, tokens: int, val_bpb: float) -> tuple[float, str] | None:
+    """What the reference had in bits per byte after so many tokens, and a warning where this run is far above it, else empty.
+
+    None beyond the ends of the reference.
+    """
+    scored = [row for row in reference if "val_bpb" in row]
+    if not scored or not int(scored[0]["tokens"]) <= tokens <= int(scored[-1]["tokens"]):
+        return None
+    at = bisect_left([int(row["tokens"]) for row in scored], tokens)
+    low, high = scored[max(at - 1, 0)], scored[at]
+    share = (tokens - low["tokens"]) / max(1, high["tokens"] - low["tokens"])
+    expected = float(low["val_bpb"] + share * (high["val_bpb"] - low["val_bpb"]))
+    if val_bpb <= (1 + FAR_OFF) * expected:
+        return expected, ""
+    return expected, (
+        f"warning: {val_bpb:.3f} bits per byte after {tokens:,} tokens; a run of ours had {expected:.3f} there. Likely causes: {CAUSES}"
+    )
 
 
 def _starts_at_chance(rows: Rows, vocab_size: int) -> Check:

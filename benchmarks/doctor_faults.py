@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(1, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import faulty_device as faulty
 import torch
@@ -31,6 +30,7 @@ from positron_mini.doctor import isolate, training
 from positron_mini.doctor.examine import Scope, checks_of, examine
 from positron_mini.doctor.subject import Check, Subject
 
+ROOT = Path(__file__).resolve().parent.parent
 WHOLE = Scope(speeds=())
 MACHINE = Machine(("cpu",), (), 4 << 30, 2, True, "Linux")  # two rows of TinyGPT at once
 

@@ -1,6 +1,6 @@
 """SIGKILL at random moments, over pretraining and fine-tuning: every run that is started again must end like one that was never killed.
 
-python benchmarks/kill_runs.py [--count 200] [--jobs 2] [--out docs/results/kill_runs.json]
+python benchmarks/kill_runs.py [--count 200] [--jobs 2] [--out docs/results/kill_runs.json] [--add]
 
 A tiny model is trained (12 steps, saved every 4). Each try trains it in a child process, kills the child after a random time between its
 first instruction and a little past its end, starts the same command again and compares every byte of every step folder, the logs without
@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -31,6 +30,7 @@ import torch  # noqa: E402
 from faults.harness import kill_after, visible  # noqa: E402
 from kill_table import table  # noqa: E402
 from made_stories import made_stories  # noqa: E402
+from reliability import this_device  # noqa: E402
 from tiny_runs import TINY, forked, positron, timeless  # noqa: E402
 
 from positron_mini import announce, files  # noqa: E402
@@ -149,6 +149,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that kill at the same time")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one every time)")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the outcomes")
+    parser.add_argument("--add", action="store_true", help="add to the outcomes that --out holds")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     announce.measure_speed = lambda *_, **__: 1e4  # what a person is told beforehand takes as long as the run
@@ -173,10 +174,10 @@ def main() -> int:
     print("\n".join(table(outcomes)))
     print(f"\n{len(outcomes)} kills in {took:.0f} s, seed {seed}; a save every {SAVE_EVERY} of {STEPS} steps")
     if flags.out is not None:
-        record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.system()}"}
-        record |= {"torch": torch.__version__, "seed": seed, "seconds": round(took), "steps": STEPS, "save_every": SAVE_EVERY}
-        record["outcomes"] = outcomes
-        flags.out.write_text(json.dumps(record, indent=1) + "\n")
+        before = json.loads(flags.out.read_text()) if flags.add and flags.out.is_file() else {"seeds": [], "seconds": 0, "outcomes": []}
+        record = {"date": datetime.date.today().isoformat(), "device": this_device(), "steps": STEPS, "save_every": SAVE_EVERY}
+        record |= {"seeds": [*before["seeds"], seed], "seconds": before["seconds"] + round(took)}
+        flags.out.write_text(json.dumps({**record, "outcomes": before["outcomes"] + outcomes}, indent=1) + "\n")
     return int(any(outcome["differences"] for outcome in outcomes))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults.harness import steps_again
 from tiny_runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
 
 from positron_mini import announce, files
@@ -74,7 +75,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("step", [1, 6])
 def test_T1_a_loss_that_is_not_finite_stops_with_code_3_and_evidence_and_the_last_checkpoint_goes_on(
-    bench: Path, monkeypatch: pytest.MonkeyPatch, value: float, step: int
+    bench: Path, monkeypatch: pytest.MonkeyPatch, value: float, step: int, record_property: Callable[[str, object], None]
 ) -> None:
     with monkeypatch.context() as patch:
         poison_steps(patch, step, value=value)
@@ -85,6 +86,7 @@ def test_T1_a_loss_that_is_not_finite_stops_with_code_3_and_evidence_and_the_las
     assert evidence["step"] == step and evidence["loss"] == f"{value:g}" and evidence["bad_weights"] == [] and evidence["bad_gradients"]
     assert RunFolder(CUT).steps() == ([4] if step > 4 else [])
     assert [row["step"] for row in timeless(CUT)] == list(range(1, step))
+    record_property("again", steps_again(CUT))
     assert train(CUT).code == 0
     assert_same_run(BASE, CUT)
 
@@ -196,12 +198,13 @@ def test_T3_a_run_that_began_with_a_smaller_micro_batch_goes_on_with_it_exactly(
 
 @pytest.mark.parametrize("device", TEXTS)
 def test_T3_a_later_step_that_does_not_fit_stops_with_code_5_and_the_last_step_saved(
-    bench: Path, monkeypatch: pytest.MonkeyPatch, device: str
+    bench: Path, monkeypatch: pytest.MonkeyPatch, device: str, record_property: Callable[[str, object], None]
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(GPT, "loss", memory_for(0, TEXTS[device], from_step=6))
         result = train(CUT, "--short_steps", "0")
     assert result.code == 5 and "out of memory at step 7" in result.sentence and "--micro_batch 4" in result.hint
+    record_property("again", steps_again(CUT))
     assert RunFolder(CUT).steps() == [4, 6] and lines_of(CUT / "metrics.jsonl")[-1]["step"] == 6
     other = Path("runs/other/run")
     assert train(CUT, "--short_steps", "0").code == 0 == train(other, "--short_steps", "0").code

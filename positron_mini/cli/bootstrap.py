@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 CPU_MINUTES = 10
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-STORYWORLD_SETTINGS = {"embedding_std": 0.3, "lr": 8e-3}  # its stories live by their names (docs/results/recipes.md)
+# the story world lives by its names (docs/results/recipes.md); on a CPU a small model learns to copy them in the time there is
+STORYWORLD_SETTINGS = {"embedding_std": 0.3, "lr": 8e-3, "align_rows": True}
+STORYWORLD_CPU_SETTINGS = {"config": "PicoGPT", "vocab_size": 3_072, "context_len": 512}
 CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
@@ -51,8 +53,20 @@ def choose_dataset(dataset: str) -> str:
     return "storyworld"
 
 
+def for_data_set(flags: BootstrapFlags, given: frozenset[str], device: str) -> BootstrapFlags:
+    """The flags with the data set chosen and, for the story world, its settings where none was given."""
+    if flags.dataset_path is None:
+        flags = replace(flags, dataset=choose_dataset(flags.dataset))
+    if (flags.dataset if flags.dataset_path is None else Path(flags.dataset_path).stem) != "storyworld":
+        return flags
+    chooses_shape = device == "cpu" and "config" not in given  # a preset that was asked for keeps its vocabulary and context
+    settings: dict[str, Any] = {**STORYWORLD_SETTINGS, **(STORYWORLD_CPU_SETTINGS if chooses_shape else {})}
+    decided = given | ({"vocab_size"} if "tokenizer_path" in given else frozenset())
+    return replace(flags, **{name: value for name, value in settings.items() if name not in decided})
+
+
 def fill_defaults(flags: BootstrapFlags, given: frozenset[str], device: str) -> BootstrapFlags:
-    """Preset, batch and steps where none was given: TinyGPT and 5,000 steps on a GPU, about ten minutes of MicroGPT on a CPU."""
+    """Preset, batch and steps where none was given: TinyGPT and 5,000 steps on a GPU, about ten minutes of a small model on a CPU."""
     steps = flags.max_steps if flags.steps is None else flags.steps
     if device != "cpu":
         return replace(flags, max_steps=GPU_STEPS if steps is None else steps)
@@ -97,11 +111,13 @@ def run(argv: Sequence[str]) -> int:
         flags = replace(flags, config=CPU_PRESET)
     run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
     recorded = run_folder.read()
+    if recorded is None:
+        flags = for_data_set(flags, given, choice.device)
+        run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
+        recorded = run_folder.read()
     text = find_text(flags, recorded, choice.device)
     if recorded is None:
-        flags = fill_defaults(flags, given, choice.device)
-        if text.stem == "storyworld":
-            flags = replace(flags, **{name: value for name, value in STORYWORLD_SETTINGS.items() if name not in given})
+        flags = fill_defaults(flags, given | {"config"}, choice.device)
         given |= {"max_steps"}
     elif flags.steps is not None:
         flags = replace(flags, max_steps=flags.steps)

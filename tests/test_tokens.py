@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from positron_mini.errors import DataError
-from positron_mini.tokens import HEADER_BYTES, TokenFile, document_rows, epoch_order, gather, rows_at, step_windows, window_count, write_tokens
+from positron_mini.tokens import (
+    HEADER_BYTES,
+    TokenFile,
+    document_rows,
+    epoch_order,
+    gather,
+    rows_at,
+    step_windows,
+    window_count,
+    write_tokens,
+)
 
 FINGERPRINT = "ab" * 32
 SMALL = [1, 5, 6, 2, 1, 7, 2]

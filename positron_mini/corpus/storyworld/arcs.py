@@ -53,13 +53,13 @@ def where(t: Teller) -> dict[str, str]:
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to three sentences about the scene and a game."""
     if t.coin(0.35):
-        t.tell("view", A=hero)
+        t.tell("view", A=hero, **where(t))
     if t.coin(0.2):
         t.tell("air", **where(t))
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
     elif t.coin(0.4):
-        t.tell("play", A=hero)
+        t.tell("play", A=hero, **where(t))
 
 
 def helper(t: Teller, hero: str) -> str:

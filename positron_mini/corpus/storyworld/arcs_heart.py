@@ -137,7 +137,7 @@ def set_out_here(t: Teller, hero: str) -> None:
     if t.coin():
         t.tell("air", **where(t))
     else:
-        t.tell("play", A=hero)
+        t.tell("play", A=hero, **where(t))
 
 
 def astray(t: Teller, hero: str) -> None:

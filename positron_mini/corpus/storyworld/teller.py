@@ -14,7 +14,6 @@ from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, pair_ways, say_
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, PLACES, State, apply
 
 
-
 @dataclass(slots=True)
 class Told:
     """One event as it was told: its name, its roles and its words."""

@@ -53,23 +53,37 @@ class TokenBatches:
     """Windows of a token file as rows; the targets are the same windows, one token later.
 
     In the first `short_steps` steps each window is read as two rows of half its length: the same tokens, but attention reaches less far,
-    which learns faster at first. Which tokens a step reads does not depend on it.
+    which learns faster at first. Which tokens a step reads does not depend on it. Given where the `documents` begin, rows begin with
+    documents instead (`tokens.document_rows`), the short ones too.
     """
 
     def __init__(
-        self, ids: Any, seed: int, rows: int, context_len: int, short_steps: int = 0, check: Callable[[], None] = lambda: None
+        self,
+        ids: Any,
+        seed: int,
+        rows: int,
+        context_len: int,
+        short_steps: int = 0,
+        check: Callable[[], None] = lambda: None,
+        documents: Any = None,
     ) -> None:
         self.ids, self.seed, self.rows, self.context_len, self.check = ids, seed, rows, context_len, check
         self.short_steps = short_steps if context_len % 2 == 0 else 0
         self.windows = tokens.window_count(len(ids), context_len)
+        widths = {context_len, context_len // 2} if self.short_steps else {context_len}
+        self._starts = {width: tokens.document_rows(documents, len(ids), width) for width in widths} if documents is not None else {}
 
     def batch(self, step: int) -> Batch:
         """The rows of the update after `step` finished ones, (R, T). Errors: what `check` says of the file of `ids`."""
         self.check()
-        chosen = tokens.step_windows(self.seed, step, self.rows, self.windows)
-        rows = torch.from_numpy(tokens.gather(self.ids, chosen, self.context_len))  # (R, T + 1)
         width = self.context_len // 2 if step < self.short_steps else self.context_len
-        return Batch(rows[:, :-1].reshape(-1, width), rows[:, 1:].reshape(-1, width))
+        if self._starts:
+            count, starts = self.rows * self.context_len // width, self._starts[width]
+            rows = tokens.rows_at(self.ids, starts[tokens.step_windows(self.seed, step, count, len(starts))], width)
+        else:
+            rows = tokens.gather(self.ids, tokens.step_windows(self.seed, step, self.rows, self.windows), self.context_len)
+        whole = torch.from_numpy(rows)  # (R, T + 1)
+        return Batch(whole[:, :-1].reshape(-1, width), whole[:, 1:].reshape(-1, width))
 
 
 def open_session(
@@ -146,7 +160,9 @@ def _build(
         config.grad_limit,
         config.max_skips if config.on_nan == "skip" else 0,
     )
-    source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, prepared.train.check_unchanged)
+    train = prepared.train
+    documents = train.documents()[:, 0] if config.align_rows else None
+    source = TokenBatches(train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, train.check_unchanged, documents)
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     pacer = _pacer(config)
     begun_s = 0.0 if pacer is None else time.monotonic() - began

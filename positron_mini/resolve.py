@@ -22,6 +22,7 @@ CONTROL_FLAGS = frozenset(
 IDENTITY_SETTINGS = (
     "batch_tokens",
     "short_steps",
+    "align_rows",
     "lr",
     "muon_lr",
     "warmup_steps",
@@ -169,8 +170,9 @@ def _memory_check(shape: ModelConfig, device: str) -> None:
 
 def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
     """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, value in identity.items():
-        there = recorded["identity"].get(name)
+        there = recorded["identity"].get(name, defaults.get(name))  # a run that is older than the setting had its default
         if there != value:
             if isinstance(value, dict) and isinstance(there, dict):
                 name = next(k for k in (*value, *there) if there.get(k) != value.get(k))

@@ -203,6 +203,28 @@ def test_with_a_budget_the_second_start_goes_on_with_the_run_of_the_first(worksh
     assert result.code == 0 and f"going on from step 2 of {run}" in result.err, result.err
 
 
+@pytest.mark.parametrize("words", [("--dataset", "storyworld"), ("--dataset_path", "data/storyworld.txt")])
+def test_the_story_world_has_settings_of_its_own_which_flags_override(
+    workshop: Path, words: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+    monkeypatch.setattr(sources, "STORYWORLD_STORIES", 4)
+    monkeypatch.setattr("positron_mini.cli.train.train", lambda config, _given: asked.append(config) or RunFolder(Path("runs/base")))
+    for machine, more in ((LAPTOP, ()), (LAPTOP, ("--lr", "0.004", "--vocab_size", "512")), (LAPTOP, ("--config", "MicroGPT")), (MAC, ())):
+        monkeypatch.setattr("positron_mini.device.this_machine", lambda machine=machine: machine)
+        if words[0] == "--dataset_path":
+            Path("data/storyworld.txt").write_text("Once upon a time.\n")
+        assert positron("bootstrap", *words, "--threads", "1", "--steps", "5", *more).code == 0
+    shapes = [(c.config, c.vocab_size, c.context_len, c.lr, c.embedding_std, c.align_rows) for c in asked]
+    assert shapes == [
+        ("PicoGPT", 3_072, 512, 8e-3, 0.3, True),
+        ("PicoGPT", 512, 512, 4e-3, 0.3, True),
+        ("MicroGPT", None, None, 8e-3, 0.3, True),
+        ("TinyGPT", None, None, 8e-3, 0.3, True),
+    ]
+    assert asked[0].out_dir == "runs/positron-mini-1M-v1-base" and asked[2].out_dir == "runs/positron-mini-3M-v1-base"
+
+
 def test_a_cpu_asks_the_hub_for_a_part_of_tinystories_only(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
     monkeypatch.setattr(sources, "obtain", lambda _name, *, stories, seed, say: asked.append(stories) or Path("text.txt"))

@@ -76,6 +76,18 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     assert TokenBatches(ids, 8, 4, 16).batch(4).ids.tolist() != later[4]
 
 
+def test_aligned_rows_begin_with_a_document_in_short_steps_and_in_long_ones() -> None:
+    ids = np.array([[1, 10 + i, 8, 9, 2] for i in range(40)], dtype=np.uint16).ravel()  # documents of 5
+    source = TokenBatches(ids, seed=3, rows=3, context_len=8, short_steps=2, documents=np.arange(0, 200, 5))
+    for step, shape in enumerate([(6, 4), (6, 4), (3, 8), (3, 8)]):
+        batch = source.batch(step)
+        assert batch.ids.shape == batch.targets.shape == shape
+        assert torch.equal(batch.ids[:, 1:], batch.targets[:, :-1])
+        if shape[1] > 5:
+            assert (batch.ids[:, 0] == 1).all()
+    assert source.batch(3).ids.tolist() != source.batch(2).ids.tolist()
+
+
 # --- a run from Python ------------------------------------------------------------------------------------------------------------------
 
 

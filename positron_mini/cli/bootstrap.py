@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-STORYWORLD_SETTINGS: dict[str, Any] = {"embedding_std": 0.3, "lr": 8e-3}  # its stories live by their names (docs/results/recipes.md)
+# the story world lives by its names (docs/results/recipes.md); on a CPU a small model learns to copy them in the time there is
+STORYWORLD_SETTINGS: dict[str, Any] = {"embedding_std": 0.3, "lr": 8e-3, "align_rows": True}
+STORYWORLD_CPU_SETTINGS: dict[str, Any] = {"config": "PicoGPT", "vocab_size": 3_072, "context_len": 512}
 CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
@@ -51,6 +53,19 @@ def choose_dataset(dataset: str) -> str:
     return "storyworld"
 
 
+def for_data_set(flags: BootstrapFlags, given: frozenset[str], device: str) -> tuple[BootstrapFlags, frozenset[str]]:
+    """The flags with the data set chosen and, for the story world, its settings where none was given; and what is settled now."""
+    if flags.dataset_path is None:
+        flags = replace(flags, dataset=choose_dataset(flags.dataset))
+    if (flags.dataset if flags.dataset_path is None else Path(flags.dataset_path).stem) != "storyworld":
+        return flags, given
+    chooses_shape = device == "cpu" and "config" not in given  # a preset that was asked for keeps its vocabulary and context
+    decided = given | ({"vocab_size"} if "tokenizer_path" in given else frozenset())
+    settings = {**STORYWORLD_SETTINGS, **(STORYWORLD_CPU_SETTINGS if chooses_shape else {})}
+    settings = {name: value for name, value in settings.items() if name not in decided}
+    return replace(flags, **settings), given | settings.keys()
+
+
 def fill_defaults(flags: BootstrapFlags, device: str) -> BootstrapFlags:
     """How long to train where nothing was said: TinyGPT for 5,000 steps on a GPU, the best model of ten minutes on a CPU."""
     steps = flags.max_steps if flags.steps is None else flags.steps
@@ -59,8 +74,10 @@ def fill_defaults(flags: BootstrapFlags, device: str) -> BootstrapFlags:
     return replace(flags, budget=CPU_BUDGET) if device == "cpu" else replace(flags, max_steps=GPU_STEPS)
 
 
-def small_steps(flags: Any, given: frozenset[str]) -> Any:
-    """The flags with the preset and the tokens of a step that suit a CPU, where none were given."""
+def small_steps(flags: Any, given: frozenset[str], device: str) -> Any:
+    """The flags with the preset and the tokens of a step that suit a CPU, where none were given and this is one."""
+    if device != "cpu":
+        return flags
     return replace(
         flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS
     )
@@ -86,16 +103,24 @@ def run(argv: Sequence[str]) -> int:
     machine = devices.this_machine()
     choice = devices.choose(machine, flags.device, flags.precision)
     flags = fill_defaults(flags, choice.device)
-    if flags.budget is None and choice.device == "cpu":
-        flags = small_steps(flags, given)
-    run_folder = existing_run(flags, given) if flags.budget is not None else RunFolder(Path(flags.out_dir or default_out_dir(flags)))
+
+    def find_run() -> RunFolder | None:
+        """The run that is there; without a budget also the one that would begin."""
+        if flags.budget is not None:
+            return existing_run(flags, given)
+        return RunFolder(Path(flags.out_dir or default_out_dir(small_steps(flags, given, choice.device))))
+
+    run_folder = find_run()
     recorded = None if run_folder is None else run_folder.read()
+    if recorded is None:
+        flags, given = for_data_set(flags, given, choice.device)
+        run_folder = find_run()  # the data set may have chosen another preset
+        recorded = None if run_folder is None else run_folder.read()
+    if flags.budget is None:
+        flags = small_steps(flags, given, choice.device)
     text = find_text(flags, recorded, choice.device)
-    if recorded is None and text.stem == "storyworld":
-        flags = replace(flags, **{name: value for name, value in STORYWORLD_SETTINGS.items() if name not in given})
-        given |= STORYWORLD_SETTINGS.keys()
     folder = flags.out_dir if run_folder is None else str(run_folder.path)
-    if recorded is not None and not flags.steps and "max_steps" not in given:
+    if recorded is not None and flags.steps is None and "max_steps" not in given:
         flags = replace(flags, max_steps=None, budget=flags.budget if "budget" in given else recorded["config"].get("budget"))
     show_samples(train(replace(train_flags(flags, text), out_dir=folder), given | {"dataset_path"}))
     return 0

@@ -79,8 +79,7 @@ def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     from positron_mini.trainer import StopFlag
 
     choice = devices.choose(devices.this_machine(), flags.device, flags.precision)
-    if choice.device == "cpu":
-        flags = small_steps(flags, given)
+    flags = small_steps(flags, given, choice.device)
     run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
     recorded = run_folder.read()
     text = find_text(flags, recorded, choice.device)

@@ -45,6 +45,8 @@ class TrainConfig:
     """tokens the model sees at once (default: the preset's)"""
     short_steps: int | None = None
     """first steps, in which rows are half a context long, which learns faster (default 60 % of --max_steps, at most 2,000)"""
+    align_rows: bool = False
+    """begin every row with a document, so that the names a story gives early are in sight; beginnings are then read more often"""
     lr: float | None = None
     """peak learning rate, AdamW scale (default: by --batch_tokens)"""
     muon_lr: float | None = None

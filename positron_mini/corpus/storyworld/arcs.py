@@ -45,16 +45,21 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
     look_around(t, hero, noun)
 
 
+def where(t: Teller) -> dict[str, str]:
+    """The place where the story's outing went as the role `P`, nothing before there was one."""
+    return {"P": t.state.facts["trip"]} if "trip" in t.state.facts else {}
+
+
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to three sentences about the scene and a game."""
     if t.coin(0.35):
-        t.tell("view", A=hero)
+        t.tell("view", A=hero, **where(t))
     if t.coin(0.2):
-        t.tell("air")
+        t.tell("air", **where(t))
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
     elif t.coin(0.4):
-        t.tell("play", A=hero)
+        t.tell("play", A=hero, **where(t))
 
 
 def helper(t: Teller, hero: str) -> str:
@@ -102,7 +107,7 @@ def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
     if t.state.pair and all(t.state.here(name) for name in t.state.pair) and t.coin(0.3):
         t.tell("end_pair")
     else:
-        t.tell("end", A=hero)
+        t.tell("end", A=hero, **where(t))
 
 
 def homeward(t: Teller, hero: str, noun: str) -> None:
@@ -111,7 +116,7 @@ def homeward(t: Teller, hero: str, noun: str) -> None:
         roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
         t.tell("go_home", A=hero, **roles)
     if t.coin(0.3):
-        t.tell("supper", A=hero)
+        t.tell("supper", A=hero, **where(t))
     if t.coin(0.3):
         t.tell("bed", A=hero)
 

@@ -15,6 +15,7 @@ from positron_mini.corpus.storyworld.arcs import (
     thanks,
     together,
     treasure,
+    where,
     wish,
 )
 from positron_mini.corpus.storyworld.cast import elder, someone, spot, thing
@@ -134,9 +135,9 @@ def gift(t: Teller, hero: str) -> None:
 def set_out_here(t: Teller, hero: str) -> None:
     """A glance at the weather and a game, without leaving."""
     if t.coin():
-        t.tell("air")
+        t.tell("air", **where(t))
     else:
-        t.tell("play", A=hero)
+        t.tell("play", A=hero, **where(t))
 
 
 def astray(t: Teller, hero: str) -> None:

@@ -35,7 +35,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PATIENCE_MS = 60_000
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"]
+PATIENCE_MS = 30_000
 TEXT = "Once there was a cat."
 
 
@@ -43,10 +44,10 @@ TEXT = "Once there was a cat."
 
 
 def missing(what: str) -> None:
-    """Skip, saying what is missing; fail where it must not be missing."""
-    if os.environ.get("CI"):
+    """Skip, saying what is missing; fail where nothing may be missing."""
+    if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is missing; .ci/run installs it")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed, so nobody looks at the page (apt-get install -y chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import expect, sync_playwright
     except ImportError:
         missing("playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         missing("Chromium")
     expect.set_options(timeout=PATIENCE_MS)
@@ -100,7 +101,6 @@ class Visit:
         self.page.set_default_timeout(PATIENCE_MS)
         self.noise: list[str] = []
         self.asked: list[str] = []
-        self.weights: dict[str, int] = {}
         self.page.on("console", lambda message: self.noise.append(message.text) if message.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.noise.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.noise.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -180,19 +180,24 @@ def test_every_panel_has_one_sentence_and_names_the_function_that_computes_it(vi
 
 
 def test_the_page_weighs_less_than_300_kB_and_paints_within_a_second(visit: Visit) -> None:
-    bodies: dict[str, int] = {}
-    visit.page.on("requestfinished", lambda request: bodies.setdefault(request.url.split("#")[0], len(request.response().body())))
+    page = visit.open("training")  # which also loads the charts
+    page.locator(".uplot").first.wait_for()
+    sizes = dict(
+        page.evaluate(
+            "() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+            ".map((entry) => [entry.name.split('#')[0], entry.decodedBodySize])"
+        )
+    )
     paints = []
     for panel in PANELS:
         page = visit.open(panel)
         page.reload()
         page.locator(f"[data-panel={panel}]").wait_for()
         paints.append(page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    visit.open("training").locator(".uplot").first.wait_for()
-    page_files = {url: size for url, size in bodies.items() if url == f"{visit.server.url}/" or "/static/" in url or "/vendor/" in url}
-    assert any("uPlot" in url for url in page_files) and len(page_files) > 15
+    page_files = {url: size for url, size in sizes.items() if url == f"{visit.server.url}/" or "/static/" in url or "/vendor/" in url}
+    assert any("uPlot" in url for url in page_files) and len(page_files) > 15 and all(page_files.values())
     assert sum(page_files.values()) < 300_000
-    assert min(paints) < 1_000, paints
+    assert min(paints) < 1_000, paints  # the least of them: a busy machine is no fault of the page
 
 
 def test_the_browser_enforces_the_strict_policy(visit: Visit) -> None:
@@ -228,7 +233,7 @@ def test_the_libraries_are_the_files_of_their_releases() -> None:
 
 UNNAMED = """() => [...document.querySelectorAll("button, a, input, select, textarea, canvas")].filter((element) => {
     const label = element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.[0]?.textContent.trim();
-    return !label && element.getAttribute("aria-hidden") !== "true";
+    return !label && !element.closest("[aria-hidden=true], [role=img][aria-label]");
 }).map((element) => element.outerHTML.slice(0, 120))"""
 
 FAINT = """() => {
@@ -564,7 +569,7 @@ def test_tokens_are_shown_as_text_numbers_and_bytes(visit: Visit, tiny_tokenizer
     ids = tiny_tokenizer.encode(text)
     page = visit.open("tokens")
     page.get_by_label("Text", exact=True).fill(text)
-    tokens = page.get_by_role("group", name="Tokens").get_by_role("button")
+    tokens = page.get_by_role("group", name="Tokens", exact=True).get_by_role("button")
     expect(tokens).to_have_count(len(ids))
     page.get_by_role("button", name="Numbers").click()
     assert tokens.all_inner_texts() == [str(index) for index in ids]

@@ -40,7 +40,10 @@ function App() {
   }, []);
   useEffect(() => {
     document.title = `${panel.about.name} · Positron Mini lab`;
-    document.querySelector("nav [aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
+    // by hand, for scrollIntoView would also move the place from which the Tab key goes on
+    const link = document.querySelector("nav [aria-current]").getBoundingClientRect();
+    const list = document.querySelector("nav");
+    list.scrollLeft += link.left + link.width / 2 - list.clientWidth / 2;
   }, [panel]);
 
   const checkpoint = models?.find((one) => one.id === chosen) ?? models?.[0] ?? null;

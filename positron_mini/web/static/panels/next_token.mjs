@@ -74,13 +74,23 @@ export function View({ lab }) {
   };
 
   useEffect(() => {
-    if (pending === 0 || !bars) return;
-    setPending(ended ? 0 : pending - 1);
-    if (ended) return;
+    if (ended) setPending(0);
+    if (pending === 0 || !bars || ended) return undefined;
+    let current = true;
     const id = draw(bars.drawn, Math.random());
-    const token = data.candidates.find((one) => one.id === id);
-    if (token) choose(id, token);
-    else call("/lab/api/pieces", { model: model.id, ids: [id] }).then((answer) => choose(id, answer.tokens[0]), () => setPending(0));
+    const known = data.candidates.find((one) => one.id === id);
+    const named = known ? Promise.resolve(known) : call("/lab/api/pieces", { model: model.id, ids: [id] }).then((answer) => answer.tokens[0]);
+    named.then(
+      (token) => {
+        if (!current) return;
+        setPending(pending - 1);
+        choose(id, token);
+      },
+      () => current && setPending(0),
+    );
+    return () => {
+      current = false;
+    };
   }, [bars, pending]);
 
   const go = (key) => {

@@ -20,6 +20,7 @@ from tiny_server import TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import files, generate, lens
 from positron_mini.chat import Speaker
+from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.runs import RunFolder, list_runs
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
@@ -322,7 +323,13 @@ def test_a_server_with_a_key_asks_for_it(browser: Any, speaker: Speaker) -> None
         visit.page.get_by_role("button", name="Open").click()
         visit.page.locator("[data-panel=chat]").wait_for()
         visit.context.close()
-    assert all("401" in noise for noise in visit.noise)  # the browser reports the refused request
+        assert all("401" in noise for noise in visit.noise)  # the browser reports the refused request
+        given = Visit(browser, server)
+        given.page.goto(f"{server.url}/#api_key=secret")  # as `positron lab` opens it
+        given.page.locator("[data-panel=chat]").wait_for()
+        assert "secret" not in given.page.evaluate("() => location.href + history.length + JSON.stringify(localStorage)")
+        given.context.close()
+    assert given.noise == []
 
 
 def test_without_a_model_the_page_says_how_to_get_one(browser: Any) -> None:
@@ -486,7 +493,7 @@ def expected_bars(speaker: Speaker, text: str, then: list[int], settings: Sample
 
 def test_bars_follow_the_sliders_at_once_and_are_what_the_sampler_draws_from(visit: Visit, speaker: Speaker) -> None:
     page = visit.open("next-token")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     page.locator(".bar").first.wait_for()
     settings = SampleConfig(temperature=0.7)
     expect(page.locator(".bar .bar-value").first).to_have_text(expected_bars(speaker, TEXT, [], settings)[0][1])
@@ -527,7 +534,7 @@ def test_the_sampler_in_the_browser_equals_ours(visit: Visit, speaker: Speaker) 
 
 def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker) -> None:
     page = visit.open("next-token")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     story = page.get_by_label("The story so far")
     expect(story).to_have_text(TEXT)
     logits = masked_logits(speaker, TEXT, [])
@@ -548,16 +555,29 @@ def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker)
     expect(page.locator(".twig").first).to_have_attribute("aria-current", "step")
 
 
+def test_a_chat_model_can_read_the_beginning_as_a_question(visit: Visit, speaker: Speaker) -> None:
+    page = visit.open("next-token")
+    page.get_by_label("Beginning", exact=True).fill("Who are you?")
+    page.get_by_role("button", name="as a question").click()
+    ids = encode_chat(speaker.tokenizer, [Message("user", "Who are you?")], add_generation_prompt=True).ids
+    best = lens.token_views(speaker.tokenizer, [int(lens.next_token_distribution(speaker.model, ids).argmax())])[0]
+    expect(page.locator(".bar-name").first).to_have_text(shown(best))
+    assert best.text == "I"
+    slide(page, "Temperature", 0)
+    page.get_by_role("button", name="Draw ten").click()
+    expect(page.get_by_label("The story so far")).to_contain_text(LEARNED["Who are you?"])
+
+
 def test_tokens_are_drawn_one_after_the_other(visit: Visit) -> None:
     page = visit.open("next-token")
     chosen(page, "base")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     slide(page, "Temperature", 2)
     page.locator(".bar").first.wait_for()
     page.get_by_role("button", name="Draw ten").click()
     twigs = page.locator(".twig")
     wait_for(lambda: twigs.count() == 10 or page.get_by_text("The story ends here").is_visible())
-    page.get_by_label("Beginning").fill("Another")
+    page.get_by_label("Beginning", exact=True).fill("Another")
     expect(twigs).to_have_count(0)
 
 

@@ -20,6 +20,14 @@ const GROUPS = [
 const PANELS = GROUPS.flatMap(([, panels]) => panels);
 const opened = () => PANELS.find((panel) => panel.about.id === location.hash.slice(1)) ?? chat;
 
+/** `positron lab --api_key K` opens the page with the key after the #, which no server sees; it is taken out of the address at once. */
+function takeKey() {
+  const given = location.hash.match(/^#api_key=(.+)$/);
+  if (!given) return;
+  setKey(decodeURIComponent(given[1]));
+  history.replaceState(null, "", location.pathname);
+}
+
 function App() {
   const [panel, setPanel] = useState(opened);
   const [models, setModels] = useState(null);
@@ -111,4 +119,5 @@ function KeyForm({ retry }) {
   </form>`;
 }
 
+takeKey();
 render(html`<${App} />`, document.getElementById("app"));

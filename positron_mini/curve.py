@@ -12,8 +12,8 @@ from typing import Any
 
 from positron_mini import files
 
-# curves that ship with the package: NAME.jsonl, lines as in a run's metrics.jsonl
-REFERENCE_FOLDER = Path(__file__).parent / "reference_curves"
+# curves that ship with the package: CORPUS-PRESET.json, {"run": where it is from, "rows": lines as in a run's metrics.jsonl}
+REFERENCE_FOLDER = Path(__file__).parent / "reference"
 FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
 SPIKE_NATS = 0.5
 MEMORISING = 0.15  # validation above training, as a share of the latter
@@ -42,12 +42,13 @@ def curve_checks(rows: Rows, vocab_size: int, *, is_pretraining: bool, reference
 
 def reference_names() -> list[str]:
     """The names of the curves that ship with the package."""
-    return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.jsonl"))
+    return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.json"))
 
 
 def read_reference(name: str) -> Rows:
-    """The rows of a shipped curve; `name` is one of `reference_names()`."""
-    return files.read_lines(REFERENCE_FOLDER / f"{name}.jsonl")
+    """The rows {"tokens", "loss", "val_bpb"?} of a shipped curve; `name` is one of `reference_names()`."""
+    rows: Rows = files.read_json(REFERENCE_FOLDER / f"{name}.json")["rows"]
+    return rows
 
 
 def reference_for(config: str, dataset_path: str | None) -> Rows | None:
@@ -132,10 +133,11 @@ def _follows(rows: Rows, reference: Rows) -> Check:
     """Whether the newest losses lie where the reference had them after as many tokens."""
     if not rows or not reference:
         return Check("reference", None, "There is nothing to hold against each other yet.")
-    tokens = int(rows[-1]["tokens"])
+    newest = rows[-5:]
+    tokens = round(fmean(int(row["tokens"]) for row in newest))
     if tokens < int(reference[0]["tokens"]) or tokens > int(reference[-1]["tokens"]):
         return Check("reference", None, f"The reference has no point at {tokens:,} tokens.")
-    expected, loss = _loss_at(reference, tokens), fmean(float(row["loss"]) for row in rows[-5:])
+    expected, loss = _loss_at(reference, tokens), fmean(float(row["loss"]) for row in newest)
     gap = loss / expected - 1
     return Check(
         "reference", gap <= REFERENCE, f"After {tokens:,} tokens the loss is {loss:.2f}; the reference had {expected:.2f} ({gap:+.0%})."
@@ -143,12 +145,15 @@ def _follows(rows: Rows, reference: Rows) -> Check:
 
 
 def _loss_at(reference: Rows, tokens: int) -> float:
-    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of five."""
-    at = max(1, bisect_left([int(row["tokens"]) for row in reference], tokens))
-    right = min(at, len(reference) - 1)
-    means = [fmean(float(row["loss"]) for row in reference[max(0, i - 4) : i + 1]) for i in (right - 1, right)] if right > 0 else []
-    if not means:
+    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of up to two on either side."""
+
+    def smooth(i: int) -> float:
+        reach = min(2, i, len(reference) - 1 - i)
+        return fmean(float(row["loss"]) for row in reference[i - reach : i + reach + 1])
+
+    right = min(max(1, bisect_left([int(row["tokens"]) for row in reference], tokens)), len(reference) - 1)
+    if right == 0:
         return float(reference[0]["loss"])
     low, high = (int(reference[i]["tokens"]) for i in (right - 1, right))
     share = (tokens - low) / max(1, high - low)
-    return means[0] + share * (means[1] - means[0])
+    return smooth(right - 1) + share * (smooth(right) - smooth(right - 1))

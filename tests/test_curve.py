@@ -34,7 +34,7 @@ def test_the_shipped_curves_are_small_fall_and_are_found_by_preset_and_corpus() 
     for name in reference_names():
         rows, (corpus, _, preset) = read_reference(name), name.partition("-")
         bits = [row["val_bpb"] for row in rows if "val_bpb" in row]
-        assert len(bits) >= 5 and bits[-1] < bits[0] and (curve.REFERENCE_FOLDER / f"{name}.jsonl").stat().st_size < 100_000
+        assert len(bits) >= 5 and bits[-1] < bits[0] and (curve.REFERENCE_FOLDER / f"{name}.json").stat().st_size < 100_000
         assert [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows)
         assert reference_for(preset.lower(), f"somewhere/{corpus}-train.txt") == rows
     assert reference_for("PicoGPT", "my-book.txt") is None
@@ -44,7 +44,7 @@ def test_training_says_once_that_its_curve_is_far_off(workshop: Path, tmp_path: 
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     low = [{**row, **({"val_bpb": 0.5} if "val_bpb" in row else {})} for row in ROWS]
-    (shelf / "text-PicoGPT.jsonl").write_text("".join(json.dumps(row) + "\n" for row in low))
+    (shelf / "text-PicoGPT.json").write_text(json.dumps({"rows": low}))
     monkeypatch.setattr(curve, "REFERENCE_FOLDER", shelf)
     result = positron("train", *FLAGS, "--threads", "1", "--eval_every", "5", "--max_steps", "20", "--out_dir", "runs/off")
     assert result.code == 0 and result.err.count("Likely causes") == 1 and "a run of ours had 0.500" in result.err

@@ -389,18 +389,24 @@ def test_what_cannot_be_told_yet_stays_open() -> None:
 
 
 def test_a_reference_between_two_reports_lies_on_their_line() -> None:
-    reference = [{"tokens": 100 * i, "loss": 10.0 - i} for i in range(1, 6)]
-    assert curve._loss_at(reference, 450) == pytest.approx(((9 + 8 + 7 + 6) / 4 + (9 + 8 + 7 + 6 + 5) / 5) / 2)
+    reference = [{"tokens": 100 * i, "loss": 10.0 - i} for i in range(1, 9)]
+    assert [curve._loss_at(reference, tokens) for tokens in (100, 250, 450, 800)] == pytest.approx([9.0, 7.5, 5.5, 2.0])
+    spiky = [{**row, "loss": row["loss"] + (row["tokens"] == 400)} for row in reference]
+    assert curve._loss_at(spiky, 400) == pytest.approx(6.0 + 1 / 5)
     assert curve._loss_at(reference[:1], 100) == 9.0
 
 
+@pytest.mark.parametrize("form", ["columns", "rows"])
 def test_shipped_curves_are_offered_and_held_against_a_run(
-    client: httpx.Client, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     plain = client.get("/lab/api/runs/base/checks").json()
     assert {check["name"] for check in plain["checks"]} == {"start", "falls", "spikes", "memorising", "pace"}
     monkeypatch.setattr(curve, "REFERENCE_FOLDER", tmp_path)
-    shutil.copy(runs / "base" / "metrics.jsonl", tmp_path / "same.jsonl")
+    rows = files.read_lines(runs / "base" / "metrics.jsonl")
+    columns = {name: [row[name] for row in rows] for name in ("tokens", "loss")}
+    files.write_json(tmp_path / "same.json", columns if form == "columns" else {"rows": rows})
+    files.write_json(tmp_path / "law.json", {"parameters": 3})  # what is no curve is not offered as one
     held = client.get("/lab/api/runs/base/checks?reference=same").json()
     assert held["references"] == ["same"] and held["checks"][-1]["name"] == "reference" and held["checks"][-1]["ok"] is True
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()

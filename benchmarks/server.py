@@ -316,7 +316,10 @@ def main() -> None:
     if flags.out is not None and flags.out.exists():
         found = {**json.loads(flags.out.read_text()), **found}
     print("| what | measured | promised |\n|---|---|---|")
-    for name, table in (("first", first_rows), ("crowd", crowd_rows), ("score", score_rows), ("refusals", refusal_rows), ("page", page_rows), ("soak", soak_rows)):
+    tables = {
+        "first": first_rows, "crowd": crowd_rows, "score": score_rows, "refusals": refusal_rows, "page": page_rows, "soak": soak_rows
+    }  # fmt: skip
+    for name, table in tables.items():
         for row in table(found[name]) if found.get(name) else ():
             print("| " + " | ".join(row) + " |")
     if flags.out is not None:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tiny_runs import Result, lines_of, listing, positron, trained
 
-from positron_mini import budget, prepare
+from positron_mini import budget
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
 from positron_mini.corpus import sources
 from positron_mini.device import Machine
+from positron_mini.prepare import pipeline
 from positron_mini.runs import RunFolder
 
 _FLAGS = (
@@ -66,8 +67,8 @@ def test_it_ends_with_samples_and_what_to_type_next(workshop: Path) -> None:
 def test_a_second_start_of_a_finished_run_says_so_and_trains_nothing(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start("--steps", "6")
     before = listing(RUN.path)
-    for name in ("_scan", "_encode", "_train"):
-        monkeypatch.setattr(prepare, name, fail)
+    for name in ("_encode", "_train"):
+        monkeypatch.setattr(pipeline, name, fail)
     for words, dataset in ((("--steps", "6"), "text.txt"), ((), None)):
         result = start(*words, dataset=dataset)
         assert result.code == 0 and "this run is finished: 6 of 6 steps are done" in result.err and "[step 6, " in result.out
@@ -79,8 +80,8 @@ def test_a_second_start_goes_on_where_the_first_stopped_without_preparing_again(
     whole = trained(RUN.path, 9)
     os.rename("runs/mine", "runs/whole")
     assert start("--steps", "9", "--until_step", "3").code == 0 and RUN.steps() == [0, 3]
-    for name in ("_scan", "_encode", "_train"):
-        monkeypatch.setattr(prepare, name, fail)
+    for name in ("_encode", "_train"):
+        monkeypatch.setattr(pipeline, name, fail)
     monkeypatch.setattr(bootstrap, "choose_dataset", fail)
     monkeypatch.setattr(budget, "measured_speed", fail)
     began = time.perf_counter()

@@ -236,4 +236,5 @@ def test_an_absurd_sampling_setting_is_refused_by_the_name_of_its_flag(name: str
 
 def test_the_ends_of_every_range_are_allowed() -> None:
     SampleConfig(max_tokens=1, temperature=0.0, top_k=0, top_p=0.0, min_p=0.0, repetition_penalty=0.01, seed=0)
-    SampleConfig(temperature=100.0, top_p=1.0, min_p=1.0, repetition_penalty=100.0, seed=10**12, presence_penalty=-2.0, frequency_penalty=2.0)
+    at_the_edges = {"presence_penalty": -2.0, "frequency_penalty": 2.0}
+    SampleConfig(temperature=100.0, top_p=1.0, min_p=1.0, repetition_penalty=100.0, seed=10**12, **at_the_edges)

@@ -108,7 +108,8 @@ def test_penalties_count_what_was_written_and_not_the_prompt(tiny_tokenizer: Tok
             row[index] = -math.inf
         scores = [value - (presence if i in written else 0) - frequency * written.count(i) for i, value in enumerate(row)]
         written.append(scores.index(max(scores)))
-    assert written == found.token_ids != generate(model, tiny_tokenizer, ids, replace(config, presence_penalty=0, frequency_penalty=0))[0].token_ids
+    plain = replace(config, presence_penalty=0, frequency_penalty=0)
+    assert written == found.token_ids != generate(model, tiny_tokenizer, ids, plain)[0].token_ids
 
 
 def test_settings_apply_in_the_stated_order() -> None:

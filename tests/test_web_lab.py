@@ -396,17 +396,15 @@ def test_a_reference_between_two_reports_lies_on_their_line() -> None:
     assert curve._loss_at(reference[:1], 100) == 9.0
 
 
-@pytest.mark.parametrize("form", ["columns", "rows"])
 def test_shipped_curves_are_offered_and_held_against_a_run(
-    client: httpx.Client, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    client: httpx.Client, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(curve, "REFERENCE_FOLDER", tmp_path / "none")
     plain = client.get("/lab/api/runs/base/checks").json()
     assert {check["name"] for check in plain["checks"]} == {"start", "falls", "spikes", "memorising", "pace"}
     monkeypatch.setattr(curve, "REFERENCE_FOLDER", tmp_path)
     rows = files.read_lines(runs / "base" / "metrics.jsonl")
-    columns = {name: [row[name] for row in rows] for name in ("tokens", "loss")}
-    files.write_json(tmp_path / "same.json", columns if form == "columns" else {"rows": rows})
-    files.write_json(tmp_path / "law.json", {"parameters": 3})  # what is no curve is not offered as one
+    files.write_json(tmp_path / "same.json", {"rows": rows})
     held = client.get("/lab/api/runs/base/checks?reference=same").json()
     assert held["references"] == ["same"] and held["checks"][-1]["name"] == "reference" and held["checks"][-1]["ok"] is True
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()

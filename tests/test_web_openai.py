@@ -415,7 +415,8 @@ def fuzz(document: tuple[Any, str], method: str, path: str, mode: Any, examples:
     return seen
 
 
-MODES = pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE], ids=["valid", "invalid"])
+BOTH = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+MODES = pytest.mark.parametrize("mode", BOTH, ids=["valid", "invalid"])
 
 
 @MODES

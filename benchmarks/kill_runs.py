@@ -27,11 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from faults.harness import kill_after, visible  # noqa: E402
+from faults.harness import differences, kill_after  # noqa: E402
 from kill_table import table  # noqa: E402
 from made_stories import made_stories  # noqa: E402
 from reliability import this_device  # noqa: E402
-from tiny_runs import TINY, forked, positron, timeless  # noqa: E402
+from tiny_runs import TINY, forked, positron  # noqa: E402
 
 from positron_mini import announce, files  # noqa: E402
 from positron_mini.checkpoint import open_checkpoint  # noqa: E402
@@ -83,14 +83,6 @@ def where_it_died(run: Path) -> tuple[str, int]:
     if any(run.glob(".tmp-*")):
         return "while another file was being written", lost
     return ("after the last step", 0) if done >= STEPS else ("between two saves", lost)
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """What is not equal in two runs, apart from times."""
-    logs = {"metrics.jsonl", "run.json"}
-    first, second = ({k: v for k, v in visible(each).items() if k not in logs} for each in (one, other))
-    found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
-    return found + (["metrics.jsonl"] if timeless(one) != timeless(other) else [])
 
 
 def one_try(kind: str, seconds: float, draw: random.Random) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tiny_runs import timeless
+
 from positron_mini import files
 from positron_mini.runs import RunFolder
 
@@ -44,6 +46,15 @@ def steps_again(run: Path) -> int:
     newest = RunFolder(run).newest(training=True, say=lambda _: None)
     done = max((row["step"] for row in files.read_lines(run / "metrics.jsonl")), default=0)
     return done - ((newest.step or 0) if newest is not None else 0)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not equal in two runs, apart from times: files, links, log lines. Leftovers count where a run has ended."""
+    logs = {"metrics.jsonl", "run.json"}
+    first, second = ({k: v for k, v in visible(each).items() if k not in logs} for each in (one, other))
+    found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
+    found += [entry.name for entry in other.iterdir() if entry.name.startswith(".tmp-")]
+    return found + (["metrics.jsonl"] if timeless(one) != timeless(other) else [])
 
 
 @contextmanager

@@ -28,12 +28,12 @@ from positron_mini.config import (
 )
 from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
-from positron_mini.evaluate.skills import SkillTest, affordable_test, token_budget
+from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.pace import Pacer
-from positron_mini.plan import Request
+from positron_mini.plan import Request, recorded_schedule
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run, wanted_vocab
@@ -169,7 +169,8 @@ def _build(
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s)
     restore(trainer, newest, plan)
     tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
-    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len, plan.schedule.horizon), tracker)
+    planned = planned_horizon(config, recorded, plan.schedule.horizon)
+    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len, planned), tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
     if pacer is not None:
@@ -191,6 +192,14 @@ def _steps_asked(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] |
     if config.max_steps is not None or config.budget is None or recorded is None:
         return config.max_steps
     return budget.longer_horizon(run, recorded, parse_duration(config.budget, "budget"))
+
+
+def planned_horizon(config: TrainConfig, recorded: dict[str, Any] | None, horizon: int | None) -> int | None:
+    """The horizon that the pairs of the milestones are chosen by: a run with a budget moves its own on the way, and keeps to its first."""
+    if config.budget is None or recorded is None:
+        return horizon
+    first: int | None = next((event["horizon"] for event in recorded["events"] if event["kind"] == "schedule"), horizon)
+    return first
 
 
 def _recording(
@@ -216,7 +225,9 @@ def _recording(
 
     def score_skills(model: GPT, step: int) -> None:
         began = time.monotonic()
-        test = skills()
+        tests, record = skills(), run.read()
+        is_end = record is not None and recorded_schedule(record["events"]).horizon == step
+        test = tests.end if is_end else tests.milestone
         if test is None:
             return
         for result in test.score(model, device=config.device, precision=config.precision):
@@ -238,15 +249,15 @@ def _recording(
 
 
 @lru_cache(maxsize=1)  # made at the first milestone, kept for the others
-def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> SkillTest | None:
-    """The pairs that every milestone of a run is scored on: as many as fit the time, None when that is next to nothing.
+def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> RunTests:
+    """The pairs that a run is scored on at every milestone, and at its end: as many as fit the time.
 
     The time is counted in tokens, not by the clock, so that going on means scoring the same pairs. A run without a horizon is planned to
     its last named milestone, or to step 1,000.
     """
     last = max({1_000} | (milestones or set())) if horizon is None else horizon
     scorings = sum(is_milestone(step, milestones) or step == horizon for step in range(last + 1))
-    return affordable_test(tokenizer, token_budget(last * step_tokens, scorings))
+    return run_tests(skill_test(tokenizer), last * step_tokens, scorings)
 
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:

@@ -320,6 +320,23 @@ def test_the_commands_of_a_report_make_the_same_bytes_again(workshop: Path, call
     again(Path("runs/mine"))
 
 
+def test_a_run_with_a_budget_shows_its_own_command_and_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    schedule = {"kind": "schedule", "warmup_steps": 20, "cooldown_steps": 100}
+    moved = {"step": 350, "horizon": 400, "bend_step": 350, "bend_multiplier": 0.4}
+    folder = grown_run(
+        tmp_path / "r",
+        events=[{**schedule, "step": 0, "horizon": 420}, {**schedule, **moved}],
+        config={"budget": "15m", "out_dir": "runs/r", "short_steps": 9},
+        command="positron --budget 15m --out_dir runs/r",
+    )
+    record = read_run(folder)
+    lines = reproduction(record, {})
+    assert lines[-2:] == ["positron train --budget 15m --out_dir runs/r", "positron report --run runs/r"]
+    assert "it moved the horizon 1 times" in lines[-3] and "--max_steps" not in "".join(lines)
+    assert record.schedule.bend_step == 350 and "--budget 30m" in evolution(folder).advice.next_command
+    assert "--replay 20" in page(evolution(folder)) and "give the same bytes" not in page(evolution(folder))
+
+
 def test_a_report_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     config = {"dataset_path": "/home/me/secret/stories.txt", "out_dir": "/home/me/runs/mine", "tokenizer_path": "/home/me/spm.model"}
     run = write_run(tmp_path / "mine", config=config, metrics=[metric(1, 3.0, 2.0)])
@@ -491,7 +508,7 @@ def test_no_word_is_said_without_a_skill_that_supports_it(tmp_path: Path) -> Non
         assert "emerging" not in text and ">firm<" not in text and found.claims == ()
 
 
-def test_what_twice_the_tokens_would_give_is_said_only_where_the_constant_rate_was_measured_lately(tmp_path: Path) -> None:
+def test_what_twice_the_tokens_would_give_is_said_only_while_the_rate_is_constant(tmp_path: Path) -> None:
     assert "would lead to about" in page(evolution(grown_run(tmp_path / "open")))
     falling = {"kind": "schedule", "step": 0, "warmup_steps": 20, "cooldown_steps": 250, "horizon": 400}
     found = evolution(grown_run(tmp_path / "done", events=[falling]))

@@ -24,12 +24,13 @@ from tiny_models import shape
 from tiny_runs import forked, lines_of, needs_fork, positron, tiny_train, trained
 
 from positron_mini import pretrain
+from positron_mini.config import TrainConfig
 from positron_mini.corpus import storyworld
 from positron_mini.corpus.storyworld.checker import Replay
 from positron_mini.evaluate import skills
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, Pair, skill_pairs, skill_units
 from positron_mini.evaluate.pairs.making import collect, cross, swap
-from positron_mini.evaluate.skills import SkillResult, SkillTest, affordable_test, judge, result_of, skill_test, skills_suite, token_budget
+from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_of, run_tests, skill_test, skills_suite
 from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
 from positron_mini.runs import RunFolder
@@ -288,25 +289,33 @@ def test_a_model_that_is_always_right_gets_everything(monkeypatch: pytest.Monkey
 # --- milestones -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_affordable_test_is_the_largest_that_fits_and_the_beginning_of_the_whole(tiny_tokenizer: Tokenizer) -> None:
+def test_what_fits_is_the_longest_beginning_of_the_whole(tiny_tokenizer: Tokenizer) -> None:
     full = skill_test(tiny_tokenizer, threads=1)
-    assert affordable_test(tiny_tokenizer, full.tokens, threads=1) == full
-    part = affordable_test(tiny_tokenizer, full.tokens / 3, threads=1)
+    assert full.within(full.tokens) == full
+    part = full.within(full.tokens / 3)
     assert part is not None and part.pairs % 2 == 0 and part == full.beginning(part.pairs)
     assert part.tokens <= full.tokens / 3 < full.beginning(part.pairs + 2).tokens
     smallest = full.beginning(2)
-    assert affordable_test(tiny_tokenizer, smallest.tokens, threads=1) == smallest
-    assert affordable_test(tiny_tokenizer, smallest.tokens - 1, threads=1) is None
+    assert full.within(smallest.tokens) == smallest
+    assert full.within(smallest.tokens - 1) is None
 
 
-def test_all_scorings_of_a_run_together_cost_a_twentieth_of_its_training() -> None:
-    each = token_budget(1_000_000, 4)
-    assert 4 * each * skills.FORWARD_COST == pytest.approx(0.05 * 1_000_000)
+@pytest.mark.parametrize(("part", "scorings"), [(0.01, 4), (0.5, 4), (4.0, 12), (4.0, 1), (1_000.0, 20)])
+def test_all_scorings_of_a_run_together_cost_a_twentieth_of_its_training(tiny_tokenizer: Tokenizer, part: float, scorings: int) -> None:
+    full = skill_test(tiny_tokenizer, threads=1)
+    run_tokens = int(part * full.tokens / skills.SHARE)
+    tests = run_tests(full, run_tokens, scorings)
+    sizes = [0 if test is None else test.tokens for test in (tests.milestone, tests.end)]
+    spent = ((scorings - 1) * sizes[0] + sizes[1]) * skills.FORWARD_COST / run_tokens
+    unit = full.beginning(2).tokens * 2 * scorings * skills.FORWARD_COST / run_tokens  # what does not fit is less than a unit each
+    assert spent <= 0.05 and (spent > 0.05 - unit or full in (tests.milestone, tests.end))
+    assert sizes[1] >= sizes[0]  # the end is measured best
 
 
 def test_a_run_is_scored_on_as_many_pairs_as_its_milestones_leave_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-    monkeypatch.setattr(pretrain, "affordable_test", lambda _tokenizer, most: asked.append(most))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(pretrain, "skill_test", lambda _: None)
+    monkeypatch.setattr(pretrain, "run_tests", lambda _full, tokens, scorings: asked.append((tokens, scorings)))
     tokenizer: Any = object()
     for milestones, horizon, last, scorings in (
         (None, 200, 200, 3),  # 0, 100, 200
@@ -317,8 +326,14 @@ def test_a_run_is_scored_on_as_many_pairs_as_its_milestones_leave_time_for(monke
     ):
         pretrain.milestone_skills.cache_clear()
         pretrain.milestone_skills(tokenizer, milestones, 512, horizon)
-        assert asked.pop() == pytest.approx(token_budget(last * 512, scorings))
+        assert asked.pop() == (last * 512, scorings)
     pretrain.milestone_skills.cache_clear()
+
+
+def test_a_run_with_a_budget_is_scored_on_the_same_pairs_however_its_horizon_moves() -> None:
+    recorded = {"events": [{"kind": "schedule", "horizon": 1_000}, {"kind": "note"}, {"kind": "schedule", "horizon": 900}]}
+    for budget, known, planned in ((None, recorded, 900), ("10m", recorded, 1_000), ("10m", None, 900)):
+        assert pretrain.planned_horizon(TrainConfig(budget=budget), known, 900) == planned
 
 
 SCORED = {0, 20, 30}  # the milestones of a tiny run, and its end
@@ -336,7 +351,8 @@ def test_milestones_write_a_line_per_skill_and_leave_the_training_alone(workshop
     assert [line["step"] for line in lines] == [step for step in sorted(SCORED) for _ in SKILLS]
     assert [line["skill"] for line in lines] == 3 * list(SKILLS)
     assert all(set(line) == {"step", "skill", "accuracy", "low", "high", "pairs"} for line in lines)
-    assert len({line["pairs"] for line in lines}) == 1 and lines[0]["pairs"] >= 2
+    pairs = {line["step"]: line["pairs"] for line in lines}
+    assert 2 <= pairs[0] == pairs[20] <= pairs[30]
     assert trained(Path("runs/x"), 30) == trained(Path("runs/base"), 30)
 
 

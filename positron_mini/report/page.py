@@ -113,10 +113,9 @@ def _card(verdict: Verdict) -> str:
 
 
 def _forecast(found: Evolution) -> str:
-    """What twice the tokens would cost and give; empty where the line through the constant rate ends too early to say so."""
+    """What twice the tokens would cost and give; empty once the rate falls, as the line is measured before."""
     share, rows, reports = found.advice.share_per_doubling, found.record.validations, found.record.reports
-    measured = constant_rate(found.record)
-    if share is None or share <= 0 or 2 * measured[-1].tokens < reports[-1].tokens:
+    if share is None or share <= 0 or constant_rate(found.record)[-1].step < rows[-1].step:
         return ""
     newest = rows[-1].val_bpb or 0.0
     epochs = 2 * (found.epochs or 0.0)

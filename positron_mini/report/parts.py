@@ -12,7 +12,7 @@ from positron_mini.report import advice, corpus, learned
 from positron_mini.report.evolution import Evolution
 from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
-from positron_mini.report.record import shown_path
+from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
 
 FEW_SAMPLES, FEW_CELLS = 6, 5
@@ -213,9 +213,18 @@ def setup_section(found: Evolution) -> str:
     rows += [(name, esc(version)) for name, version in record.versions.items()]
     rows += [(f"sha256 of the {name}", f"<code>{esc(str(value)[:16])}</code>") for name, value in _fingerprints(found)]
     text = "<p>On the same kind of device and the same versions these commands give the same bytes.</p>"
+    if record.is_timed:
+        text = (
+            "<p>This run had a time to keep, so the clock decided how many steps it took: the command gives a run of equal length in time, "
+            f"not of equal bytes. Its own steps can be computed again, to the byte: <code>{esc(_replay(record))}</code></p>"
+        )
     happened = [(f"step {step:,}", esc(text)) for step, text in record.events]
     way = details("What happened on the way", pairs(happened)) if happened else ""
     return section("again", "Do it again", text, f"{commands}", details("What it ran on", pairs(rows)), way)
+
+
+def _replay(record: RunRecord) -> str:
+    return f"positron verify {shlex.quote(shown_path(record.place))} --replay 20"
 
 
 def _fingerprints(found: Evolution) -> list[tuple[str, object]]:

@@ -74,6 +74,11 @@ class RunRecord:
         return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.path).as_posix()
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the run had a time to keep, so that its horizon followed the clock."""
+        return self.config.get("budget") is not None
+
+    @property
     def machine(self) -> str:
         """What it ran on, in words."""
         device, processor = self.device.get("device", "an unknown device"), self.versions.get("processor")

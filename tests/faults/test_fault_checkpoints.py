@@ -43,7 +43,7 @@ from positron_mini import announce, files, pretrain
 from positron_mini.checkpoint import TrainingState, open_checkpoint, verify, write_checkpoint
 from positron_mini.config import TrainConfig
 from positron_mini.errors import DiskFullError, PositronError
-from positron_mini.evaluate.skills import SkillTest, skill_test
+from positron_mini.evaluate.skills import RunTests, SkillTest, skill_test
 from positron_mini.runs import RunFolder, find_checkpoint
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StopFlag
@@ -70,7 +70,7 @@ def quick(tiny_tokenizer: Tokenizer) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
         few = SkillTest({skill: texts[:4] for skill, texts in list(skill_test(tiny_tokenizer, 2).texts.items())[:2]})
-        patch.setattr(pretrain, "milestone_skills", lambda *_: few)
+        patch.setattr(pretrain, "milestone_skills", lambda *_: RunTests(few, few))
         patch.setattr(files.os, "fsync", lambda _: None)
         yield
 

@@ -111,10 +111,6 @@ def _read_pronoun(
 
 
 def _read_thing(role: str, form: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
-    if form == "use":
-        for word in _words_at(text, position):
-            yield from _yield(position + len(word), bindings, [(f"{role}.use", word)])
-        return
     for first in _words_at(text, position):
         end = position + len(first)
         if form == "" and first in lexicon().things:

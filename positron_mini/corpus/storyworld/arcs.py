@@ -45,21 +45,16 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
     look_around(t, hero, noun)
 
 
-def where(t: Teller) -> dict[str, str]:
-    """The place where the story's outing went as the role `P`, nothing before there was one."""
-    return {"P": t.state.facts["trip"]} if "trip" in t.state.facts else {}
-
-
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to three sentences about the scene and a game."""
     if t.coin(0.35):
-        t.tell("view", A=hero, **where(t))
+        t.tell("view", A=hero)
     if t.coin(0.2):
-        t.tell("air", **where(t))
+        t.tell("air")
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
     elif t.coin(0.4):
-        t.tell("play", A=hero, **where(t))
+        t.tell("play", A=hero)
 
 
 def helper(t: Teller, hero: str) -> str:
@@ -76,7 +71,7 @@ def helper(t: Teller, hero: str) -> str:
 
 def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) -> None:
     """The helper asks what is wrong, the hero tells, the helper has a kind word."""
-    if t.coin(0.3):
+    if t.coin(0.15):
         t.tell("ask_wrong", A=friend, B=hero)
     t.tell(tell_event, A=hero, B=friend, **roles)
     if t.coin(0.2):
@@ -86,7 +81,7 @@ def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) ->
 def thanks(t: Teller, hero: str, friend: str) -> None:
     """The hero thanks the friend, who may answer."""
     t.tell("thank", A=hero, B=friend)
-    if t.coin(0.2):
+    if t.coin(0.1):
         t.tell("welcome", A=friend, B=hero)
 
 
@@ -107,7 +102,7 @@ def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
     if t.state.pair and all(t.state.here(name) for name in t.state.pair) and t.coin(0.3):
         t.tell("end_pair")
     else:
-        t.tell("end", A=hero, **where(t))
+        t.tell("end", A=hero)
 
 
 def homeward(t: Teller, hero: str, noun: str) -> None:
@@ -116,7 +111,7 @@ def homeward(t: Teller, hero: str, noun: str) -> None:
         roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
         t.tell("go_home", A=hero, **roles)
     if t.coin(0.3):
-        t.tell("supper", A=hero, **where(t))
+        t.tell("supper", A=hero)
     if t.coin(0.3):
         t.tell("bed", A=hero)
 
@@ -239,7 +234,7 @@ def guilt(t: Teller, hero: str) -> None:
         t.tell("guilt", A=hero, O=noun)
     t.paragraph()
     t.tell("come_back", A=friend)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("ask_thing", A=friend, B=hero, O=noun)
     t.tell("confess", A=hero, B=friend, O=noun)
     t.tell("forgive", A=friend, B=hero)

@@ -146,8 +146,6 @@ class Teller:
 
     def _thing(self, role: str, form: str, noun: str) -> str:
         adjective = self._roles.get(f"{role}.adjective") or self.state.things.get(noun, "")
-        if form == "use":
-            return lexicon().things[noun].use
         return f"{adjective} {noun}" if form == "full" else noun
 
     def fresh(self) -> bool:

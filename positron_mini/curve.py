@@ -51,14 +51,20 @@ def read_reference(name: str) -> Rows:
     return rows
 
 
-def reference_for(config: str, dataset_path: str | None) -> Rows | None:
+def reference_name(config: str, dataset_path: str | None) -> str | None:
     """The shipped curve of the same preset on the same corpus, which is told by the name of the text; None where there is none."""
     stem = Path(dataset_path or "tinystories").stem.lower()
     for name in reference_names():
         corpus, _, shape = name.partition("-")
         if shape.lower() == config.lower() and stem.startswith(corpus):
-            return read_reference(name)
+            return name
     return None
+
+
+def reference_for(config: str, dataset_path: str | None) -> Rows | None:
+    """The rows of the shipped curve that fits a run; None where there is none."""
+    name = reference_name(config, dataset_path)
+    return None if name is None else read_reference(name)
 
 
 def standing(reference: Rows, tokens: int, val_bpb: float) -> tuple[float, str] | None:

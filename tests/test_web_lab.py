@@ -233,6 +233,7 @@ def test_runs_are_listed_with_how_far_they_are_and_strange_ones_left_out(client:
     assert run == {
         "name": "base",
         "kind": "pretrain",
+        "reference": None,
         "vocab_size": 512,
         "batch_tokens": 512,
         "horizon": 30,
@@ -407,5 +408,14 @@ def test_shipped_curves_are_offered_and_held_against_a_run(
     files.write_json(tmp_path / "same.json", {"rows": rows})
     held = client.get("/lab/api/runs/base/checks?reference=same").json()
     assert held["references"] == ["same"] and held["checks"][-1]["name"] == "reference" and held["checks"][-1]["ok"] is True
+    assert client.get("/lab/api/references/same").json()["rows"] == rows
+    assert client.get("/lab/api/references/..%2fsame").status_code == client.get("/lab/api/references/other").status_code == 404
+    assert client.get("/lab/api/runs/base/checks").json()["reference"] is None  # none fits this text
+    record = RunFolder(runs / "base").read() or {}
+    stem = Path(record["config"]["dataset_path"]).stem
+    files.write_json(tmp_path / f"{stem}-{record['config']['config']}.json", {"rows": rows})
+    fitting = client.get("/lab/api/runs/base/checks").json()
+    assert fitting["reference"] == f"{stem}-{record['config']['config']}" and fitting["checks"][-1]["name"] == "reference"
+    assert client.get("/lab/api/runs/base/checks?reference=").json()["reference"] is None
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()
     assert len(unknown["checks"]) == 5

@@ -14,6 +14,7 @@ files would be too large for a repository, or when they name a folder of this ma
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import shutil
 from pathlib import Path
@@ -125,13 +126,18 @@ def _sentence(found: Evolution) -> str:
     size = large(record.shape.parameters) if record.shape else "unknown"
     text = f"{record.config.get('config')}, {size} parameters, read {large(last.tokens)} tokens in {last.step:,} steps, "
     text += f"{duration(last.elapsed_s)} on {escaped(record.machine)} in {record.device.get('precision')}"
-    text += f", {record.started}" if record.started else ""
+    text += f", {record.started or _last_day(record.path)}"
     if not rows:
         return f"{text}."
     return (
         f"{text}. Validation went from {rows[0].val_bpb:.3f} bits per byte at step {rows[0].step:,} to **{rows[-1].val_bpb:.3f}** "
         f"({rows[-1].val_loss:.3f} nats per token) at step {rows[-1].step:,}."
     )
+
+
+def _last_day(run: Path) -> str:
+    """The day of a run's last step, for a run that did not write down when it began."""
+    return datetime.date.fromtimestamp((run / "metrics.jsonl").stat().st_mtime).isoformat()
 
 
 def _device(found: Evolution) -> str:

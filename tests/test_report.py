@@ -491,7 +491,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "Shall I go on?",
         "Once upon a time",
         "word order",
-        "above chance from step 100",
+        "above chance from 100",
         "positron train",
     ):
         assert part in text

@@ -167,7 +167,7 @@ def _loss_caption(corpus: Corpus) -> str:
     lines = f" Dashed lines are what simple models need on the same validation text: {known}." if known else ""
     return (
         "<b>Surprise per token.</b> The loss is the mean of &minus;ln p that the model gave to the token that came, in nats; lower is "
-        "better. Pale: the text it trains on, averaged over neighbouring steps. Dark: text held back, with a dot at each milestone that "
+        "better. Thin: the text it trains on, averaged over neighbouring steps. Thick: text held back, with a dot at each milestone that "
         f"was validated.{lines}"
     )
 

@@ -15,7 +15,7 @@ from positron_mini.report.markup import command_block, details, esc, pairs, sect
 from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
 
-FEW_SAMPLES, FEW_CELLS = 6, 5
+FEW_SAMPLES, FEW_CELLS = 6, 4
 MOST_CELLS = 16
 WHITE_FROM = 0.64  # of the way to the darkest colour: from there on pale figures are read more easily than dark ones
 MOST_CHARACTERS = 4_000  # of one sample
@@ -161,7 +161,7 @@ def _since(line: SkillLine) -> str:
     if line.above_chance is None:
         return "not above chance"
     sure = "" if line.above_sure is None else f", above 80 from {line.above_sure:,}"
-    return f"above chance from step {line.above_chance:,}{sure}"
+    return f"above chance from {line.above_chance:,}{sure}"
 
 
 # --- where the figures come from --------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def fault_rows() -> Iterator[tuple[str, str, Check]]:
     """Name of a fault, what the device does wrong, and the first check that fails. Fails when none does."""
     for name, fault in planted().items():
         say(name)
-        failed = (check for check in checks_of(faulty.subject(fault.spoils), MACHINE, WHOLE) if not check.ok)
+        subject = faulty.subject(fault.spoils, fault.precision)
+        failed = (check for check in checks_of(subject, MACHINE, WHOLE) if not check.ok)
         yield name, fault.imitates, next(failed, Check("nothing", True, ""))
     slow = examine(faulty.subject({"mm": faulty.slow_bf16}, "bf16"), MACHINE, WHOLE)
     yield "bf16 emulated", "bf16 takes many times as long as fp32.", Check("one small product", not slow.skipped, slow.skipped)

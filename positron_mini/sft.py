@@ -148,6 +148,8 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a fine-tuning."""
     base, machine = material.base, devices.this_machine()
+    if machine.note:
+        say(machine.note)
     choice = devices.choose(machine, config.device, config.precision)
     if recorded is not None and choice.device == recorded["device"]["device"]:
         choice = replace(choice, reason=recorded["device"]["reason"])

@@ -51,7 +51,7 @@ def subject(spoils: dict[str, Spoil], precision: Any = "fp32") -> Subject:
 
 
 def leak_in_fours(operation: Any, args: Any, kwargs: Any) -> Any:
-    """The causal mask once for every four queries, as MPS did in half precision (pytorch#195910)."""
+    """The causal mask once for every four queries (pytorch#195910)."""
     query, key, value, *rest = args
     is_causal = rest[1] if len(rest) > 1 else kwargs.get("is_causal", False)
     T = query.shape[2]
@@ -60,6 +60,11 @@ def leak_in_fours(operation: Any, args: Any, kwargs: Any) -> Any:
     at = torch.arange(T)
     mask = torch.zeros(T, T).masked_fill(at[None, :] > (at // 4 * 4 + 3)[:, None], float("-inf"))
     return operation(query, key, value, 0.0, False, attn_mask=mask.to(query.dtype))
+
+
+def leak_in_half(operation: Any, args: Any, kwargs: Any) -> Any:
+    """The same, but only in half precision, where rounding could hide it."""
+    return leak_in_fours(operation, args, kwargs) if args[0].dtype == torch.bfloat16 else operation(*args, **kwargs)
 
 
 def leak_when_evaluating(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -107,6 +112,14 @@ def long_sum(operation: Any, args: Any, kwargs: Any) -> Any:
     """A sum over many terms takes one too many, of whatever lies behind (pytorch#177116)."""
     out = operation(*args, **kwargs)
     return out + 25.0 if args[0].shape[1] > 600 and out.numel() < 10_000 else out
+
+
+def unsteady_half(operation: Any, args: Any, kwargs: Any) -> Any:
+    """In half precision a product takes in whatever lies in memory, other numbers each time, as on an M5 (pytorch#180776)."""
+    out = operation(*args, **kwargs)
+    if out.dtype != torch.bfloat16 or len(out) % 4:
+        return out
+    return out + 100 * torch.randn(out.shape, generator=torch.Generator().manual_seed(time.perf_counter_ns() % (1 << 31))).to(out.dtype)
 
 
 def ignored_factor(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -277,6 +290,7 @@ class Planted:
     check: str
     said: str
     is_unfit: bool = True
+    precision: str = "fp32"
 
     @property
     def imitates(self) -> str:
@@ -315,5 +329,7 @@ FAULTS = {
     "not repeatable": Planted(
         {"embedding_dense_backward": embedding_unsteady}, "embedding and its gradient", "other bytes", is_unfit=False
     ),
+    "causal leak, bf16 only": Planted({ATTENTION: leak_in_half}, "attention, odd length", "scaled_dot_product_attention", precision="bf16"),
+    "unsteady products, bf16 only": Planted({"mm": unsteady_half}, "linear layer on 3-D input", "aten::mm", precision="bf16"),
     "missing operation": Planted({"silu": missing}, "rotary positions and gate", "not currently implemented for the MPS device"),
 }

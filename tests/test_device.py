@@ -131,6 +131,7 @@ MAC_BF16_FASTER = verdict(("mps", "fp32", 5e3, ""), ("mps", "bf16", 8e3, ""), ("
 MAC_BF16_SLOWER = verdict(("mps", "fp32", 5e3, ""), ("mps", "bf16", 4e3, ""), ("cpu", "fp32", 1e3, ""))
 MAC_LEAKS = verdict(("mps", "fp32", 5e3, ""), ("mps", "bf16", 8e3, "causality"), ("cpu", "fp32", 1e3, ""))
 MAC_BROKEN = verdict(("mps", "fp32", 5e3, "gradients"), ("mps", "bf16", 8e3, "causality"), ("cpu", "fp32", 1e3, ""))
+FAST_BF16 = verdict(("cpu", "fp32", 9e2, ""), ("cpu", "bf16", 1.2e3, ""))
 AMX_BF16 = verdict(("cpu", "fp32", 9e3, ""), ("cpu", "bf16", 2e4, ""))
 GPU_WRONG = verdict(("cuda", "fp32", 5e4, ""), ("cuda", "bf16", 9e4, "drift"), ("cpu", "fp32", 9e3, ""))
 
@@ -176,6 +177,8 @@ POLICY = [
     (linux(8, "AVX2"), "PicoGPT", "cpu", "fp32", 65_536, 8, CACHE, EXACT),
     (linux(2, "AVX2"), "TinyGPT", "cpu", "fp32", 65_536, 1, QUARTER, EXACT),
     (linux(64, "AVX512"), "TinyGPT", "cpu", "fp32", 65_536, 2, ACTIVATIONS, EXACT),
+    (linux(24, "AVX512", bf16=("cpu",)), "TinyGPT", "cpu", "fp32", 65_536, 2, ACTIVATIONS, EXACT),
+    (linux(24, "AVX512", bf16=("cpu",), verdict=FAST_BF16), "TinyGPT", "cpu", "bf16", 65_536, 2, ACTIVATIONS, "fp32 trains 0.75 times"),
     (linux(256, "AMX", bf16=("cpu",)), "TinyGPT", "cpu", "fp32", 65_536, 2, ACTIVATIONS, EXACT),  # bf16 only where the doctor measured it
     (linux(256, "AMX", bf16=("cpu",), verdict=AMX_BF16), "TinyGPT", "cpu", "bf16", 65_536, 2, ACTIVATIONS, "fp32 trains 0.45 times"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,3 +50,11 @@ def test_a_command_that_fails_gives_its_sentence(table: ModuleType, capfd: pytes
     found = table.positron("bench", "train", "--config", "NoGPT")
     assert found["failed"].startswith("error: ") and "NoGPT" in found["failed"]
     assert "NoGPT" in capfd.readouterr().err
+
+
+def test_the_workflow_for_macs_names_what_is_there() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    named = re.findall(r"(?:tests|benchmarks)/\w+\.py", text.partition("  mps:")[2])
+    assert len(named) >= 8 and all((root / name).is_file() for name in named)
+    assert "positron doctor --thorough" in text and "upload-artifact" in text

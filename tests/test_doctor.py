@@ -44,7 +44,9 @@ def first_failure(checks: Iterator[Check]) -> Check:
 @pytest.mark.parametrize("planted", FAULTS)
 def test_T5_a_planted_fault_is_found_and_named(planted: str) -> None:
     fault = FAULTS[planted]
-    found = first_failure(checks_of(subject(fault.spoils), MACHINE, SCOPE))
+    spoiled = subject(fault.spoils, fault.precision)
+    # where bf16 is emulated, products of full size take minutes
+    found = first_failure(checks_of(spoiled, MACHINE, SCOPE) if fault.precision == "fp32" else kernels.check_kernels(spoiled, 64))
     assert (found.name, found.condemns) == (fault.check, fault.is_unfit), found.detail
     assert fault.said in found.detail
 
@@ -56,11 +58,6 @@ def test_T5_there_are_at_least_ten_kinds_of_faults() -> None:
 def test_T5_a_leak_is_seen_in_the_model_itself() -> None:
     found = first_failure(training.check_causality(subject({ATTENTION: faulty.leak_in_fours})))
     assert found.name == "causality" and found.condemns and "attention sees later tokens" in found.detail
-
-
-def test_T5_a_leak_in_half_precision_is_told_from_rounding() -> None:
-    found = first_failure(kernels.check_kernels(subject({ATTENTION: faulty.leak_in_fours}, "bf16"), 64))
-    assert found.name == "attention, odd length" and found.condemns
 
 
 def test_T5_a_leak_into_packed_texts_is_seen_in_the_model_itself() -> None:
@@ -360,6 +357,15 @@ def test_the_verdict_is_kept_and_obeyed_by_the_next_run(clinic: Path) -> None:
     assert note == "" and verdict == Verdict(
         (Finding("cpu", "fp32", (), 992.4), Finding("cpu", "bf16", (), None, "is emulated here")), date.today().isoformat()
     )
+
+
+def test_without_a_name_for_it_the_verdict_lies_in_the_users_cache_folder(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSITRON_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: clinic / "home")
+    assert positron("doctor", "--threads", "1").code == 0
+    (path,) = [path for path in clinic.rglob("*") if path.is_file()]
+    assert path == devices.verdict_path(MACHINE.key, "Linux") and path.parent == clinic / "home" / ".cache" / "positron-mini"
 
 
 def test_an_examination_of_one_device_is_not_remembered(clinic: Path) -> None:

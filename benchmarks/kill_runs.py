@@ -85,15 +85,17 @@ def where_it_died(run: Path) -> tuple[str, int]:
     return ("after the last step", 0) if done >= STEPS else ("between two saves", lost)
 
 
-def one_try(kind: str, seconds: float, draw: random.Random) -> dict[str, Any] | None:
-    """The outcome of one kill, or None when the run had ended before it came."""
+def one_try(kind: str, seconds: dict[str, float], draw: random.Random) -> dict[str, Any] | None:
+    """The outcome of one kill, or None when the run had ended before it came. `seconds` follow how long a whole run takes now."""
     run, words = Path(f"cut/{kind}/run"), KINDS[kind]
     shutil.rmtree("cut", ignore_errors=True)
-    moment = draw.random() * 1.05 * seconds
+    moment, began = draw.random() * 1.05 * seconds[kind], time.monotonic()
     if not kill_after(moment, lambda: positron(*words, "--out_dir", run).code):
+        seconds[kind] += 0.5 * (time.monotonic() - began - seconds[kind])
         return None
     where, lost = where_it_died(run)
     code = forked(lambda: positron(*words, "--out_dir", run).code)
+    seconds[kind] += 0.2 * (time.monotonic() - began - seconds[kind])
     wrong = [f"exit code {code}"] if code else differences(Path(f"whole/{kind}/run"), run)
     return {"kind": kind, "after_s": round(moment, 4), "where": where, "steps_again": lost, "differences": wrong}
 
@@ -102,10 +104,11 @@ def work(template: Path, folder: Path, tries: int, seconds: dict[str, float], se
     """The outcomes of `tries` kills, half of each kind."""
     shutil.copytree(template, folder, symlinks=True)
     draw, outcomes = random.Random(seed), []
+    seconds = dict(seconds)
     with contextlib.chdir(folder):
         while len(outcomes) < tries:
             kind = list(KINDS)[len(outcomes) % 2]
-            outcome = one_try(kind, seconds[kind], draw)
+            outcome = one_try(kind, seconds, draw)
             if outcome is not None:
                 outcomes.append(outcome)
                 if outcome["differences"]:

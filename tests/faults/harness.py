@@ -84,7 +84,7 @@ def every_kill(run: Path, store: Path, act: Callable[[], object]) -> tuple[int, 
 
 
 def kill_after(seconds: float, act: Callable[[], int]) -> bool:
-    """Whether a forked child that runs `act` was killed after that time; False when it had ended before."""
+    """Whether a forked child that runs `act` was killed after that time; False as soon as it has ended before."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -94,8 +94,14 @@ def kill_after(seconds: float, act: Callable[[], int]) -> bool:
             code = act()
         finally:
             os._exit(code)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)  # before waiting, so that the number is still its own
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0, status
+            return False
+        time.sleep(min(left, 0.005))
+    os.kill(pid, signal.SIGKILL)  # it has not been waited for, so the number is still its own
     ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert ended in (-signal.SIGKILL, 0), ended
     return ended == -signal.SIGKILL

@@ -90,9 +90,10 @@ def first_tokens(url: str, tokenizer: Tokenizer, count: int) -> dict[str, Any]:
             body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "stream": True}
             began = time.perf_counter()
             with http.stream("POST", "/v1/completions", json=body) as reply:
-                next(line for line in reply.iter_lines() if line)
+                lines = reply.iter_lines()
+                next(line for line in lines if line)
                 times.append(1e3 * (time.perf_counter() - began))
-                for _ in reply.iter_lines():
+                for _ in lines:
                     pass
     times = times[1:]
     return {

@@ -31,6 +31,7 @@ OPEN_PATHS = frozenset({"/", "/health"})
 PAGE_PREFIXES = ("/static/", "/vendor/")  # what `/` consists of; holds no secret
 HTTP_VERSIONS = frozenset({"1.0", "1.1"})
 MAX_BODY_BYTES = 1 << 20
+MAX_BRACKETS = 100_000  # more lists and objects than any request has; making a million of them would take a second
 MAX_HEADER_BYTES = 16 << 10
 MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send, so that it comes to reading why
 MAX_CONNECTIONS = 512
@@ -174,6 +175,8 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
 
 def _check_json(body: bytes) -> None:
     """Nothing, or Refusal for what is not JSON of a sane depth in UTF-8. NaN, lone surrogates and endless numbers are none."""
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise Refusal(400, f"the body holds more than {MAX_BRACKETS:,} lists and objects", code="invalid_json")
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -1,8 +1,9 @@
 """docs/results/skills.md: chance of untrained and counting models, two seeds side by side, what scoring costs, the stories they tell.
 
-python benchmarks/skills.py runs/a runs/b [--out docs/results/skills.md] [--cache data/cache]
+python benchmarks/skills.py runs/a runs/b [--timed runs/c] [--out docs/results/skills.md] [--cache data/cache]
 
-Two finished runs that differ in the seed, with their text's tokens in the cache. Without --out the page is printed. About five minutes.
+Two finished runs that differ in the seed, with their text's tokens in the cache; what scoring costs is read from the log of --timed, a run
+that had the computer to itself, or of these two. Without --out the page is printed. About five minutes.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
+    parser.add_argument("--timed", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     flags = parser.parse_args()
     set_threads(None)
-    text = page([read_run(flags.a), read_run(flags.b)], [find_checkpoint(flags.a), find_checkpoint(flags.b)], flags.cache)
+    records = [read_run(flags.a), read_run(flags.b)]
+    timed = [read_run(flags.timed)] if flags.timed else records
+    text = page(records, [find_checkpoint(flags.a), find_checkpoint(flags.b)], timed, flags.cache)
     if flags.out:
         write_text(flags.out, text)
     else:
         print(text)
 
 
-def page(records: Sequence[RunRecord], checkpoints: Sequence[Checkpoint], cache: Path) -> str:
+def page(records: Sequence[RunRecord], checkpoints: Sequence[Checkpoint], timed: Sequence[RunRecord], cache: Path) -> str:
     """The whole page."""
     prepared = open_prepared(records[0], cache)
     if prepared is None:
@@ -67,7 +71,7 @@ def page(records: Sequence[RunRecord], checkpoints: Sequence[Checkpoint], cache:
         "## Two seeds",
         seeds(points, records),
         "## What it costs",
-        costs(records),
+        costs(timed),
         "## The stories that they tell",
         stories(models, checkpoints, prepared),
     ]
@@ -182,7 +186,8 @@ def costs(records: Sequence[RunRecord]) -> str:
         pairs = sorted({row.pairs for row in record.skills})
         others, all_of_it = sum(seconds[1:]) / max(len(seconds) - 1, 1), sum(seconds)
         rows.append(
-            f"| seed {record.config.get('seed')} | {len(seconds)} | {', '.join(map(str, pairs))} | {seconds[0]:.1f} s | {others:.1f} s | "
+            f"| {record.config.get('config')}, {record.step:,} steps, seed {record.config.get('seed')} | {len(seconds)} | "
+            f"{', '.join(map(str, pairs))} | {seconds[0]:.1f} s | {others:.1f} s | "
             f"{all_of_it:.1f} s of {elapsed:,.0f} s | {all_of_it / elapsed:.1%} |"
         )
     heads = [

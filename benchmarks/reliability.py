@@ -65,7 +65,7 @@ ROWS = [
     Row("C10", "P1", "a compiled model; weights with missing, unknown or misshapen tensors",
         "plain names in files; refused, naming what differs"),
     Row("C11", "P1", "another horizon or cool-down when a run goes on",
-        "smaller pauses; larger moves the horizon, or goes back to the last constant-rate step; said and logged"),
+        "smaller pauses; larger moves the horizon or goes back to the last constant step; another cool-down acts until the rate falls"),
     Row("C12", "P1", "the machine sleeps",
         "the same bytes; the pause is no training time"),
     Row("C13", "P2", "a checkpoint of an earlier release",
@@ -162,7 +162,7 @@ def run_tests(groups: Sequence[str], jobs: int) -> dict[str, dict[str, Any]]:
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junitxml={report}", *nodes]
+        command = [sys.executable, "-m", "pytest", "-q", *parallel, "-o", "junit_family=xunit1", f"--junitxml={report}", *nodes]
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
         return count_cases(list(ElementTree.parse(report).iter("testcase")), datetime.date.today().isoformat())
 
@@ -252,7 +252,7 @@ def page() -> str:
         dates = sorted({row["date"] for row in results["rows"].values()})
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         total, failed = (sum(row[name] for row in results["rows"].values()) for name in ("tried", "failed"))
-        parts.append(f"\n{total:,} tries, {failed:,} failed cases; {when}, {results['device']}.\n")
+        parts.append(f"\n{total:,} tries in the rows with figures, {failed:,} failed cases; {when}, {results['device']}.\n")
     tests = tests_by_row()
     for letter, title in GROUPS.items():
         parts.append(f"\n### {title}\n\n{HEAD}")

@@ -196,8 +196,9 @@ class Session:
             self.run.write(self.run_json)
 
     def _settle(self) -> None:
-        """Complete the last save of a finished run, if a kill cut it short; else nothing is written."""
-        if self.run.steps()[-1:] == [self.trainer.step] and not self.recorder.is_settled():
+        """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
+        is_tidy = self.recorder.is_settled() and not any(self.run.path.glob(".tmp-*"))
+        if self.run.steps()[-1:] == [self.trainer.step] and not is_tidy:
             with self.run.writing():
                 self.recorder.settle()
 

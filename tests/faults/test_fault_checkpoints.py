@@ -605,6 +605,7 @@ def test_C3_leftovers_of_a_kill_are_gone_after_the_next_start(bench: Path) -> No
     for name in (".tmp-step_000008-77/training", ".tmp-old-step_000002"):
         (CUT / name).mkdir(parents=True)
     (CUT / ".tmp-run.json-77").write_text('{"form')
+    (CUT / ".tmp-latest-77").symlink_to("step_000004")
     (CUT / ".lock.json").write_text('{"pid": 4')
     with open(CUT / "events.jsonl", "a") as log:
         log.write('{"kind": "chan')
@@ -612,3 +613,7 @@ def test_C3_leftovers_of_a_kill_are_gone_after_the_next_start(bench: Path) -> No
         pass
     assert visible(CUT) == state
     assert [re.sub(r"\d+", "N", path.name) for path in CUT.glob(".*")] == [".lock"]
+    whole = visible(BASE)
+    (BASE / ".tmp-old-step_000004/training").mkdir(parents=True)  # killed at the very end: the run is finished all the same
+    train_ok(BASE)
+    assert visible(BASE) == whole and not list(BASE.glob(".tmp-*"))

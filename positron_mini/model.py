@@ -159,12 +159,16 @@ class GPT(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     @torch.no_grad()
-    def init_weights(self, seed: int, embedding_std: float | None = None) -> GPT:
+    def init_weights(self, seed: int, embedding_std: float | None = None, copy_init: float = 0.0) -> GPT:
         """This model with fresh weights, the same on every device: drawn on the CPU, one generator, in the order of the parameters.
 
         Projections that write to the stream start at zero: every block is the identity at first, and the loss starts at ln(V), also with
         another `embedding_std`, because the final norm makes up for it. Words in equal places, such as names, are pushed the same way by
         every step: a small table soon holds little else, in a large one they stay apart, so that copying them is learned sooner.
+
+        With `copy_init` attention begins by copying: o_proj is the transpose of v_proj, so scaled that a head adds to the stream what it
+        looks at, `copy_init` times as large as the stream itself. As the head is the embedding table, a token that is looked at becomes
+        likelier at once, and only where to look is left to learn. In the spirit of Trockman and Kolter 2023 (arXiv 2305.09828).
         """
         generator = torch.Generator().manual_seed(seed)
         usual = self_logit_std(self.config.n_embd)
@@ -177,6 +181,12 @@ class GPT(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             else:
                 parameter.fill_(usual / spread if name == "model.norm.weight" else 1.0)
+        if copy_init:
+            heads, groups, size = self.config.n_head, self.config.n_kv_head, self.config.head_dim
+            scale = copy_init * spread / (heads * size * MATRIX_STD**2)
+            for block in self.model.layers:
+                values = block.self_attn.v_proj.weight.view(groups, size, -1).repeat_interleave(heads // groups, dim=0)  # (H, D, C)
+                block.self_attn.o_proj.weight.copy_(values.flatten(0, 1).mT * scale)
         return self
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:

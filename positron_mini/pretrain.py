@@ -146,7 +146,7 @@ def _build(
     request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
-    model = GPT(shape).init_weights(config.seed, config.embedding_std).to(devices.torch_device(config.device))
+    model = GPT(shape).init_weights(config.seed, config.embedding_std, config.copy_init).to(devices.torch_device(config.device))
     loop = LoopConfig(
         config.lr,
         plan.schedule,

@@ -29,6 +29,7 @@ IDENTITY_SETTINGS = (
     "weight_decay",
     "grad_clip",
     "embedding_std",
+    "copy_init",
     "dropout",
     "optimizer",
     "seed",

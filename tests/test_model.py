@@ -42,12 +42,13 @@ def test_a_preset_has_the_parameters_that_the_design_says(name: str) -> None:
     assert round(count / 1e6, 1) == MILLIONS[name]
 
 
+@pytest.mark.parametrize("copy_init", [0.0, 0.2])
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_first_loss_is_within_two_percent_of_the_logarithm_of_the_vocabulary(name: str) -> None:
+def test_the_first_loss_is_within_two_percent_of_the_logarithm_of_the_vocabulary(name: str, copy_init: float) -> None:
     config = replace(preset_shape(name), n_layer=2)  # new blocks are the identity (below), so two stand for all
     ids = text_like_ids(config.vocab_size, 4, 65)
     with torch.no_grad():
-        loss = float(GPT(config).init_weights(0).loss(ids[:, :-1], ids[:, 1:])) / ids[:, 1:].numel()
+        loss = float(GPT(config).init_weights(0, copy_init=copy_init).loss(ids[:, :-1], ids[:, 1:])) / ids[:, 1:].numel()
     assert loss == pytest.approx(math.log(config.vocab_size), rel=0.02)
 
 
@@ -55,6 +56,19 @@ def test_new_blocks_are_the_identity() -> None:
     model = GPT(shape(n_layer=3)).init_weights(0)
     ids = text_like_ids(512, 2, 9)
     torch.testing.assert_close(model.hidden(ids), model.model.norm(model.model.embed_tokens(ids)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spread", [None, 0.3])
+def test_copy_init_writes_what_is_looked_at_as_large_as_it_says(spread: float | None) -> None:
+    model = GPT(shape(n_layer=1, n_embd=192, n_head=8, n_kv_head=4, head_dim=32)).init_weights(0, spread, copy_init=0.25).requires_grad_(False)
+    x = model.model.embed_tokens(torch.arange(6, 506)[:, None])  # 500 texts of one token, which can look at nothing but themselves
+    block = model.model.layers[0]
+    written = block.self_attn(block.input_layernorm(x), (model.rope_cos[:1], model.rope_sin[:1]), None, None).squeeze()
+    x = x.squeeze()
+    along = (written * x).sum(-1) / x.square().sum(-1)
+    assert along.mean() == pytest.approx(0.25, rel=0.1)
+    likeness = torch.nn.functional.normalize(written) @ torch.nn.functional.normalize(x).mT  # (looked at, any token)
+    assert (likeness.argmax(-1) == torch.arange(500)).float().mean() > 0.99
 
 
 def test_weights_follow_from_the_seed_alone() -> None:

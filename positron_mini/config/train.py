@@ -67,6 +67,8 @@ class TrainConfig:
     """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
     embedding_std: float | None = None
     """spread of the new embedding table (default: 0.02, less beyond a width of 200); 0.3 learns to copy names sooner"""
+    copy_init: float = 0.0
+    """how strongly attention copies what it looks at before it has learned anything; 0: not at all; 0.2 learns to copy sooner"""
     dropout: float = 0.0
     """share of residual activations dropped while training"""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -112,7 +114,7 @@ class TrainConfig:
         }  # fmt: skip
         check_ranges(self, at_least)
         check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "embedding_std": 10.0, "grad_clip": 1e9, "grad_limit": 1e9})
-        check_rates(self, {"weight_decay": 10.0, "dropout": 0.95}, zero=True)
+        check_rates(self, {"weight_decay": 10.0, "dropout": 0.95, "copy_init": 10.0}, zero=True)
         if self.until_step is not None and self.more_steps is not None:
             raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")
         parse_milestones(self.milestones)

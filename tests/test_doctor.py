@@ -165,6 +165,19 @@ def test_bf16_is_judged_by_bf16s_own_measure() -> None:
     assert "shape" in kernels.compare([wanted[0][:3]], wanted, kernels.ALLOWED["bf16"])[0]
 
 
+def test_small_models_are_computed_on_one_thread_and_large_ones_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(name: str) -> Any:
+        return lambda *_: iter([Check(name, True, str(torch.get_num_threads()))])
+
+    monkeypatch.setattr(kernels, "check_kernels", seen("operations"))
+    for name in ("causality", "pass", "decoding", "steps", "drift"):
+        monkeypatch.setattr(training, f"check_{name}", seen(name))
+    torch.set_num_threads(2)
+    found = [(check.name, check.detail) for check in checks_of(Subject("cpu", "fp32"), MACHINE, Scope())]
+    small = [(name, "1") for name in ("causality", "pass", "decoding", "steps", "drift")]
+    assert found == [("operations", "2"), *small, ("pass", "2")] and torch.get_num_threads() == 2
+
+
 def test_an_error_in_a_check_is_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Iterator[Check]:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)\nand more")

@@ -11,7 +11,7 @@ import torch
 from positron_mini import device as devices
 from positron_mini.device import Finding, Machine
 from positron_mini.doctor import kernels, speed, training
-from positron_mini.doctor.subject import Check, Subject
+from positron_mini.doctor.subject import Check, Subject, one_thread
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Te
 
 
 def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Check]:
-    """The checks of operations, then those of models; each is made when it is asked for."""
+    """The checks of operations, those of small models, then one of TinyGPT's size; each is made when it is asked for."""
     shape = speed.shape_of("TinyGPT")
     yield from kernels.check_kernels(subject, speed.rows_at_once(shape, machine, subject.device) * shape.context_len)
     groups: list[tuple[str, Callable[[], Iterator[Check]]]] = [
@@ -76,10 +76,11 @@ def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Chec
         ("optimizer steps", lambda: training.check_steps(subject, scope.steps)),
         ("drift", lambda: training.check_drift(subject, scope.drift_steps)),
     ]
+    with one_thread():
+        for name, group in groups:
+            yield from _guarded(name, group)
     if scope.large:
-        groups.append(("one pass, TinyGPT", lambda: training.check_pass(subject, training.TINY, 1, "TinyGPT")))
-    for name, group in groups:
-        yield from _guarded(name, group)
+        yield from _guarded("one pass, TinyGPT", lambda: training.check_pass(subject, training.TINY, 1, "TinyGPT"))
 
 
 def _guarded(name: str, group: Callable[[], Iterator[Check]]) -> Iterator[Check]:

@@ -12,7 +12,7 @@ from positron_mini import device as devices
 from positron_mini.announce import measure_speed
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
 from positron_mini.device import Machine
-from positron_mini.doctor.subject import Check, Subject
+from positron_mini.doctor.subject import Check, Subject, one_thread
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 
@@ -39,9 +39,8 @@ def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time
     On one thread of the CPU: two that wait for each other on a busy machine take a hundred times as long in any precision.
     """
     a = subject.take(torch.ones(256, 256)).to(dtype)
-    seconds, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    seconds = []
+    with one_thread():
         for _ in range(6):
             devices.synchronize(subject.device)
             began = clock()
@@ -49,8 +48,6 @@ def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time
                 _ = a @ a
             devices.synchronize(subject.device)
             seconds.append(clock() - began)
-    finally:
-        torch.set_num_threads(threads)
     return min(seconds[1:])
 
 

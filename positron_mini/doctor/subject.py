@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +48,20 @@ class Subject:
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around forward passes."""
         return devices.autocast(self.device, self.precision)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """While inside, the CPU computes on one thread.
+
+    Small tensors gain nothing from more, and threads that wait for each other on a busy machine take several times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 REFERENCE = Subject("cpu", "fp32")

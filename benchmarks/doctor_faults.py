@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import faulty_device as faulty
-import torch
 
 from positron_mini.device import Machine, set_threads, this_machine
 from positron_mini.doctor import isolate, training
@@ -99,16 +98,6 @@ def show_healthy(thorough: bool) -> None:
 # --- margins ----------------------------------------------------------------------------------------------------------------------------
 
 
-def ten_bits(operation: Any, args: Any, kwargs: Any) -> Any:
-    """A product of operands with 10 bits behind the point, as TF32 has."""
-    return operation(*(shortened(a) if isinstance(a, torch.Tensor) else a for a in args), **kwargs)
-
-
-def shortened(x: torch.Tensor) -> torch.Tensor:
-    """fp32 numbers rounded to 10 bits behind the point."""
-    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) if x.dtype == torch.float32 else x
-
-
 def model_checks(subject: Subject) -> Iterator[Check]:
     """The checks of whole models whose limits leave room for rounding."""
     yield from training.check_pass(subject, training.ODD, 2, "odd shapes")
@@ -122,7 +111,7 @@ def show_margins() -> None:
     """What rounding alone does to whole models: products in bf16, and in fp32 with 10 bits."""
     subjects = {
         "bf16": Subject("cpu", "bf16"),
-        "fp32, products of 10 bits": faulty.subject(dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", faulty.ATTENTION), ten_bits)),
+        "fp32, products of 10 bits": faulty.subject(dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", faulty.ATTENTION), faulty.ten_bits)),
     }
     print("| check | " + " | ".join(subjects) + " |\n|---" + "|---" * len(subjects) + "|")
     for checks in zip(*(list(model_checks(subject)) for subject in subjects.values()), strict=True):

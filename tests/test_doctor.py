@@ -156,6 +156,11 @@ def test_rounding_passes_and_larger_errors_do_not(share: float, ok: bool) -> Non
     assert any("less exact than fp32" in check.detail for check in checks) is (share == 3e-4)
 
 
+def test_products_of_ten_bits_as_in_tf32_are_no_fault_of_a_whole_model() -> None:
+    spoiled = subject(dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", ATTENTION), faulty.ten_bits))
+    assert next(training.check_steps(spoiled, 20)).ok
+
+
 def test_bf16_is_judged_by_bf16s_own_measure() -> None:
     wanted = [torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
     rounded = [wanted[0].to(torch.bfloat16)]
@@ -329,8 +334,8 @@ def test_the_doctor_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     # 98,304 tokens take 98,304 / 20,000 + 0.5 = 5.4152 s, 5,000 such steps 7.5 h; 2,048 of MicroGPT 0.03048 s: 29,527 steps in 15 minutes
     assert found.sentence() == (
         "Train with --device mps --precision fp32: expect about 18,153 tokens a second with TinyGPT, 7.5 h for its 5,000 steps of 98,304 "
-        "tokens; a budget of 15 minutes is enough for 29,500 steps of MicroGPT (positron train --config MicroGPT --batch_tokens 2048 "
-        "--max_steps 29500, about 67,192 tokens a second)."
+        "tokens; for 15 minutes: positron train --budget 15m, which chooses model and steps itself (they are enough for 29,500 steps of "
+        "MicroGPT with 2,048 tokens, about 67,192 tokens a second)."
     )
     assert "  mps bf16: causality: attention sees later tokens" in said
 

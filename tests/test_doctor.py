@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from faulty_device import ATTENTION, FAULTS, Spoil, subject
 from tiny_runs import positron
 
 from positron_mini import device as devices
+from positron_mini.announce import fastest
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.doctor import examine as examining
 from positron_mini.doctor import isolate, kernels, report, speed, training
@@ -183,6 +185,40 @@ def test_small_models_are_computed_on_one_thread_and_large_ones_on_all(monkeypat
     assert found == [("operations", "2"), *small, ("pass", "2")] and torch.get_num_threads() == 2
 
 
+def test_both_precisions_together_cost_one_reference_and_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound on time that no busy machine disturbs: 0.4 TFLOP take 40 s at 10 GFLOP/s, which one core of an old laptop reaches."""
+    operations: list[str] = []
+    steps: list[int] = []
+    passes: list[str] = []
+    work = 0.0
+
+    def train(course: training.Course, count: int) -> list[float]:
+        nonlocal work
+        steps.append(count)
+        work += count * course.rows * course.shape.context_len * course.shape.flops_per_token()
+        return [1.0] * count
+
+    def one_pass(subject: Subject, shape: Any, rows: int) -> training.Pass:
+        nonlocal work
+        passes.append(subject.precision)
+        work += rows * shape.context_len * shape.flops_per_token() * 4 / 3  # the forward pass is made twice
+        return training.Pass(torch.ones(1), 1.0, {"weight": torch.ones(1)})
+
+    monkeypatch.setattr(training.Course, "train", train)
+    monkeypatch.setattr(training, "one_pass", one_pass)
+    for name in ("reference_course", "reference_pass"):
+        monkeypatch.setattr(training, name, cache(getattr(training, name).__wrapped__))
+    for name in ("causality", "decoding"):
+        monkeypatch.setattr(training, f"check_{name}", lambda *_: iter(()))
+    monkeypatch.setattr(kernels, "check_kernel", lambda kernel, *_: operations.append(kernel.name) or Check(kernel.name, True, ""))
+    for precision in ("fp32", "bf16"):
+        assert all(check.ok for check in checks_of(Subject("cpu", precision), MACHINE, Scope()))  # type: ignore[arg-type]
+    assert len(operations) == len(kernels.KERNELS) + sum(kernel.is_product for kernel in kernels.KERNELS)
+    assert sum(steps) == 2 * (20 + 5 + 200) + (20 + 200)
+    assert passes == ["fp32", "fp32", "fp32", "fp32", "bf16", "bf16"]
+    assert 0.2e12 < work < 0.4e12, f"{work / 1e12:.3f} TFLOP"
+
+
 def test_an_error_in_a_check_is_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Iterator[Check]:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)\nand more")
@@ -218,6 +254,37 @@ def test_a_small_product_is_timed_by_the_fastest_without_the_first_on_one_thread
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert time_small_product(Subject("cpu", "fp32"), torch.float32, lambda: next(marks)) == 2.0
     assert threads == [1, 7]
+
+
+@pytest.mark.parametrize(
+    ("durations", "calls", "made", "best"),
+    [
+        ([9.0, 0.5, 0.4], 3, 3, 0.4),  # the first, which compiles, uses up no patience
+        ([0.4, 0.5, 0.6], 3, 3, 0.4),
+        ([9.0, 3.9, 3.0], 3, 3, 3.0),
+        ([9.0, 4.0, 3.0], 3, 2, 4.0),  # a slow machine is timed on what there is
+        ([60.0, 50.0, 40.0], 3, 2, 50.0),
+        ([2.0, 1.0, 0.5], 2, 2, 1.0),
+    ],
+)
+def test_a_slow_machine_is_timed_on_two_calls(durations: list[float], calls: int, made: int, best: float) -> None:
+    clock, left = [0.0], iter(durations)
+
+    def once() -> None:
+        clock[0] += next(left)
+
+    assert fastest(once, calls, lambda: clock[0]) == pytest.approx(best) and len(list(left)) == len(durations) - made
+
+
+def test_a_cpu_is_timed_on_one_row_and_a_gpu_on_as_many_as_training_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **asked: rows.append(asked["rows"]) or 1.0)
+    monkeypatch.setattr(speed, "_time_update", lambda *_: 1.0)
+    monkeypatch.setattr(devices, "torch_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(devices, "forget_cached_memory", lambda _: None)
+    for device in ("cpu", "mps"):
+        speed.measure_pace(Subject(device, "fp32"), "PicoGPT", MAC)  # type: ignore[arg-type]
+    assert rows == [1, speed.rows_at_once(speed.shape_of("PicoGPT"), MAC, "mps")] and rows[1] > 1
 
 
 def test_speed_counts_the_optimizer_once_a_step() -> None:

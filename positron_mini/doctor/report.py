@@ -104,8 +104,8 @@ def advice(choice: Choice, paces: dict[str, Pace]) -> str:
     micro = paces["MicroGPT"].training(SHORT_BATCH_TOKENS)
     steps = max(50, int(SHORT_MINUTES * 60 * micro / SHORT_BATCH_TOKENS / 50) * 50)
     return (
-        f"{said}; for {SHORT_MINUTES} minutes: positron train --budget {SHORT_MINUTES}m, which chooses model and steps itself (they are enough "
-        f"for {steps:,} steps of MicroGPT with {SHORT_BATCH_TOKENS:,} tokens, about {micro:,.0f} tokens a second)."
+        f"{said}; for {SHORT_MINUTES} minutes: positron train --budget {SHORT_MINUTES}m, which chooses model and steps itself "
+        f"(they are enough for {steps:,} steps of MicroGPT with {SHORT_BATCH_TOKENS:,} tokens, about {micro:,.0f} tokens a second)."
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from positron_mini import device as devices
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
-from positron_mini.doctor.subject import REFERENCE, Check, Subject, drawn
+from positron_mini.doctor.subject import REFERENCE, Check, Subject, drawn, one_thread
 from positron_mini.model import GPT, IGNORED, KVCache
 from positron_mini.optim import Optimizer, Schedule, build_optimizer, lr_at
 
@@ -34,7 +34,7 @@ class Allowed:
 
 
 # room for what rounding does: products in bf16, and in fp32 with the 10 bits of TF32, measured in docs/results/doctor.md
-ALLOWED = {"fp32": Allowed(5e-3, 1e-2, 1e-3, 0.1, 0.01), "bf16": Allowed(0.05, 0.15, 0.01, 0.2, 0.03)}
+ALLOWED = {"fp32": Allowed(5e-3, 1e-2, 3e-3, 0.1, 0.01), "bf16": Allowed(0.05, 0.15, 0.01, 0.2, 0.03)}
 ENDING = 20  # steps whose mean loss is compared at the end of the drift
 CHUNK = 10  # steps between two looks at the memory
 GROWTH_BYTES = 256_000  # a step may leave behind at most this
@@ -126,8 +126,9 @@ def one_pass(subject: Subject, shape: ModelConfig, rows: int) -> Pass:
 
 @cache
 def reference_pass(shape: ModelConfig, rows: int) -> Pass:
-    """The same on the CPU in fp32, once for all that is compared with it."""
-    return one_pass(REFERENCE, shape, rows)
+    """The same on one thread of the CPU in fp32, once for all that is compared with it."""
+    with one_thread():
+        return one_pass(REFERENCE, shape, rows)
 
 
 def check_pass(subject: Subject, shape: ModelConfig, rows: int, label: str) -> Iterator[Check]:

@@ -24,17 +24,18 @@ LEARNING_RATE = 4e-3
 
 @dataclass(frozen=True)
 class Allowed:
-    """How far a device may be from the CPU in fp32. `values` and `gradients` are shares of their size, `losses` of the loss."""
+    """How far a device may be from the CPU in fp32. `values` and `gradients` are shares of their size, `loss` and `losses` of the loss."""
 
     values: float
     gradients: float
-    losses: float  # after 20 steps
+    loss: float  # of one pass
+    losses: float  # in 20 steps
     weights: float  # after 20 steps, as a share of how far they have moved
     drift: float  # of the loss at the end of 200 steps
 
 
 # room for what rounding does: products in bf16, and in fp32 with the 10 bits of TF32, measured in docs/results/doctor.md
-ALLOWED = {"fp32": Allowed(5e-3, 1e-2, 3e-3, 0.1, 0.01), "bf16": Allowed(0.05, 0.15, 0.01, 0.2, 0.03)}
+ALLOWED = {"fp32": Allowed(5e-3, 1e-2, 1e-3, 3e-3, 0.1, 0.01), "bf16": Allowed(0.05, 0.15, 0.01, 0.01, 0.2, 0.03)}
 ENDING = 20  # steps whose mean loss is compared at the end of the drift
 CHUNK = 10  # steps between two looks at the memory
 GROWTH_BYTES = 256_000  # a step may leave behind at most this
@@ -138,7 +139,7 @@ def check_pass(subject: Subject, shape: ModelConfig, rows: int, label: str) -> I
     error = relative(found.logits, wanted.logits)
     yield Check(f"forward pass, {label}", error <= allowed.values, f"predictions differ by {error:.1g} of their size")
     error = abs(found.loss - wanted.loss) / wanted.loss
-    yield Check(f"loss, {label}", error <= allowed.losses, f"{found.loss:.6f}, on the CPU {wanted.loss:.6f}")
+    yield Check(f"loss, {label}", error <= allowed.loss, f"{found.loss:.6f}, on the CPU {wanted.loss:.6f}")
     errors = {name: relative(found.gradients[name], gradient) for name, gradient in wanted.gradients.items()}
     name = max(errors, key=lambda n: errors[n])
     yield Check(f"gradients, {label}", errors[name] <= allowed.gradients, f"the worst is {name}, off by {errors[name]:.1g} of its size")

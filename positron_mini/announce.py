@@ -18,7 +18,7 @@ from positron_mini.runs import RunFolder
 from positron_mini.trainer import Trainer
 
 COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validations take again
-PATIENCE_S = 4.0  # after the first of several calls that are timed, within which another may begin
+PATIENCE_S = 4.0  # for timing one thing
 
 
 def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool) -> float:
@@ -28,7 +28,7 @@ def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compile
     """
     while True:
         try:
-            return _measure(model, device, precision, rows) * (COMPILED_GAIN if compiled else 1.0)
+            return _measure(model, device, precision, rows, compiled) * (COMPILED_GAIN if compiled else 1.0)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -41,7 +41,7 @@ def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compile
         rows //= 2
 
 
-def _measure(model: GPT, device: str, precision: str, rows: int) -> float:
+def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool) -> float:
     batch = torch.zeros(rows, model.config.context_len, dtype=torch.long, device=device)
 
     def once() -> None:
@@ -50,18 +50,19 @@ def _measure(model: GPT, device: str, precision: str, rows: int) -> float:
         loss.backward()  # type: ignore[no-untyped-call]
         devices.synchronize(device)
 
-    speed = batch.numel() / fastest(once)
+    speed = batch.numel() / fastest(once, warms_up=compiled or device != "cpu")
     model.zero_grad(set_to_none=True)
     return speed
 
 
-def fastest(once: Callable[[], None], calls: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of the fastest of `calls` calls, of which the first may compile something and the second is always made.
+def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, where none begins after PATIENCE_S.
 
-    On a slow or busy machine there are fewer: none begins when the time since the first has reached PATIENCE_S.
+    `warms_up`: the first call may compile something, so the second is always made, and the time runs from its beginning.
     """
+    least = 2 if warms_up else 1
     marks = [clock()]
-    while len(marks) <= calls and (len(marks) <= 2 or marks[-1] - marks[1] < PATIENCE_S):
+    while len(marks) <= least or (len(marks) <= calls and marks[-1] - marks[least - 1] < PATIENCE_S):
         once()
         marks.append(clock())
     return min(end - began for began, end in pairwise(marks))

@@ -172,7 +172,7 @@ def test_bf16_is_judged_by_bf16s_own_measure() -> None:
     assert "shape" in kernels.compare([wanted[0][:3]], wanted, kernels.ALLOWED["bf16"])[0]
 
 
-def test_small_models_are_computed_on_one_thread_and_large_ones_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_and_a_small_pass_are_computed_on_all_threads_and_the_rest_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def seen(name: str) -> Any:
         return lambda *_: iter([Check(name, True, str(torch.get_num_threads()))])
 
@@ -181,8 +181,16 @@ def test_small_models_are_computed_on_one_thread_and_large_ones_on_all(monkeypat
         monkeypatch.setattr(training, f"check_{name}", seen(name))
     torch.set_num_threads(2)
     found = [(check.name, check.detail) for check in checks_of(Subject("cpu", "fp32"), MACHINE, Scope())]
-    small = [(name, "1") for name in ("causality", "pass", "decoding", "steps", "drift")]
-    assert found == [("operations", "2"), *small, ("pass", "2")] and torch.get_num_threads() == 2
+    assert found == [
+        ("operations", "2"), ("causality", "1"), ("pass", "2"), ("decoding", "1"), ("steps", "1"), ("drift", "1"), ("pass", "1"),
+    ]  # fmt: skip
+    assert torch.get_num_threads() == 2
+
+
+def test_the_reference_is_computed_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "one_pass", lambda *_: torch.get_num_threads())
+    torch.set_num_threads(2)
+    assert training.reference_pass.__wrapped__(training.ODD, 2) == 1 and torch.get_num_threads() == 2
 
 
 def test_both_precisions_together_cost_one_reference_and_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,23 +265,26 @@ def test_a_small_product_is_timed_by_the_fastest_without_the_first_on_one_thread
 
 
 @pytest.mark.parametrize(
-    ("durations", "calls", "made", "best"),
+    ("durations", "calls", "warms_up", "made", "best"),
     [
-        ([9.0, 0.5, 0.4], 3, 3, 0.4),  # the first, which compiles, uses up no patience
-        ([0.4, 0.5, 0.6], 3, 3, 0.4),
-        ([9.0, 3.9, 3.0], 3, 3, 3.0),
-        ([9.0, 4.0, 3.0], 3, 2, 4.0),  # a slow machine is timed on what there is
-        ([60.0, 50.0, 40.0], 3, 2, 50.0),
-        ([2.0, 1.0, 0.5], 2, 2, 1.0),
+        ([0.4, 0.5, 0.6], 3, False, 3, 0.4),
+        ([1.0, 2.9, 0.5], 3, False, 3, 0.5),
+        ([1.0, 3.0, 0.5], 3, False, 2, 1.0),  # a slow machine is timed on what there is
+        ([4.0, 3.0, 2.0], 3, False, 1, 4.0),
+        ([9.0, 0.5, 0.4], 3, True, 3, 0.4),  # what compiles uses up no patience
+        ([9.0, 3.9, 3.0], 3, True, 3, 3.0),
+        ([9.0, 4.0, 3.0], 3, True, 2, 4.0),
+        ([2.0, 1.0, 0.5], 2, True, 2, 1.0),
     ],
 )
-def test_a_slow_machine_is_timed_on_two_calls(durations: list[float], calls: int, made: int, best: float) -> None:
+def test_a_slow_machine_is_timed_on_fewer_calls(durations: list[float], calls: int, warms_up: bool, made: int, best: float) -> None:
     clock, left = [0.0], iter(durations)
 
     def once() -> None:
         clock[0] += next(left)
 
-    assert fastest(once, calls, lambda: clock[0]) == pytest.approx(best) and len(list(left)) == len(durations) - made
+    assert fastest(once, calls, warms_up=warms_up, clock=lambda: clock[0]) == pytest.approx(best)
+    assert len(list(left)) == len(durations) - made
 
 
 def test_a_cpu_is_timed_on_one_row_and_a_gpu_on_as_many_as_training_computes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,21 +66,25 @@ def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Te
 
 
 def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Check]:
-    """The checks of operations, those of small models, then one of TinyGPT's size; each is made when it is asked for."""
+    """The checks of operations, then those of models; each is made when it is asked for.
+
+    A CPU computes the operations and one small pass on all its threads, against results of one thread; then one thread is enough.
+    """
     shape = speed.shape_of("TinyGPT")
     yield from kernels.check_kernels(subject, speed.rows_at_once(shape, machine, subject.device) * shape.context_len)
+    with one_thread():
+        yield from _guarded("causality", lambda: training.check_causality(subject))
+    yield from _guarded("one pass, odd shapes", lambda: training.check_pass(subject, training.ODD, 2, "odd shapes"))
     groups: list[tuple[str, Callable[[], Iterator[Check]]]] = [
-        ("causality", lambda: training.check_causality(subject)),
-        ("one pass, odd shapes", lambda: training.check_pass(subject, training.ODD, 2, "odd shapes")),
         ("decoding with a cache", lambda: training.check_decoding(subject)),
         ("optimizer steps", lambda: training.check_steps(subject, scope.steps)),
         ("drift", lambda: training.check_drift(subject, scope.drift_steps)),
     ]
+    if scope.large:
+        groups.append(("one pass, TinyGPT", lambda: training.check_pass(subject, training.TINY, 1, "TinyGPT")))
     with one_thread():
         for name, group in groups:
             yield from _guarded(name, group)
-    if scope.large:
-        yield from _guarded("one pass, TinyGPT", lambda: training.check_pass(subject, training.TINY, 1, "TinyGPT"))
 
 
 def _guarded(name: str, group: Callable[[], Iterator[Check]]) -> Iterator[Check]:

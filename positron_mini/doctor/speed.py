@@ -78,7 +78,7 @@ def rows_at_once(shape: ModelConfig, machine: Machine, device: str) -> int:
 
 
 def measure_pace(subject: Subject, preset: str, machine: Machine, *, compiled: bool = False) -> Pace:
-    """Speed of training `preset` from random weights, in the best of three micro-batches, and of the optimizer, in the better of two steps.
+    """Speed of training `preset` from random weights, in the best of three micro-batches, and of the optimizer, in the better of two.
 
     A CPU computes one row at a time as fast as several, within a few per cent, so it is timed on one.
     """
@@ -104,4 +104,4 @@ def _time_update(model: GPT, subject: Subject) -> float:
         devices.synchronize(subject.device)
 
     devices.synchronize(subject.device)
-    return fastest(once, calls=2)
+    return fastest(once, calls=2, warms_up=subject.device != "cpu")

@@ -112,10 +112,7 @@ def choose(
     while True:
         measured[name] = speed(name)
         best = min(
-            (
-                candidate(other, shape, _guess(other, shapes, measured), seconds, text_bytes, batch)
-                for other, shape in shapes.items()
-            ),
+            (candidate(other, shape, _guess(other, shapes, measured), seconds, text_bytes, batch) for other, shape in shapes.items()),
             key=lambda plan: plan.expected_bpb,
         )
         if best.config in measured:

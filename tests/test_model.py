@@ -60,8 +60,10 @@ def test_new_blocks_are_the_identity() -> None:
 
 @pytest.mark.parametrize("spread", [None, 0.3])
 def test_copy_init_writes_what_is_looked_at_as_large_as_it_says(spread: float | None) -> None:
-    model = GPT(shape(n_layer=1, n_embd=192, n_head=8, n_kv_head=4, head_dim=32)).init_weights(0, spread, copy_init=0.25).requires_grad_(False)
-    x = model.model.embed_tokens(torch.arange(6, 506)[:, None])  # 500 texts of one token, which can look at nothing but themselves
+    model = (
+        GPT(shape(n_layer=1, n_embd=192, n_head=8, n_kv_head=4, head_dim=32)).init_weights(0, spread, copy_init=0.25).requires_grad_(False)
+    )
+    x = model.model.embed_tokens(torch.arange(6, 506)[:, None])  # 500 texts of one token, which sees nothing but itself
     block = model.model.layers[0]
     written = block.self_attn(block.input_layernorm(x), (model.rope_cos[:1], model.rope_sin[:1]), None, None).squeeze()
     x = x.squeeze()

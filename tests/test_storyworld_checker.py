@@ -37,7 +37,7 @@ def test_a_story_written_by_hand_is_consistent():
         ("He was sad", "She was sad", "Rusty is he, not she"),
         ("Mia gave the ball back to Rusty", "Rusty gave the ball back to Mia", "holder ball = Rusty does not hold"),
         ("found the ball", "found the kite", "no kite was mentioned"),
-        ('said Rusty', 'said Bruno', "Bruno was not introduced"),
+        ("said Rusty", "said Bruno", "Bruno was not introduced"),
         ("Rusty had a red ball.", "Rusty had a red ball. Rusty was very happy.", "mood Rusty = happy does not hold"),
         ("took the ball to the park", "took the blue ball to the park", "cannot be read"),
         ("Soon, Mia looked under a bush and found the ball. ", "", "problem = solved does not hold"),

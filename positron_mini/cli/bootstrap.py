@@ -78,9 +78,7 @@ def small_steps(flags: Any, given: frozenset[str], device: str) -> Any:
     """The flags with the preset and the tokens of a step that suit a CPU, where none were given and this is one."""
     if device != "cpu":
         return flags
-    return replace(
-        flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS
-    )
+    return replace(flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS)
 
 
 def train_flags(flags: TrainConfig, text: Path) -> TrainConfig:

@@ -156,9 +156,7 @@ def _complete(data: bytes) -> int:
     return len(data)
 
 
-def split_documents(
-    path: Path, blocks: Iterable[str], stats: ReadStats, *, has_separator: bool, is_start: bool = True
-) -> Iterator[str]:
+def split_documents(path: Path, blocks: Iterable[str], stats: ReadStats, *, has_separator: bool, is_start: bool = True) -> Iterator[str]:
     """The documents of a text that comes in blocks, split at separator lines or else at blank lines, each without its outer newlines.
 
     A text that does not begin where its file does (`is_start` False) begins after a separator line, or after blank lines.

@@ -185,6 +185,7 @@ class GPT(nn.Module):
             heads, groups, size = self.config.n_head, self.config.n_kv_head, self.config.head_dim
             scale = copy_init * spread / (heads * size * MATRIX_STD**2)
             for block in self.model.layers:
+                assert isinstance(block, Block)
                 values = block.self_attn.v_proj.weight.view(groups, size, -1).repeat_interleave(heads // groups, dim=0)  # (H, D, C)
                 block.self_attn.o_proj.weight.copy_(values.flatten(0, 1).mT * scale)
         return self

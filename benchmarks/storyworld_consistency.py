@@ -1,5 +1,7 @@
 """How many stories of a model the story world's checker finds consistent, and the first five of them, unpicked.
 
+A story that begins with a wish must fulfil it.
+
 python benchmarks/storyworld_consistency.py --ckpt runs/x [--samples 200] [--temperature 0.7] [--json out.json]
 """
 
@@ -13,7 +15,7 @@ from typing import Any
 
 from positron_mini.checkpoint import load_model
 from positron_mini.config import SampleConfig
-from positron_mini.corpus.storyworld import check_story
+from positron_mini.corpus.storyworld import check_document
 from positron_mini.evaluate.suites import tally
 from positron_mini.generate import generate
 from positron_mini.runs import find_checkpoint
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     stories = sample(flags.ckpt, flags.samples, flags.temperature)
-    verdicts = [check_story(text) for text, _ in stories]
+    verdicts = [check_document(text) for text, _ in stories]
     result: dict[str, Any] = tally(verdict.consistent for verdict in verdicts)
     result["ended"] = sum(ended for _, ended in stories) / len(stories)
     result["sentences_parsed"] = sum(verdict.parsed_share for verdict in verdicts) / len(verdicts)

@@ -80,7 +80,7 @@ def test_the_story_world_is_written_once_and_always_the_same(monkeypatch: pytest
     path = obtain("storyworld", stories=5, say=said.append)
     assert path == Path("data/storyworld.txt") and len(said) == 1
     assert said[0].startswith("data/storyworld.txt: 5 stories from the story world, seed 0; the generator's entropy is 0.")
-    assert documents(path) == [storyworld.story(0, index).text for index in range(5)]
+    assert documents(path) == [storyworld.document(storyworld.story(0, index)) for index in range(5)]
     other = obtain("storyworld", stories=5, text_out=Path("there/tales.txt"), say=lambda _: None)
     assert other == Path("there/tales.txt") and other.read_bytes() == path.read_bytes()
     with monkeypatch.context() as patch:
@@ -104,7 +104,7 @@ def test_the_story_world_is_written_anew_when_it_would_be_another_text(change: s
     else:
         path.with_suffix(".json").unlink()  # it is written last: a killed process has left no note
     obtain("storyworld", stories=stories, seed=seed, say=lambda _: None)
-    assert documents(path) == [storyworld.story(seed, index).text for index in range(stories)]
+    assert documents(path) == [storyworld.document(storyworld.story(seed, index)) for index in range(stories)]
 
 
 def test_the_note_never_takes_the_place_of_the_text_or_of_a_file_of_the_user() -> None:

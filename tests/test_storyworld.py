@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from positron_mini.corpus.storyworld import instruction_rows, stories, story, write_corpus
+from positron_mini.corpus.storyworld import (
+    check_document,
+    check_request,
+    document,
+    instruction_rows,
+    read_request,
+    request_for,
+    stories,
+    story,
+    write_corpus,
+)
 from positron_mini.corpus.storyworld.events import events
 from positron_mini.corpus.storyworld.grammar import Alt, Sequence, compile_class, mark_articles, set_articles
 from positron_mini.corpus.storyworld.lexicon import lexicon
@@ -93,11 +103,30 @@ def test_train_and_validation_share_no_story_nor_cast(told):
     assert all(split_of(key[0], key[1:]) == "validation" for key in sides[1])
 
 
+def test_a_document_is_the_story_and_every_second_one_begins_with_its_wish(told):
+    for one in told[:100]:
+        wish, _, rest = document(one).partition("\n") if one.index % 2 == 0 else ("", "", document(one))
+        assert rest == one.text
+        assert not wish or read_request(wish) == request_for(one)
+        assert check_document(document(one)).consistent
+    assert read_request("Once upon a time, there was a fox.") is None
+
+
+def test_a_story_that_is_not_the_one_wished_for_is_inconsistent(told):
+    for one, other in zip(told[:60], told[60:120], strict=True):
+        wish = request_for(one)
+        verdict = check_document(f"{wish.text}\n{other.text}")
+        assert verdict.consistent == check_request(wish, other.text)
+        assert verdict.consistent or "wish" in verdict.reasons[-1]
+        broken = check_document(f"{wish.text}\n{one.text.replace('.', ' and so on.', 1)}")
+        assert not broken.consistent
+
+
 def test_the_corpus_file_separates_stories_and_the_facts_file_has_a_line_each(tmp_path, told):
     size = write_corpus(tmp_path / "a.txt", 1, 5, facts=tmp_path / "a.jsonl")
     data = (tmp_path / "a.txt").read_bytes()
     assert len(data) == size
-    assert data.decode() == "".join(f"{one.text}\n<|endoftext|>\n" for one in told[:5])
+    assert data.decode() == "".join(f"{document(one)}\n<|endoftext|>\n" for one in told[:5])
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == [one.text for one in told[:5]]
     assert [line["facts"] for line in lines] == [one.facts for one in told[:5]]

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
 
 MIXED = Path("data/sft_quickstart.jsonl")
-SAMPLE_TIMES, SHORT_CHARS = 8, 400
+SAMPLE_TIMES, SHORT_CHARS = 4, 400
 
 
 @dataclass(frozen=True)
 class QuickFlags(SFTConfig):
     """Fine-tune the newest base run on the sample conversations and generated story-world rows. All flags of sft are accepted too."""
 
-    rows: int = 4_500
+    rows: int = 6_000
     """story-world rows to generate and add, each about a story of its own"""
     epochs: int = 1
     """times every row is seen"""
-    lr: float = 2e-3
+    lr: float = 8e-3
     """peak learning rate, AdamW scale"""
     skip_bad: bool = True
     """leave out and list the few rows that are longer than the context"""

@@ -5,13 +5,14 @@
 
 from positron_mini.corpus.storyworld.checker import Verdict, check_story
 from positron_mini.corpus.storyworld.choices import entropy_bits_per_byte, recover
+from positron_mini.corpus.storyworld.documents import check_document, document
 from positron_mini.corpus.storyworld.output import fact_lines, write_corpus
 from positron_mini.corpus.storyworld.questions import Question, Retelling, check_answer, check_next, questions, retellings
-from positron_mini.corpus.storyworld.requests import Request, check_request, request_for, requests
+from positron_mini.corpus.storyworld.requests import Request, check_request, read_request, request_for, requests
 from positron_mini.corpus.storyworld.rows import conversation_rows, instruction_rows
 from positron_mini.corpus.storyworld.tales import Split, Story, stories, story
 
-VERSION = 3  # goes up when the same seed gives other bytes
+VERSION = 4  # goes up when the same seed gives other bytes
 
 __all__ = [
     "VERSION",
@@ -22,14 +23,17 @@ __all__ = [
     "Story",
     "Verdict",
     "check_answer",
+    "check_document",
     "check_next",
     "check_request",
     "check_story",
     "conversation_rows",
+    "document",
     "entropy_bits_per_byte",
     "fact_lines",
     "instruction_rows",
     "questions",
+    "read_request",
     "recover",
     "request_for",
     "requests",

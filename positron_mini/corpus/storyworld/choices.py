@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from positron_mini.corpus.storyworld.documents import document, document_nats
 from positron_mini.corpus.storyworld.events import Event, Telling
 from positron_mini.corpus.storyworld.grammar import Bindings, Choice, Slot, mark_articles, match
 from positron_mini.corpus.storyworld.lexicon import lexicon
@@ -199,9 +200,9 @@ def recover(text: str) -> tuple[tuple[int, ...], float]:
 
 
 def entropy_bits_per_byte(seed: int, n: int) -> float:
-    """Bits per byte of the generator's choices, over the first `n` stories of a seed; each is recoverable from the text."""
+    """Bits per byte of the generator's choices, over the first `n` documents of a seed; each is recoverable from the text."""
     bits = size = 0.0
     for story in islice(stories(seed), n):
-        bits += story.choice_nats / math.log(2)
-        size += len(story.text.encode("utf-8"))
+        bits += document_nats(story) / math.log(2)
+        size += len(document(story).encode("utf-8"))
     return bits / size

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from positron_mini import files
+from positron_mini.corpus.storyworld.documents import document
 from positron_mini.corpus.storyworld.tales import Split, Story, stories
 
 END = "<|endoftext|>"
@@ -17,13 +18,13 @@ END = "<|endoftext|>"
 def write_corpus(
     target: Path | str | IO[bytes], seed: int, n: int, *, start: int = 0, split: Split = "train", facts: Path | str | None = None
 ) -> int:
-    """The number of bytes of text written: `n` stories, each followed by a line `<|endoftext|>`.
+    """The number of bytes of text written: the documents of `n` stories, each followed by a line `<|endoftext|>`.
 
     `target` is a path, written atomically, or an open binary handle. With `facts` a JSON-lines file is written as well, one story a line.
     """
     if facts is not None:
         files.stream_file(Path(facts), lambda handle: _write_lines(handle, fact_lines(islice(stories(seed, start, split), n))))
-    lines = (f"{story.text}\n{END}\n" for story in islice(stories(seed, start, split), n))
+    lines = (f"{document(story)}\n{END}\n" for story in islice(stories(seed, start, split), n))
     if not isinstance(target, (str, Path)):
         return _write_lines(target, lines)
     sizes: list[int] = []

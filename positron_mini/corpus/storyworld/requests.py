@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from positron_mini.corpus.storyworld.checker import Replay
@@ -34,6 +36,7 @@ OPENINGS = (
     "I would like to hear a story about {who} {plot}.",
     "Make up a story about {who} {plot}.",
 )
+HOLES = {"a": "an? (?P<object>[a-z]+)", "noun": "(?P<object>[a-z]+)", "fear": "(?P<fear>[a-z ]+)", "food": "(?P<food>[a-z ]+)"}
 NAMED = {"object": "O", "fear": "X", "food": "F"}  # constraint: role of the event
 
 
@@ -58,6 +61,28 @@ def request_for(story: Story) -> Request:
     noun = wanted.get("object", "")
     filled = plot.format(a=a_or_an(noun), noun=noun, fear=wanted.get("fear", ""), food=wanted.get("food", ""))
     return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(who=who, plot=filled), wanted)
+
+
+@cache
+def _readers() -> list[tuple[re.Pattern[str], str, str]]:
+    """Every way to wish for something as (pattern, event, role of the hero in it)."""
+    who = "an? (?P<kind>[a-z]+)(?: named (?P<name>[A-Z][a-z]+))?"
+    readers = []
+    for opening in OPENINGS:
+        before, after = map(re.escape, opening.split("{who} {plot}"))
+        for plot, event, role in PLOTS.values():
+            pattern = re.sub(r"\\{(\w+)\\}", lambda hole: HOLES[hole[1]], re.escape(plot))
+            readers.append((re.compile(f"{before}{who} {pattern}{after}"), event, role))
+    return readers
+
+
+def read_request(text: str) -> Request | None:
+    """The wish that a line of text is, None where it is none: the reverse of `request_for`."""
+    for pattern, event, role in _readers():
+        found = pattern.fullmatch(text)
+        if found:
+            return Request(text, {"event": event, "role": role} | {key: value for key, value in found.groupdict().items() if value})
+    return None
 
 
 def _named(plot: str, event: str, story: Story) -> dict[str, str]:

@@ -10,7 +10,7 @@ from positron_mini.corpus.storyworld.tales import Split, Story, stable_number, s
 
 SOURCE = "storyworld"
 NEXT = ("What happened next?", "What happens next?", "What comes next in the story?", "How does the story go on?")
-KINDS = ("question", "question", "question", "request", "request", "next")  # in these proportions
+KINDS = ("question", "question", "request", "request", "request", "next")  # in these proportions
 
 
 def instruction_rows(seed: int, n: int, split: Split = "train") -> list[dict[str, str]]:

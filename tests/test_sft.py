@@ -446,6 +446,15 @@ def test_the_quick_start_adds_generated_rows_and_asks_before_and_after(bench: Pa
     assert result.out.count("  after  ") == 3 and "./ask_model.sh" in result.out
 
 
+@pytest.mark.parametrize(("base_lr", "expected"), [(0.003, 0.002), (0.1, quicksft.QuickFlags.lr), ("fast", quicksft.QuickFlags.lr)])
+def test_the_quick_start_learns_more_gently_than_its_base_did(bench: Path, base_lr: object, expected: float) -> None:
+    base = sft.find_base(FLAGS["base_ckpt"], lambda _: None)
+    record = base.folder.resolve().parent / "run.json"
+    changed = {**json.loads(record.read_text()), "config": {"lr": base_lr}} if record.exists() else {"config": {"lr": base_lr}}
+    record.write_text(json.dumps(changed))
+    assert quicksft.gentle_lr(quicksft.QuickFlags(base_ckpt=FLAGS["base_ckpt"])) == pytest.approx(expected)
+
+
 # --- packed rows ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -218,10 +218,10 @@ def test_the_story_world_has_settings_of_its_own_which_flags_override(
         assert positron("bootstrap", *words, "--threads", "1", "--steps", "5", *more).code == 0
     shapes = [(c.config, c.vocab_size, c.context_len, c.lr, c.embedding_std, c.copy_init, c.align_rows) for c in asked]
     assert shapes == [
-        ("PicoGPT", 3_072, 512, 8e-3, 0.3, 0.2, True),
+        ("PicoGPT", 3_072, 512, 1.2e-2, 0.3, 0.2, True),
         ("PicoGPT", 512, 512, 4e-3, 0.3, 0.2, True),
-        ("MicroGPT", None, None, 8e-3, 0.3, 0.2, True),
-        ("TinyGPT", None, None, 8e-3, 0.3, 0.2, True),
+        ("MicroGPT", None, None, 1.2e-2, 0.3, 0.2, True),
+        ("TinyGPT", None, None, 1.2e-2, 0.3, 0.2, True),
     ]
     assert asked[0].out_dir == "runs/positron-mini-1M-v1-base" and asked[2].out_dir == "runs/positron-mini-3M-v1-base"
 

@@ -218,7 +218,8 @@ def bench_prepare(
 ) -> dict[str, Any]:
     """Speed of preparing a text: reading and cleaning (scan), training a tokenizer, encoding. Without `text`, stories of the story world.
 
-    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most.
+    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most. `threads` are
+    worker processes, where the text is large enough for some; the memory is that of this process and, for each of them, of the largest.
     """
     with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
         folder = Path(temporary)
@@ -229,11 +230,12 @@ def bench_prepare(
         model = folder / "spm.model"
         prepared = prepare_corpus(text, tokenizer_path=model, vocab_size=vocab_size, cache_dir=folder / "cache", workers=threads, say=say)
         spent: dict[str, float] = prepared.report["seconds"]
+        threads = threads or devices.usable_cores()
         return {
             "what": "prepare",
             "machine": devices.this_machine().chip,
             "versions": devices.describe_versions(),
-            "threads": threads or devices.usable_cores(),
+            "threads": threads,
             "bytes": size,
             "stories": prepared.report["stories"],
             "tokens": prepared.report["tokens"],
@@ -245,7 +247,7 @@ def bench_prepare(
             "scan_mb_per_s": size / 1e6 / spent["scan"],
             "encode_mb_per_s": size / 1e6 / spent["encode"],
             "tok_per_s": prepared.report["tokens"] / (spent["scan"] + spent["encode"]),
-            "peak_rss_bytes": devices.peak_memory(),
+            "peak_rss_bytes": devices.peak_memory() + threads * devices.peak_memory(of_children=True),
         }
 
 

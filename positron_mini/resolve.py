@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from positron_mini import device as devices
 from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
+from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
@@ -66,6 +67,31 @@ def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: 
     known = {field.name for field in dataclasses.fields(config)}
     kept = {k: v for k, v in recorded["config"].items() if k in known and k not in given and k not in CONTROL_FLAGS}
     return replace(config, **kept), recorded
+
+
+def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str, Any] | None, processes: Processes) -> TrainConfig:
+    """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
+
+    Errors: UsageError when another number is asked for than was started.
+    """
+    if "nproc" in given and config.nproc not in (None, processes.size):
+        raise UsageError(
+            f"--nproc {config.nproc}: here {processes.size} {'process is' if processes.size == 1 else 'processes are'} at work",
+            f"positron train --nproc {config.nproc}, or torchrun, starts more",
+        )
+    before = 1 if recorded is None else recorded["config"].get("nproc") or 1
+    threads = config.threads if "threads" in given or before == processes.size else None
+    if threads is None and processes.size > 1:
+        threads = max(1, devices.usable_cores() // processes.per_machine)
+    return replace(config, threads=threads, nproc=processes.size)
+
+
+def rows_for_all(rows: int, processes: Processes) -> None:
+    """Nothing, or UsageError when a step has fewer rows than there are processes."""
+    if rows < processes.size:
+        raise UsageError(
+            f"a step of {rows:,} rows cannot be shared by {processes.size:,} processes", "fewer processes, or a larger --batch_tokens"
+        )
 
 
 def default_out_dir(config: TrainConfig) -> str:

@@ -31,6 +31,7 @@ RANKS = [
     "checkpoint",
     "model_card",
     "runs",
+    "distributed",
     "trainer",
     "packing",
     "evaluate.bits",

@@ -16,7 +16,7 @@ class PrepareFlags:
     """Fetch or make a text, clean it, split it, turn it into tokens, and report."""
 
     dataset: str = "tinystories"
-    """tinystories, storyworld, a hub data set as owner/name:split:column, or a path to a file or folder"""
+    """tinystories, storyworld, a hub data set as owner/name:split:column, a path, or a mix of these by bytes: tinystories:0.7,my.txt:0.3"""
     stories: int | None = None
     """only so many stories (default: all; the story world has no end and makes 20,000)"""
     text_out: str | None = None
@@ -28,12 +28,14 @@ class PrepareFlags:
     vocab_size: int | None = None
     """pieces of a new tokenizer (default: the preset's)"""
     seed: int = 0
-    """seed of the story world and of the tokenizer's sample"""
+    """seed of the story world, of a mix and of the tokenizer's sample"""
+    workers: int | None = None
+    """processes that read and encode a text of more than 32 MB (default: one per core)"""
     json: bool = False
     """print the report as one JSON object"""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"stories": 1, "vocab_size": 1, "seed": 0})
+        check_ranges(self, {"stories": 1, "vocab_size": 1, "seed": 0, "workers": 1})
         preset(self.config)
 
 
@@ -53,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
     tokenizer = Path(flags.tokenizer_path) if flags.tokenizer_path else None
     vocab = flags.vocab_size if flags.vocab_size or tokenizer else preset(flags.config).vocab_size
-    prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, say=note)
+    prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, workers=flags.workers or 0, say=note)
     if flags.json:
         print(json.dumps({**prepared.report, "text": str(path), "folder": str(prepared.folder)}, ensure_ascii=False))
         return 0

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import flag_words, note, parse
 from positron_mini.config import TrainConfig, given_flags
 
 if TYPE_CHECKING:
+    from positron_mini.distributed import Processes
     from positron_mini.session import Session
+
+Say = Callable[[str], None]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,14 +26,34 @@ def run(argv: Sequence[str]) -> int:
 
 def train(config: TrainConfig, given: frozenset[str]) -> int:
     """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
+    from positron_mini.cli.launch import joined, launch, launched
+
+    if config.nproc is not None and config.nproc > 1 and not launched():
+        return launch(["train", *flag_words(replace(config, nproc=None), given)], config.nproc)
+    with joined(config.device) as processes:
+        return _train(config, given, processes)
+
+
+def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> int:
     from positron_mini.device import awake
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
-    session = open_session(config, given=given, say=note, stop=StopFlag())
+    say = note if processes.is_first else _silent
+    with processes.in_turn():
+        session = open_session(config, given=given, say=say, stop=StopFlag(), processes=processes)
+    if not processes.is_first:
+        with stop_signals(session.stop, _silent):
+            for _ in session.steps():
+                pass
+        return 0
     with awake(config.keep_awake, note):
         watch(session, f"positron generate --ckpt {session.run.path}")
     return 0
+
+
+def _silent(_: str) -> None:
+    """What the processes besides the first have to say of things that all of them see."""
 
 
 def watch(session: Session, next_command: str) -> None:
@@ -52,12 +76,12 @@ def watch(session: Session, next_command: str) -> None:
 
 
 @contextmanager
-def stop_signals(stop: Any) -> Iterator[None]:
+def stop_signals(stop: Any, say: Say = note) -> Iterator[None]:
     """While inside, Ctrl-C and SIGTERM set `stop` and change nothing else; a second one is patient too, so that a save is never cut."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.signal_number is None:
-            note("\nstopping after this micro-batch; the last finished step will be saved")
+            say("\nstopping after this micro-batch; the last finished step will be saved")
         stop.signal_number = number
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,6 +1,7 @@
 """Decoding speed beside transformers and llama.cpp on the same weights: tokens a second, one stream and eight, f32 and 8 bits.
 
-    python benchmarks/decoding_speed.py [--ckpt runs/NAME/latest] [--config TinyGPT] [--tokens 256] [--rounds 5] [--threads N] [--out FILE.json]
+    python benchmarks/decoding_speed.py [--ckpt runs/NAME/latest] [--config TinyGPT] [--tokens 256] [--rounds 5]
+           [--threads N] [--out FILE.json]
 
 Without --ckpt the weights are random, which changes no speed. All write the same number of tokens after a prompt of 16, at temperature 0
 unless told; what counts is the time from the first token to the last. transformers runs `generate` as it is; llama.cpp is the server of

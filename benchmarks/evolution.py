@@ -7,18 +7,21 @@ The report of the run is written first. Its HTML and pictures are copied to docs
 <!-- evolution:begin -->
 <!-- evolution:end -->
 
-and keep the rest; evolution.md is begun where it is missing. The same run folder gives the same bytes.
+and keep the rest; evolution.md is begun where it is missing. The same run folder gives the same bytes. Nothing is written when the
+files would be too large for a repository, or when they name a folder of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import shutil
 from pathlib import Path
 
 from positron_mini.files import write_text
-from positron_mini.report.build import Evolution, evolution, write_report
+from positron_mini.report.build import write_report
+from positron_mini.report.evolution import Evolution, evolution
 from positron_mini.report.markup import duration, large, visible
 from positron_mini.report.record import Sample
 from positron_mini.report.timeline import shown_steps
@@ -26,6 +29,7 @@ from positron_mini.report.timeline import shown_steps
 BEGIN, END = "<!-- evolution:begin -->", "<!-- evolution:end -->"
 TITLE = "# See it learn: one run from noise to stories\n\n"
 FEW, MANY = 5, 9  # milestones in the README and on the page
+MOST_PICTURE_BYTES = 700_000  # of all pictures together; the report has its own limit
 
 
 def main() -> None:
@@ -40,6 +44,7 @@ def main() -> None:
     readme = between_markers(flags.readme, readme_section(found, _relative(flags.results / "evolution", flags.readme)))
     results = between_markers(page, results_section(found, "evolution"), begun=TITLE)
     html, pictures = write_report(found)
+    check(html, pictures, [readme, results], [Path.cwd(), Path.home(), flags.run.resolve()])
     copies = flags.results / "evolution"
     copies.mkdir(parents=True, exist_ok=True)
     for path in (html, *pictures):
@@ -47,6 +52,17 @@ def main() -> None:
     write_text(flags.readme, readme)
     write_text(page, results)
     print(f"{flags.readme}, {page}, {copies}: {found.record.name} at step {found.record.step:,}")
+
+
+def check(html: Path, pictures: list[Path], pages: list[str], private: list[Path]) -> None:
+    """Nothing, or SystemExit for what must not be committed."""
+    size = sum(path.stat().st_size for path in pictures)
+    if size > MOST_PICTURE_BYTES:
+        raise SystemExit(f"the pictures have {size:,} bytes together, more than {MOST_PICTURE_BYTES:,}")
+    for text in (html.read_text(encoding="utf-8"), *pages):
+        for folder in map(str, private):
+            if len(folder) > 1 and folder in text:
+                raise SystemExit(f"{folder} stands in the text: report from the folder that the run was made in, with relative paths")
 
 
 def _relative(folder: Path, page: Path) -> str:
@@ -83,7 +99,6 @@ def results_section(found: Evolution, folder: str) -> str:
     parts = [
         _sentence(found),
         f"The whole report is one file: [report.html]({folder}/report.html); download it and open it in a browser.",
-        _device(found),
         "## The curve",
         _picture(found, folder, "loss.png"),
         _picture(found, folder, "bits_per_byte.png"),
@@ -96,6 +111,9 @@ def results_section(found: Evolution, folder: str) -> str:
         _claims(found),
         "## Shall it go on?",
         _advice(found),
+        "## Its speed",
+        _picture(found, folder, "throughput.png"),
+        _device(found),
         "## Again",
         f"```bash\n{commands}\n```",
     ]
@@ -107,7 +125,8 @@ def _sentence(found: Evolution) -> str:
     last, rows = record.reports[-1], record.validations
     size = large(record.shape.parameters) if record.shape else "unknown"
     text = f"{record.config.get('config')}, {size} parameters, read {large(last.tokens)} tokens in {last.step:,} steps, "
-    text += f"{duration(last.elapsed_s)} on {record.device.get('device')} in {record.device.get('precision')}"
+    text += f"{duration(last.elapsed_s)} on {escaped(record.machine)} in {record.device.get('precision')}"
+    text += f", {record.started or _last_day(record.path)}"
     if not rows:
         return f"{text}."
     return (
@@ -116,11 +135,23 @@ def _sentence(found: Evolution) -> str:
     )
 
 
+def _last_day(run: Path) -> str:
+    """The day of a run's last step, for a run that did not write down when it began."""
+    return datetime.date.fromtimestamp((run / "metrics.jsonl").stat().st_mtime).isoformat()
+
+
 def _device(found: Evolution) -> str:
-    versions = ", ".join(f"{name} {escaped(value)}" for name, value in found.record.versions.items())
-    speed = f"median speed {found.tok_per_s:,.0f} tokens a second" if found.tok_per_s else ""
-    peak = f"peak memory {found.record.peak_bytes / 1e9:.2f} GB" if found.record.peak_bytes else ""
-    return f"{versions}; {'; '.join(part for part in (speed, peak) if part)}."
+    """Speed, what scoring the skills took, memory, versions."""
+    record = found.record
+    facts = [f"{name} {escaped(value)}" for name, value in record.versions.items() if name not in ("processor", "system")]
+    if found.tok_per_s:
+        facts.append(f"median speed {found.tok_per_s:,.0f} tokens a second")
+    if record.scoring_s:
+        seconds, share = sum(record.scoring_s), sum(record.scoring_s) / record.reports[-1].elapsed_s
+        facts.append(f"scoring the skills took {duration(seconds)} at {len(record.scoring_s)} milestones, {share:.1%} of the time")
+    if record.peak_bytes:
+        facts.append(f"peak memory {record.peak_bytes / 1e9:.2f} GB")
+    return f"{'; '.join(facts)}."
 
 
 def _picture(found: Evolution, folder: str, name: str) -> str:
@@ -131,6 +162,8 @@ def _picture(found: Evolution, folder: str, name: str) -> str:
     if rows:
         alts["loss.png"] = f"Loss in nats per token over tokens read, down to {rows[-1].val_loss:.2f} in validation; lines: {lines}"
         alts["bits_per_byte.png"] = f"Bits per byte over the time of training, {rows[0].val_bpb:.2f} to {rows[-1].val_bpb:.2f}"
+    if found.tok_per_s:
+        alts["throughput.png"] = f"Tokens a second over steps, median {found.tok_per_s:,.0f}"
     if found.skills:
         alts["skills.png"] = "Right pairs of 100 for each skill at each milestone"
     return f"![{alts[name]}]({folder}/{name})" if name in alts else ""
@@ -154,7 +187,7 @@ def _samples(found: Evolution, most: int, *, prompts: int | None) -> str:
 
 def _bits_at(found: Evolution, step: int) -> str:
     row = found.record.report_at(step)
-    return f"{row.val_bpb:.3f}" if row is not None and row.val_bpb is not None else ""
+    return f"{row.val_bpb:.3f}" if row is not None and row.val_bpb is not None else "–"
 
 
 def _claims(found: Evolution) -> str:

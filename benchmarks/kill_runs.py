@@ -1,6 +1,6 @@
 """SIGKILL at random moments, over pretraining and fine-tuning: every run that is started again must end like one that was never killed.
 
-python benchmarks/kill_runs.py [--count 200] [--jobs 2] [--out docs/results/kill_runs.json]
+python benchmarks/kill_runs.py [--count 200] [--jobs 2] [--out docs/results/kill_runs.json] [--add]
 
 A tiny model is trained (12 steps, saved every 4). Each try trains it in a child process, kills the child after a random time between its
 first instruction and a little past its end, starts the same command again and compares every byte of every step folder, the logs without
@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -28,10 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from faults.harness import kill_after, visible  # noqa: E402
+from faults.harness import differences, kill_after  # noqa: E402
 from kill_table import table  # noqa: E402
 from made_stories import made_stories  # noqa: E402
-from tiny_runs import TINY, forked, positron, timeless  # noqa: E402
+from reliability import this_device  # noqa: E402
+from tiny_runs import TINY, forked, positron  # noqa: E402
 
 from positron_mini import announce, files  # noqa: E402
 from positron_mini.checkpoint import open_checkpoint  # noqa: E402
@@ -85,23 +85,17 @@ def where_it_died(run: Path) -> tuple[str, int]:
     return ("after the last step", 0) if done >= STEPS else ("between two saves", lost)
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What is not equal in two runs, apart from times."""
-    logs = {"metrics.jsonl", "run.json"}
-    first, second = ({k: v for k, v in visible(each).items() if k not in logs} for each in (one, other))
-    found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
-    return found + (["metrics.jsonl"] if timeless(one) != timeless(other) else [])
-
-
-def one_try(kind: str, seconds: float, draw: random.Random) -> dict[str, Any] | None:
-    """The outcome of one kill, or None when the run had ended before it came."""
+def one_try(kind: str, seconds: dict[str, float], draw: random.Random) -> dict[str, Any] | None:
+    """The outcome of one kill, or None when the run had ended before it came. `seconds` follow how long a whole run takes now."""
     run, words = Path(f"cut/{kind}/run"), KINDS[kind]
     shutil.rmtree("cut", ignore_errors=True)
-    moment = draw.random() * 1.05 * seconds
+    moment, began = draw.random() * 1.05 * seconds[kind], time.monotonic()
     if not kill_after(moment, lambda: positron(*words, "--out_dir", run).code):
+        seconds[kind] += 0.5 * (time.monotonic() - began - seconds[kind])
         return None
     where, lost = where_it_died(run)
     code = forked(lambda: positron(*words, "--out_dir", run).code)
+    seconds[kind] += 0.2 * (time.monotonic() - began - seconds[kind])
     wrong = [f"exit code {code}"] if code else differences(Path(f"whole/{kind}/run"), run)
     return {"kind": kind, "after_s": round(moment, 4), "where": where, "steps_again": lost, "differences": wrong}
 
@@ -110,10 +104,11 @@ def work(template: Path, folder: Path, tries: int, seconds: dict[str, float], se
     """The outcomes of `tries` kills, half of each kind."""
     shutil.copytree(template, folder, symlinks=True)
     draw, outcomes = random.Random(seed), []
+    seconds = dict(seconds)
     with contextlib.chdir(folder):
         while len(outcomes) < tries:
             kind = list(KINDS)[len(outcomes) % 2]
-            outcome = one_try(kind, seconds[kind], draw)
+            outcome = one_try(kind, seconds, draw)
             if outcome is not None:
                 outcomes.append(outcome)
                 if outcome["differences"]:
@@ -149,6 +144,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that kill at the same time")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one every time)")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the outcomes")
+    parser.add_argument("--add", action="store_true", help="add to the outcomes that --out holds")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     announce.measure_speed = lambda *_, **__: 1e4  # what a person is told beforehand takes as long as the run
@@ -173,10 +169,10 @@ def main() -> int:
     print("\n".join(table(outcomes)))
     print(f"\n{len(outcomes)} kills in {took:.0f} s, seed {seed}; a save every {SAVE_EVERY} of {STEPS} steps")
     if flags.out is not None:
-        record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.system()}"}
-        record |= {"torch": torch.__version__, "seed": seed, "seconds": round(took), "steps": STEPS, "save_every": SAVE_EVERY}
-        record["outcomes"] = outcomes
-        flags.out.write_text(json.dumps(record, indent=1) + "\n")
+        before = json.loads(flags.out.read_text()) if flags.add and flags.out.is_file() else {"seeds": [], "seconds": 0, "outcomes": []}
+        record = {"date": datetime.date.today().isoformat(), "device": this_device(), "steps": STEPS, "save_every": SAVE_EVERY}
+        record |= {"seeds": [*before["seeds"], seed], "seconds": before["seconds"] + round(took)}
+        flags.out.write_text(json.dumps({**record, "outcomes": before["outcomes"] + outcomes}, indent=1) + "\n")
     return int(any(outcome["differences"] for outcome in outcomes))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -157,6 +158,7 @@ def timed(once: Callable[[int, np.ndarray], float], batches: list[np.ndarray]) -
         began = time.perf_counter()
         losses.append(once(number, rows))
         seconds.append(time.perf_counter() - began)
+        print(f"step {number + 1}: {losses[-1]:.6f}, {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return losses, seconds
 
 

@@ -106,7 +106,8 @@ def take_turns(competitors: Sequence[Competitor], rounds: int, *, warm_up: int =
             row = competitor.turn(**request)
             if number >= 0:
                 rows[competitor.name].append(row)
-            say(f"{'warm-up' if number < 0 else f'round {number + 1}/{rounds}'}  {competitor.name:<28} {row.get('tok_per_s', 0):,.1f} tok/s")
+            when = f"round {number + 1}/{rounds}" if number >= 0 else "warm-up"
+            say(f"{when}  {competitor.name:<28} {row.get('tok_per_s', 0):,.1f} tok/s")
     return rows
 
 

@@ -97,9 +97,7 @@ def prepare(folder: Path, text: Path, tokenizer: Path | None, workers: int, kill
     began, killed, peaks = time.perf_counter(), 0, [(0, 0)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     for patience in [*kills, None]:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         memory = Memory(process.pid)
         try:
             out, err = process.communicate(timeout=patience)

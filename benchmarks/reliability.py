@@ -1,6 +1,7 @@
 """docs/reliability.md: what is promised when something fails, the tests that show it, and what they showed.
 
 python benchmarks/reliability.py --run        run every test that carries the id of a row, keep the results, write the page
+python benchmarks/reliability.py --run C L    the same for some groups of rows; the results of the others are kept
 python benchmarks/reliability.py              write the page from the kept results
 
 The page is made from ROWS below, from the names of the tests (`test_C5_...` shows row C5) and from two files of measured results:
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ ROWS = [
     Row("C10", "P1", "a compiled model; weights with missing, unknown or misshapen tensors",
         "plain names in files; refused, naming what differs"),
     Row("C11", "P1", "another horizon or cool-down when a run goes on",
-        "smaller pauses; larger moves the horizon, or goes back to the last constant-rate step; said and logged"),
+        "smaller pauses; larger moves the horizon or goes back to the last constant step; another cool-down acts until the rate falls"),
     Row("C12", "P1", "the machine sleeps",
         "the same bytes; the pause is no training time"),
     Row("C13", "P2", "a checkpoint of an earlier release",
@@ -154,41 +155,45 @@ def tests_by_row() -> dict[str, list[tuple[str, str]]]:
 # --- running ----------------------------------------------------------------------------------------------------------------------------
 
 
-def run_tests() -> dict[str, Any]:
-    """The results of all tests that carry the id of a row: cases, failures and tries of each row, with date and device."""
-    tests = tests_by_row()
-    nodes = sorted({f"{path}::{name}" for each in tests.values() for path, name in each})
+def run_tests(groups: Sequence[str], jobs: int) -> dict[str, dict[str, Any]]:
+    """The results of all tests that carry the id of a row in `groups`, by row, with their date."""
+    nodes = sorted({f"{path}::{name}" for row, tests in tests_by_row().items() if row[0] in groups for path, name in tests})
+    parallel = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            str(min(4, os.cpu_count() or 1)),
-            "--dist",
-            "loadfile",
-            f"--junitxml={report}",
-        ]
-        subprocess.run([*command, *nodes], cwd=ROOT, check=False)
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    rows: dict[str, dict[str, int]] = {}
+        command = [sys.executable, "-m", "pytest", "-q", *parallel, "-o", "junit_family=xunit1", f"--junitxml={report}", *nodes]
+        subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        return count_cases(list(ElementTree.parse(report).iter("testcase")), datetime.date.today().isoformat())
+
+
+def count_cases(cases: Iterable[ElementTree.Element], date: str) -> dict[str, dict[str, Any]]:
+    """By row: cases, tries and failures, and the most steps that a try cost, None where nothing was counted."""
+    rows: dict[str, dict[str, Any]] = {}
     for case in cases:
         match = TEST_NAME.match(case.get("name", ""))
         if match is None or case.find("skipped") is not None:
             continue
-        row = rows.setdefault(match[1], {"cases": 0, "tried": 0, "failed": 0})
-        tried = [int(item.get("value", "1")) for item in case.iter("property") if item.get("name") == "tried"]
+        row = rows.setdefault(match[1], {"date": date, "cases": 0, "tried": 0, "failed": 0, "again": None})
+        told = [(item.get("name"), int(item.get("value", "0"))) for item in case.iter("property")]
+        tried, again = ([value for name, value in told if name == wanted] for wanted in ("tried", "again"))
         row["cases"] += 1
-        row["tried"] += sum(tried) or 1
+        row["tried"] += sum(tried) or len(again) or 1
         row["failed"] += case.find("failure") is not None or case.find("error") is not None
-    device = f"{os.cpu_count()} CPU cores, {platform.system()}, Python {platform.python_version()}"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": device,
-        "rows": dict(sorted(rows.items(), key=lambda item: _order(item[0]))),
-    }
+        row["again"] = max([*again, *([] if row["again"] is None else [row["again"]])], default=None)
+    return rows
+
+
+def this_device() -> str:
+    """The computer, as the page names it."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from positron_mini.device import this_machine
+
+    machine = this_machine()
+    chip = " ".join(machine.chip.split()[:2])
+    return f"{machine.cores} CPU cores, {chip}, {machine.vector}, fp32, torch {torch.__version__.split('+')[0]}, {platform.system()}"
 
 
 def _order(row: str) -> tuple[int, int]:
@@ -205,7 +210,9 @@ first release; P1 holds; P2 is welcome.
 
 The page is made by `benchmarks/reliability.py` from the names of the tests and the results they gave; a test fails when it is out of date.
 A *case* is one test with one set of values. A *try* is one fault inside a case, for example one byte at which the disk was full. Property
-tests count as one try, though each makes 25 to 150 examples, and `benchmarks/nightly_fuzz.py` makes thousands.
+tests count as one try, though each makes 25 to 150 examples, and `benchmarks/nightly_fuzz.py` makes thousands. *Held*: the cases whose
+promise was kept. *Lost*: finished steps that had to be computed again, at most; a save comes every 4 or 5 steps in these runs, and steps
+computed again give the same bytes. A dash stands where no training was under way.
 """
 
 HOW = """
@@ -234,28 +241,32 @@ What is not promised: equal bytes on another device, with another thread count o
 when the run goes on, and written to `events.jsonl`. A disk that loses what it said it had stored is found by the checksums, not mended.
 """
 
+HEAD = "| | | fault | promise | tests | cases | tries | held | lost |\n|---|---|---|---|---|---|---|---|---|\n"
+
 
 def page() -> str:
     """The whole page."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    parts = [BEGINNING, *_kill_lines(), HOW]
+    parts = [BEGINNING, *_kill_lines(), HOW, "\n## Fault by fault\n"]
     if results["rows"]:
-        parts.append(f"\n## Fault by fault\n\nCases and tries of {results['date']}, {results['device']}.\n")
-    else:
-        parts.append("\n## Fault by fault\n")
+        dates = sorted({row["date"] for row in results["rows"].values()})
+        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        total, failed = (sum(row[name] for row in results["rows"].values()) for name in ("tried", "failed"))
+        parts.append(f"\n{total:,} tries in the rows with figures, {failed:,} failed cases; {when}, {results['device']}.\n")
     tests = tests_by_row()
     for letter, title in GROUPS.items():
-        parts.append(f"\n### {title}\n\n| | | fault | promise | tests | cases | tries | held |\n|---|---|---|---|---|---|---|---|\n")
+        parts.append(f"\n### {title}\n\n{HEAD}")
         parts.extend(_row_line(row, tests.get(row.id, []), results["rows"].get(row.id)) for row in ROWS if row.id.startswith(letter))
     return "".join([*parts, END])
 
 
-def _row_line(row: Row, tests: list[tuple[str, str]], result: dict[str, int] | None) -> str:
+def _row_line(row: Row, tests: list[tuple[str, str]], result: dict[str, Any] | None) -> str:
     where = ", ".join(f"[{path.split('/')[-1]}](../{path})" for path in dict.fromkeys(path for path, _ in tests)) or "none yet"
-    figures = ["", "", ""]
+    figures = ["", "", "", ""]
     if result is not None:
         held = "all" if not result["failed"] else f"{result['cases'] - result['failed']} of {result['cases']}"
-        figures = [f"{result['cases']:,}", f"{result['tried']:,}", held]
+        lost = {None: "-", 0: "nothing", 1: "at most 1 step"}.get(result["again"], f"at most {result['again']} steps")
+        figures = [f"{result['cases']:,}", f"{result['tried']:,}", held, lost]
     return f"| {row.id} | {row.level} | {row.fault} | {row.promise} | {where} | {' | '.join(figures)} |\n"
 
 
@@ -274,17 +285,22 @@ def _kill_lines() -> Iterable[str]:
         f"{len(outcomes)} ended equal, byte for byte, to\none that was never killed. What is lost is time: the steps since the last save "
         f"are computed again (here {record['save_every']} of {record['steps']}\nsteps lie between two saves).\n\n",
         "\n".join(table(outcomes)),
-        f"\n\n`benchmarks/kill_runs.py --count {len(outcomes)}`, {record['date']}, {record['device']}, torch {record['torch']}.\n",
+        f"\n\n`benchmarks/kill_runs.py`, {record['date']}, {record['device']}.\n",
     ]
 
 
 def main() -> None:
     """Write the page, after running the tests where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="run the tests and keep their results first")
+    parser.add_argument("--run", nargs="*", choices=GROUPS, metavar="GROUP", help="run the tests of these groups of rows first (all)")
+    parser.add_argument("--jobs", type=int, default=1, help="test files that run at the same time")
     flags = parser.parse_args()
-    if flags.run:
-        RESULTS.write_text(json.dumps(run_tests(), indent=1) + "\n")
+    if flags.run is not None:
+        groups = flags.run or list(GROUPS)
+        kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else {}
+        rows = {name: row for name, row in kept.items() if name[0] not in groups} | run_tests(groups, flags.jobs)
+        record = {"device": this_device(), "rows": dict(sorted(rows.items(), key=lambda item: _order(item[0])))}
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(page())
     print(f"wrote {PAGE.relative_to(ROOT)}")
 

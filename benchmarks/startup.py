@@ -35,7 +35,8 @@ def main() -> None:
     flags = parser.parse_args()
     record = bench_startup(flags.config, repetitions=flags.repetitions, say=say)
     lines = [
-        (NAMES[what], f"{record[what]:.2f}", f"{target:g}", "met" if record[what] <= target else "MISSED") for what, target in TARGETS.items()
+        (NAMES[what], f"{record[what]:.2f}", f"{target:g}", "met" if record[what] <= target else "MISSED")
+        for what, target in TARGETS.items()
     ]
     print(paired.markdown(("process", "seconds", "target", ""), lines))
     print(f"\nfirst bootstrap start of a text of 300 stories: {record['first_start_s']:.1f} s")

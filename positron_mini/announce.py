@@ -10,8 +10,9 @@ from positron_mini import device as devices
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
+from positron_mini.plan import Plan
 from positron_mini.prepare import Prepared
-from positron_mini.runs import Plan, RunFolder
+from positron_mini.runs import RunFolder
 from positron_mini.trainer import Trainer
 
 COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validations take again

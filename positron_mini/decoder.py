@@ -12,6 +12,7 @@ Shapes: N sequences, T new tokens of each, R = N * T rows, P positions already c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, cast
 
 import torch
@@ -148,9 +149,13 @@ class DecoderCache:
 
 
 class Decoder:
-    """A copy of a model's weights as they are now, ready to write tokens on the CPU. Several caches may use it, also in turn."""
+    """A copy of a model's weights as they are now, ready to write tokens on the CPU. Several caches may use it, also in turn.
+
+    `before_layer` is called before every layer; what it raises ends the pass, so that reading a long prompt can be given up.
+    """
 
     def __init__(self, model: GPT, weights: Weights = "f32") -> None:
+        self.before_layer: Callable[[], None] | None = None
         with torch.inference_mode():
             self.config, self.weights = model.config, weights
             kind = Dense if weights == "f32" else Int8
@@ -191,6 +196,8 @@ class Decoder:
         new = cache.kv.view(-1, 2, *cache.kv.shape[1:]).narrow(4, past, T).unbind()  # (2, N, K, T, D) of each layer
         x = F.embedding(ids.flatten(), self.embedding)  # (R, C)
         for i, layer in enumerate(self.layers):
+            if self.before_layer is not None:
+                self.before_layer()
             self._attend(layer, x, work, turns, new[i], seen[2 * i], seen[2 * i + 1])
             layer.gate_up.into(work.gate_up, x * self._inverse_rms(x))
             layer.down.add_to(x, F.silu(work.gate).mul_(work.up))

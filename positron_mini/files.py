@@ -213,7 +213,7 @@ def check_writable(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the `.tmp-*` entries that a killed process left in `folder`. Call it only while holding the folder's lock."""
     for entry in folder.glob(".tmp-*"):
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():  # a pointer that was being moved is a link to a folder
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)

@@ -35,6 +35,17 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return logits.scatter(-1, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 
 
+def discourage(logits: Tensor, written: Tensor, *, presence: float, frequency: float) -> Tensor:
+    """Logits less `frequency` for each time that a token is among the ids `written`, (T,) or (N, T), and less `presence` if it is at all.
+
+    Negative penalties encourage. Source: OpenAI's API reference, whose penalties also count what was written, not the prompt.
+    """
+    if (presence == 0.0 and frequency == 0.0) or written.numel() == 0:
+        return logits
+    counts = torch.zeros_like(logits).scatter_add(-1, written, torch.ones_like(written, dtype=logits.dtype))
+    return logits - frequency * counts - presence * (counts > 0)
+
+
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Logits with all but the k largest set to minus infinity; 0 keeps all. Ties with the k-th are kept."""
     if k == 0 or k >= logits.shape[-1]:
@@ -265,7 +276,9 @@ def draws(
     for _ in range(config.max_tokens):
         logits = reader.read(history)  # (N, V)
         uniforms = [float(torch.rand((), generator=generator, dtype=torch.float64)) for generator in generators]
-        drawn = choose(logits.index_fill(1, banned, float("-inf")), history, config, uniforms)
+        written = history[:, len(prompt_ids) :]  # (N, T) without the prompt
+        allowed = discourage(logits, written, presence=config.presence_penalty, frequency=config.frequency_penalty)
+        drawn = choose(allowed.index_fill(1, banned, float("-inf")), history, config, uniforms)
         yield drawn, logits.log_softmax(-1)
         history = torch.cat((history, torch.tensor(drawn)[:, None]), dim=1)
 

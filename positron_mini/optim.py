@@ -6,7 +6,7 @@ A new optimizer is a class with `step`, `state` and `load_state` like MuonAdamW,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, constant, cool-down, in steps. `horizon` None: open-ended, the rate stays constant."""
+    """Warm-up, constant, cool-down, in steps. `horizon` None: open-ended, the rate stays constant.
+
+    A horizon that moves while the rate is falling bends the line: from `bend_step` on it falls from `bend_multiplier` to the new end.
+    """
 
     warmup_steps: int
     cooldown_steps: int = 0
     horizon: int | None = None
+    bend_step: int | None = None
+    bend_multiplier: float = 1.0
 
     @property
     def cooldown_start(self) -> int | None:
@@ -39,6 +44,22 @@ def make_schedule(warmup_steps: int, cooldown_steps: int | None, horizon: int | 
     return Schedule(warmup_steps, cooldown, horizon)
 
 
+def move_horizon(schedule: Schedule, step: int, horizon: int, cooldown_steps: int | None = None) -> Schedule:
+    """The schedule that goes on from the rate this one has after finished step `step`, and ends at `horizon`.
+
+    While the rate is constant the cool-down is planned anew, `cooldown_steps` long or 60 % of the whole; once it falls, it falls faster
+    or slower from where it is.
+    """
+    start = schedule.cooldown_start
+    if start is not None and step > start:
+        fall = replace(schedule, horizon=horizon, cooldown_steps=horizon - start)
+        return replace(fall, bend_step=step, bend_multiplier=lr_at(step, schedule))
+    moved = make_schedule(schedule.warmup_steps, cooldown_steps, horizon)
+    if moved.cooldown_start is not None and moved.cooldown_start < step:
+        moved = replace(moved, cooldown_steps=horizon - step)
+    return moved
+
+
 def lr_at(step: int, schedule: Schedule) -> float:
     """Learning-rate multiplier in (0, 1] for the update after `step` finished ones: linear warm-up, constant, linear cool-down.
 
@@ -51,23 +72,34 @@ def lr_at(step: int, schedule: Schedule) -> float:
     if start is None or step < start:
         return 1.0
     assert schedule.horizon is not None
-    return max(schedule.horizon - step, 1) / (schedule.cooldown_steps + 1)
+    left = max(schedule.horizon - step, 1)
+    if schedule.bend_step is not None and step >= schedule.bend_step:
+        return schedule.bend_multiplier * left / max(schedule.horizon - schedule.bend_step, 1)
+    return left / (schedule.cooldown_steps + 1)
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """The matrices (G, m, n) with all singular values moved near 1, each keeping its singular vectors.
 
-    A quintic iteration X <- aX + b(XX')X + c(XX')²X whose coefficients favour speed over exactness (values end within about 0.7 to 1.2).
-    It runs in the dtype it is given: fp32 on a CPU, where bf16 may be hundreds of times slower. Source: Jordan et al. 2024 (Muon).
+    A quintic iteration X <- (a + bG + cG²)X with G = XX', whose coefficients favour speed over exactness (values end within about 0.7 to
+    1.2). All its steps are polynomials of the first G, so they are gathered in a small square matrix, and X is read only twice: for
+    feed-forward matrices that is a third less work. It runs in the dtype it is given: fp32 on a CPU, where bf16 may be hundreds of times
+    slower. Source: Jordan et al. 2024 (Muon).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # wide: the product XX' is then the small one
+    x = matrices.mT if tall else matrices  # wide: XX' is then the small one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm at most 1, where the iteration converges
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    gram = x @ x.mT  # (G, m, m)
+    gathered: Tensor | None = None  # what all steps so far multiply X with
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        gathered = factor if gathered is None else factor @ gathered
+        if step < steps - 1:
+            gram = factor @ (gram @ factor)
+    wide: Tensor = x if gathered is None else gathered @ x
+    return wide.mT if tall else wide
 
 
 class Optimizer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 
+from positron_mini import budget, tokens
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
-from positron_mini import tokens
 from positron_mini.announce import describe
 from positron_mini.config import (
     ModelConfig,
@@ -21,20 +22,24 @@ from positron_mini.config import (
     changed_fields,
     is_milestone,
     model_config,
+    parse_duration,
     parse_milestones,
     preset,
 )
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
-from positron_mini.evaluate.skills import SkillTest, affordable_test, token_budget
+from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
+from positron_mini.pace import Pacer
+from positron_mini.plan import Request, recorded_schedule
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Follower, Recorder, Recording
 from positron_mini.resolve import (
     batch_checks,
+    budget_checks,
     default_out_dir,
     early_checks,
     for_processes,
@@ -43,13 +48,15 @@ from positron_mini.resolve import (
     resolve,
     rows_for_all,
     same_run,
+    wanted_vocab,
 )
-from positron_mini.runs import Request, RunFolder
+from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
+DEFAULT_TEXT = "data/tinystories.txt"
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
 Say = Callable[[str], None]
@@ -59,23 +66,37 @@ class TokenBatches:
     """Windows of a token file as rows; the targets are the same windows, one token later.
 
     In the first `short_steps` steps each window is read as two rows of half its length: the same tokens, but attention reaches less far,
-    which learns faster at first. Which tokens a step reads does not depend on it.
+    which learns faster at first. Which tokens a step reads does not depend on it. Given where the `documents` begin, rows begin with
+    documents instead (`tokens.document_rows`), the short ones too.
     """
 
     def __init__(
-        self, ids: Any, seed: int, rows: int, context_len: int, short_steps: int = 0, check: Callable[[], None] = lambda: None
+        self,
+        ids: Any,
+        seed: int,
+        rows: int,
+        context_len: int,
+        short_steps: int = 0,
+        check: Callable[[], None] = lambda: None,
+        documents: Any = None,
     ) -> None:
         self.ids, self.seed, self.rows, self.context_len, self.check = ids, seed, rows, context_len, check
         self.short_steps = short_steps if context_len % 2 == 0 else 0
         self.windows = tokens.window_count(len(ids), context_len)
+        widths = {context_len, context_len // 2} if self.short_steps else {context_len}
+        self._starts = {width: tokens.document_rows(documents, len(ids), width) for width in widths} if documents is not None else {}
 
     def batch(self, step: int) -> Batch:
         """The rows of the update after `step` finished ones, (R, T). Errors: what `check` says of the file of `ids`."""
         self.check()
-        chosen = tokens.step_windows(self.seed, step, self.rows, self.windows)
-        rows = torch.from_numpy(tokens.gather(self.ids, chosen, self.context_len))  # (R, T + 1)
         width = self.context_len // 2 if step < self.short_steps else self.context_len
-        return Batch(rows[:, :-1].reshape(-1, width), rows[:, 1:].reshape(-1, width))
+        if self._starts:
+            count, starts = self.rows * self.context_len // width, self._starts[width]
+            rows = tokens.rows_at(self.ids, starts[tokens.step_windows(self.seed, step, count, len(starts))], width)
+        else:
+            rows = tokens.gather(self.ids, tokens.step_windows(self.seed, step, self.rows, self.windows), self.context_len)
+        whole = torch.from_numpy(rows)  # (R, T + 1)
+        return Batch(whole[:, :-1].reshape(-1, width), whole[:, 1:].reshape(-1, width))
 
 
 def open_session(
@@ -91,27 +112,33 @@ def open_session(
     `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it. Of several
     `processes` the first must be through before the others begin (`processes.in_turn`). Errors: PositronError of every kind.
     """
+    began = time.monotonic()
     given = changed_fields(config) if given is None else given
+    budget_checks(config, processes.size)
+    config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
+    budget_checks(config, processes.size)
     config = for_processes(config, given, recorded, processes)
     batch_checks(config)
     early_checks(config, run, recorded)
     machine = devices.this_machine()
     if recorded is None:
         devices.choose(machine, config.device, config.precision)
+    measured_s = time.monotonic() - began  # choosing is part of a budget, preparing a text is not
     prepared = _prepare(config, lambda content: same_run(run, recorded, {"text": content}) if recorded else None, say)
+    began = time.monotonic() - measured_s
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
     config, rows, choice = resolve(config, shape, machine, recorded, say)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
     rows_for_all(rows, processes)
-    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), processes)
+    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began, processes)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
-    source = Path(config.dataset_path or "data/tinystories.txt")
+    source = Path(config.dataset_path or DEFAULT_TEXT)
     if config.dataset_path is None and not source.exists():
         raise DataError(
             f"{source}: no such file, and no --dataset_path was given",
@@ -119,7 +146,7 @@ def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say
         )
     context = config.context_len or preset(config.config).context_len
     path = Path(config.tokenizer_path) if config.tokenizer_path else None
-    vocab = config.vocab_size if config.vocab_size or path is not None else preset(config.config).vocab_size
+    vocab = config.vocab_size if path is not None and path.exists() else wanted_vocab(config)
     return prepare_corpus(source, tokenizer_path=path, vocab_size=vocab, min_train_tokens=context + 1, check_content=check_content, say=say)
 
 
@@ -134,10 +161,12 @@ def _build(
     choice: devices.Choice,
     say: Say,
     stop: StopFlag,
+    began: float,
     processes: Processes,
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
-    request = Request(config.max_steps, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    horizon = _steps_asked(config, run, recorded)
+    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
     model = GPT(shape).init_weights(config.seed, config.embedding_std).to(devices.torch_device(config.device))
@@ -154,17 +183,50 @@ def _build(
         config.grad_limit,
         config.max_skips if config.on_nan == "skip" else 0,
     )
-    source = TokenBatches(prepared.train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, prepared.train.check_unchanged)
+    train = prepared.train
+    documents = train.documents()[:, 0] if config.align_rows else None
+    source = TokenBatches(train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, train.check_unchanged, documents)
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
-    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start), processes=processes)
+    pacer = _pacer(config)
+    begun_s = 0.0 if pacer is None else time.monotonic() - began
+    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s, processes=processes)
     restore(trainer, newest, plan)
     is_watched = processes.is_first and not plan.finished
     tracker: Tracker = open_tracker(config.track, run.path) if is_watched else NoTracker()
-    recording = _recording(config, run, prepared, shape, rows * shape.context_len, plan.schedule.horizon, processes)
+    planned = planned_horizon(config, recorded, plan.schedule.horizon)
+    recording = _recording(config, run, prepared, shape, rows * shape.context_len, planned, processes)
     recorder = (Recorder if processes.is_first else Follower)(run, trainer, recording, tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = describe(config, shape, prepared, plan, choice, rows, trainer, run) if is_watched else []
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), processes=processes)
+    if pacer is not None:
+        run_json["expected_bpb"], line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
+        lines.append(line)
+    return Session(
+        config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), pacer=pacer, processes=processes
+    )
+
+
+def _pacer(config: TrainConfig) -> Pacer | None:
+    """What keeps a run with a budget to its time; None for others, and where only a part of it is asked for."""
+    if config.budget is None:
+        return None
+    seconds = parse_duration(config.budget, "budget")
+    return Pacer(seconds, config.short_steps or 0, cooldown_steps=config.cooldown_steps, compiled=config.compile == "on")
+
+
+def _steps_asked(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None) -> int | None:
+    """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
+    if config.max_steps is not None or config.budget is None or recorded is None:
+        return config.max_steps
+    return budget.longer_horizon(run, recorded, parse_duration(config.budget, "budget"))
+
+
+def planned_horizon(config: TrainConfig, recorded: dict[str, Any] | None, horizon: int | None) -> int | None:
+    """The horizon that the pairs of the milestones are chosen by: a run with a budget moves its own on the way, and keeps to its first."""
+    if config.budget is None or recorded is None:
+        return horizon
+    first: int | None = next((event["horizon"] for event in recorded["events"] if event["kind"] == "schedule"), horizon)
+    return first
 
 
 def _recording(
@@ -195,9 +257,18 @@ def _recording(
             run.log(
                 "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
             )
-        test = skills()
-        for result in test.score(model, device=config.device, precision=config.precision) if test is not None else ():
+        score_skills(model, step)
+
+    def score_skills(model: GPT, step: int) -> None:
+        began = time.monotonic()
+        tests, record = skills(), run.read()
+        is_end = record is not None and recorded_schedule(record["events"]).horizon == step
+        test = tests.end if is_end else tests.milestone
+        if test is None:
+            return
+        for result in test.score(model, device=config.device, precision=config.precision):
             run.log("skills", result.record(step))
+        run.log("events", {"kind": "skills", "step": step, "seconds": round(time.monotonic() - began, 3), "tokens": test.tokens})
 
     def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
         facts: dict[str, Any] = {
@@ -214,15 +285,15 @@ def _recording(
 
 
 @lru_cache(maxsize=1)  # made at the first milestone, kept for the others
-def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> SkillTest | None:
-    """The pairs that every milestone of a run is scored on: as many as fit the time, None when that is next to nothing.
+def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> RunTests:
+    """The pairs that a run is scored on at every milestone, and at its end: as many as fit the time.
 
     The time is counted in tokens, not by the clock, so that going on means scoring the same pairs. A run without a horizon is planned to
     its last named milestone, or to step 1,000.
     """
     last = max({1_000} | (milestones or set())) if horizon is None else horizon
     scorings = sum(is_milestone(step, milestones) or step == horizon for step in range(last + 1))
-    return affordable_test(tokenizer, token_budget(last * step_tokens, scorings))
+    return run_tests(skill_test(tokenizer), last * step_tokens, scorings)
 
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:

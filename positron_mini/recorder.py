@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from positron_mini import files
 from positron_mini.checkpoint import TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
 from positron_mini.evaluate.bits import Score
@@ -48,12 +49,17 @@ class Recorder:
             return
         with self.trainer.best_weights() as model:
             self.recording.observe(model, 0)
-            score = self.recording.evaluate(model) if self.recording.evaluate_first else None
+            score = self.recording.evaluate(model) if self.recording.evaluate_first and not self._has_scored_before() else None
         if score is not None:
             self.run.log("events", {"kind": "before", "step": 0, "val_loss": score.loss, "val_bpb": score.bits_per_byte})
         if is_kept:
             write_checkpoint(self.run.folder(0), self.trainer.model_weights(), self.recording.texts(0, 0, None), None)
             self.run.point("latest", 0)
+        self.trainer.clock.lap_other()
+
+    def _has_scored_before(self) -> bool:
+        """Whether the score before the first step is written down: a run that was killed before its first checkpoint begins again."""
+        return any(event.get("kind") == "before" for event in files.read_lines(self.run.path / "events.jsonl"))
 
     def record(self, report: StepReport) -> StepReport:
         """The report, with validation where it is due, after everything due at its step has been written."""

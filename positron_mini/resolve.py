@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from positron_mini import device as devices
 from positron_mini import files
-from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
+from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, is_of_type, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
@@ -23,6 +23,7 @@ CONTROL_FLAGS = frozenset(
 IDENTITY_SETTINGS = (
     "batch_tokens",
     "short_steps",
+    "align_rows",
     "lr",
     "muon_lr",
     "warmup_steps",
@@ -47,6 +48,14 @@ def batch_checks(config: TrainConfig) -> None:
         )
 
 
+def budget_checks(config: TrainConfig, count: int) -> None:
+    """Nothing, or UsageError when `count` processes, more than one, are to keep to a time: measuring and pacing know of one only."""
+    if config.budget is not None and count > 1:
+        raise UsageError(
+            f"--budget {config.budget} is for one process, and here are {count:,}", "leave out --nproc, or give --max_steps in its place"
+        )
+
+
 Config = TypeVar("Config", TrainConfig, SFTConfig)
 
 
@@ -64,9 +73,24 @@ def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: 
         return config, None
     if recorded.get("kind") != kind:
         raise RunError(f"{run.path}: holds a {recorded.get('kind')} run, not a {kind} run", "choose another --out_dir")
+    _check_record(run, recorded, config)
     known = {field.name for field in dataclasses.fields(config)}
     kept = {k: v for k, v in recorded["config"].items() if k in known and k not in given and k not in CONTROL_FLAGS}
     return replace(config, **kept), recorded
+
+
+def _check_record(run: RunFolder, recorded: dict[str, Any], config: TrainConfig | SFTConfig) -> None:
+    """Nothing, or RunError naming what in run.json is missing or is not of the type that it was written with."""
+    kinds = {"identity": dict, "config": dict, "device": dict, "versions": dict, "events": list, "command": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(recorded.get(name), kind)]
+    if not wrong:
+        hints = get_type_hints(type(config))
+        wrong = [f"config.{name}" for name, value in recorded["config"].items() if name in hints and not is_of_type(value, hints[name])]
+        wrong += [f"device.{name}" for name in ("device", "reason") if not isinstance(recorded["device"].get(name), str)]
+        model = recorded["identity"].get("model", {"vocab_size": 1})  # of a pretraining
+        wrong += [] if isinstance(model, dict) and type(model.get("vocab_size")) is int else ["identity.model"]
+    if wrong:
+        raise RunError(f"{run.run_json}: damaged ({', '.join(wrong[:4])})", "restore it from a copy, or choose another --out_dir")
 
 
 def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str, Any] | None, processes: Processes) -> TrainConfig:
@@ -180,11 +204,13 @@ def _memory_check(shape: ModelConfig, device: str) -> None:
 
 def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
     """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, value in identity.items():
-        there = recorded["identity"].get(name)
+        there = recorded["identity"].get(name, defaults.get(name))  # a run that is older than the setting had its default
         if there != value:
-            if isinstance(value, dict):
-                name, there, value = next((k, there[k], v) for k, v in value.items() if there.get(k) != v)
+            if isinstance(value, dict) and isinstance(there, dict):
+                name = next(k for k in (*value, *there) if there.get(k) != value.get(k))
+                there, value = there.get(name), value.get(name)
             shown = (str(there)[:16], str(value)[:16]) if name in FINGERPRINTS else (there, value)
             raise RunError(
                 f"{run.path} holds another run: {name} is {shown[0]} there and {shown[1]} here",

@@ -1,4 +1,4 @@
-"""A run folder: run.json, the logs, the step folders, `latest`; and what "going on" means for it.
+"""A run folder: run.json, the logs, the step folders, `latest`.
 
 The folder is the truth: everything shown about a run is read from here.
 """
@@ -10,17 +10,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.config import is_milestone
-from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
-from positron_mini.optim import Schedule, make_schedule
+from positron_mini.errors import CheckpointError, PositronError, RunError
 
 FORMAT = 1
+NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tok_per_s", "elapsed_s", "val_loss", "val_bpb")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
 Say = Callable[[str], None]
 
@@ -100,8 +100,8 @@ class RunFolder:
         files.append_line(self.path / f"{name}.jsonl", record)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All reports of the run so far."""
-        return files.read_lines(self.path / "metrics.jsonl")
+        """All reports of the run so far. Errors: PositronError naming a line that is none."""
+        return _step_rows(self.path / "metrics.jsonl")
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
@@ -109,9 +109,9 @@ class RunFolder:
         later = [s for s in self.steps() if s > step]
         last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
         attic = next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
-        logs = {path: files.read_lines(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
+        logs = {path: _step_rows(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
         for path, rows in logs.items():
-            cut = [row for row in rows if row.get("step", 0) > last]
+            cut = [row for row in rows if row["step"] > last]
             if cut and (keep_lines or later):
                 files.write_text(attic / path.name, _lines(cut))
         if later:
@@ -123,7 +123,7 @@ class RunFolder:
             attic.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder(old), attic / ckpt.step_name(old))
         for path, rows in logs.items():
-            files.write_text(path, _lines([row for row in rows if row.get("step", 0) <= last]))
+            files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
 
     def surplus(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
         """The steps that hold more than the retention rule keeps: the state of all but the two newest and `keep_training`, or any model
@@ -206,6 +206,16 @@ def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
         return damaged
 
 
+def _step_rows(path: Path) -> list[dict[str, Any]]:
+    """The records of a log that tells of steps. Errors: PositronError naming a line without a step, or with a number that is none."""
+    rows = files.read_lines(path)
+    for number, row in enumerate(rows, 1):
+        numbers = [row[name] for name in NUMBERS if name in row]
+        if type(row.get("step")) is not int or not all(type(value) in (int, float) for value in numbers):
+            raise RunError(f"{path}, line {number}: not a record of a step", f"remove that line from {path}")
+    return rows
+
+
 def _lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -266,133 +276,3 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 def _known_runs() -> str:
     runs = list_runs()
     return f"runs here: {', '.join(map(str, runs[:8]))}" if runs else "no runs here yet; train one with: positron train --dataset_path FILE"
-
-
-# --- going on ---------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a command asks about steps."""
-
-    max_steps: int | None = None
-    until_step: int | None = None
-    more_steps: int | None = None
-    resume_from_step: int | None = None
-    finish: bool = False
-    cooldown_steps: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do: start at `start` with `schedule`, pause at `until`. `changed` schedules are recorded as an event at `start`."""
-
-    start: int
-    until: int | None
-    schedule: Schedule
-    changed: bool = False
-    rewinds: bool = False
-    finished: bool = False
-    say: str = ""
-
-
-def plan_new(request: Request, warmup_steps: int) -> Plan:
-    """The plan of a run that does not exist yet. Errors: UsageError."""
-    if request.finish or (request.resume_from_step or 0) > 0:
-        flag = "--finish" if request.finish else f"--resume_from_step {request.resume_from_step}"
-        raise UsageError(f"{flag}: there is no run to go on with", "name its folder with --out_dir, or leave the flag out to start one")
-    return Plan(0, _until(0, request, None), make_schedule(warmup_steps, request.cooldown_steps, request.max_steps))
-
-
-def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], request: Request) -> Plan:
-    """How to go on with a run that has `schedule` and whose newest usable step is `newest`. `resumable`: all steps with training state.
-
-    Same horizon: go on. Smaller: pause there. Larger: the horizon moves, or, when the cool-down has begun, training goes back to the last
-    step of the constant rate. Errors: UsageError, RunError.
-    """
-    start, rewinds, say = newest, False, ""
-    if request.resume_from_step is not None:
-        start, rewinds = _resume_step(request.resume_from_step, newest, resumable), request.resume_from_step < newest
-    plan = Plan(start, None, schedule, rewinds=rewinds)
-    if request.finish:
-        plan = plan_finish(plan, request.cooldown_steps)
-    elif request.max_steps is not None and request.max_steps != schedule.horizon:
-        plan = _other_horizon(plan, request, resumable)
-    if request.cooldown_steps not in (None, plan.schedule.cooldown_steps) and not plan.changed:
-        stays = f"stays {schedule.cooldown_steps:,} steps" if schedule.horizon else "is not planned yet"
-        said = f"the cool-down {stays}; --cooldown_steps acts with --finish or a larger --max_steps"
-        plan = replace(plan, say="; ".join(filter(None, (plan.say, said))))
-    until = _until(plan.start, request, plan.until)
-    horizon = plan.schedule.horizon
-    finished = horizon is not None and plan.start >= horizon
-    if finished:
-        say = f"this run is finished: {horizon:,} of {horizon:,} steps are done"
-    elif until is not None and plan.start >= until:
-        finished, say = True, f"step {until:,} is already done (the newest is {plan.start:,})"
-    return replace(plan, until=until, finished=finished, say=say or plan.say)
-
-
-def _resume_step(wanted: int, newest: int, resumable: list[int]) -> int:
-    if wanted == 0 or wanted in resumable:
-        return wanted
-    have = ", ".join(f"{step:,}" for step in resumable[-6:]) or "none"
-    raise RunError(
-        f"step {wanted:,} has no training state to resume from (the newest step is {newest:,}); steps that have one: {have}",
-        f"--resume_from_step {resumable[-1] if resumable else 0}",
-    )
-
-
-def plan_finish(plan: Plan, cooldown_steps: int | None) -> Plan:
-    """The plan with a cool-down from its start on, a quarter of the steps done unless told. Errors: UsageError."""
-    start, schedule = plan.start, plan.schedule
-    if schedule.cooldown_start is not None and start >= schedule.cooldown_start:
-        return plan  # already cooling down or done
-    if start == 0:
-        raise UsageError("--finish: no step is done yet, there is nothing to cool down", "train some steps first")
-    if cooldown_steps == 0:
-        raise UsageError("--finish --cooldown_steps 0: there would be nothing to do", f"--finish --cooldown_steps {max(1, start // 4)}")
-    cooldown = max(1, start // 4) if cooldown_steps is None else cooldown_steps
-    finishing = Schedule(min(schedule.warmup_steps, start), cooldown, start + cooldown)
-    return replace(plan, schedule=finishing, changed=True, say=f"cooling down over {cooldown:,} steps, to end at step {start + cooldown:,}")
-
-
-def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
-    wanted, schedule, start = request.max_steps, plan.schedule, plan.start
-    assert wanted is not None
-    if schedule.horizon is not None and wanted < schedule.horizon:
-        return replace(plan, until=wanted, say=f"the run's horizon stays {schedule.horizon:,} steps; pausing at {wanted:,}")
-    say = f"the horizon moves to {wanted:,} steps"
-    cooldown_start = schedule.cooldown_start
-    if cooldown_start is not None and start > cooldown_start:
-        if cooldown_start > 0 and cooldown_start not in resumable:
-            raise RunError(
-                f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to",
-                "start a new run in another --out_dir",
-            )
-        start, say = cooldown_start, f"{say}; going back to step {cooldown_start:,}, the last before the cool-down"
-    if start >= wanted:
-        raise UsageError(
-            f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now"
-        )
-    moved = make_schedule(schedule.warmup_steps, request.cooldown_steps, wanted)
-    if moved.cooldown_start is not None and moved.cooldown_start < start:
-        moved = replace(moved, cooldown_steps=wanted - start)
-    return replace(plan, start=start, schedule=moved, changed=True, rewinds=plan.rewinds or start < plan.start, say=say)
-
-
-def _until(start: int, request: Request, planned: int | None) -> int | None:
-    wanted = [planned, request.until_step, start + request.more_steps if request.more_steps is not None else None]
-    return min((step for step in wanted if step is not None), default=None)
-
-
-def schedule_record(schedule: Schedule, step: int) -> dict[str, Any]:
-    """The event that records a schedule taking effect at `step`."""
-    return {"kind": "schedule", "step": step, **asdict(schedule)}
-
-
-def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> Schedule:
-    """The schedule in force according to a run's events (up to `step`). Errors: RunError when there is none."""
-    found = [event for event in events if event.get("kind") == "schedule" and (step is None or event["step"] <= step)]
-    if not found:
-        raise RunError("run.json records no schedule", "choose another --out_dir")
-    return Schedule(found[-1]["warmup_steps"], found[-1]["cooldown_steps"], found[-1]["horizon"])

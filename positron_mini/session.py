@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +15,12 @@ from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
+from positron_mini.optim import Schedule
+from positron_mini.pace import Pacer
+from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_event, schedule_record
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
-from positron_mini.runs import Plan, Request, RunFolder, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_record
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StepReport, StopFlag, Trainer
 
@@ -34,8 +38,9 @@ def plan_run(
         return plan_new(request, warmup_steps), None
     newest = run.newest(training=True, say=say)
     step = newest.step if newest is not None and newest.step is not None else 0
-    schedule = recorded_schedule(recorded["events"], request.resume_from_step if request.resume_from_step is not None else step)
-    plan = plan_continuation(schedule, step, run.resumable(), request)
+    events, place = recorded["events"], request.resume_from_step if request.resume_from_step is not None else step
+    asked = schedule_event(events, place).get("asked_cooldown_steps")
+    plan = plan_continuation(recorded_schedule(events, place), step, run.resumable(), request, asked)
     if newest is not None and plan.start != newest.step:
         newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
     return plan, newest
@@ -55,7 +60,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None
 
 def elapsed_before(run: RunFolder, step: int) -> float:
     """Seconds of training that led to `step`, by the run's own log."""
-    return max((row["elapsed_s"] for row in run.metrics() if row["step"] <= step), default=0.0)
+    return max((row.get("elapsed_s", 0.0) for row in run.metrics() if row["step"] <= step), default=0.0)
 
 
 def run_record(
@@ -65,7 +70,7 @@ def run_record(
     # events after the start did not happen: the run was set back, or its newer steps are damaged
     events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
     if recorded is None or plan.changed:
-        events.append(schedule_record(plan.schedule, plan.start))
+        events.append(schedule_record(plan.schedule, plan.start, plan.asked))
     return {
         "kind": kind,
         "identity": identity,
@@ -73,6 +78,7 @@ def run_record(
         "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
         "versions": devices.describe_versions(),
         "events": events,
+        "started": recorded.get("started") if recorded else datetime.date.today().isoformat(),
         "command": recorded["command"] if recorded else f"positron {shlex.join(sys.argv[1:])}",
     }
 
@@ -114,6 +120,7 @@ class Session:
     tokenizer: Tokenizer
     steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
     say: Say = lambda _: None
+    pacer: Pacer | None = None  # of a run with a budget
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -123,7 +130,7 @@ class Session:
         self.lines += [f"warning: {change['text']}" for change in self._changes]
         self.trainer.tell = self._note
 
-    def steps(self) -> Iterator[StepReport]:
+    def steps(self) -> Generator[StepReport, None, None]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
 
         Errors: Interrupted after a clean save when `stop` was set; OutOfMemoryError, DataError and PeerError likewise; NonFiniteError with
@@ -136,8 +143,12 @@ class Session:
             self.processes.check_equal(list(self.trainer.parameters.values()))
             self.recorder.begin()
             try:
+                before = self.trainer.clock.elapsed_s
                 for report in self.trainer.run(self.plan.until, self.stop):
-                    yield self.recorder.record(report)
+                    report = self.recorder.record(report)
+                    self._keep_to_time(report, before)
+                    before = self.trainer.clock.elapsed_s
+                    yield report
             except (GeneratorExit, OutOfMemoryError, DataError, PeerError):  # the steps before it are right
                 if self.trainer.is_whole:
                     self.recorder.save()
@@ -151,6 +162,23 @@ class Session:
                 self.resume_command(),
                 signal_number=self.stop.signal_number,
             )
+
+    def _keep_to_time(self, report: StepReport, before: float) -> None:
+        """Move the horizon of a run with a budget where it would not end on time; `before` is what the clock said before this step."""
+        if self.pacer is None:
+            return
+        schedule, elapsed = self.trainer.config.schedule, self.trainer.clock.elapsed_s
+        moved = self.pacer.look(report.step, report.elapsed_s - before, elapsed - report.elapsed_s, elapsed, schedule)
+        if moved is not None:
+            self._reschedule(moved, report.step)
+            self.run.write(self.run_json)  # before it acts
+            text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
+            self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
+
+    def _reschedule(self, schedule: Schedule, step: int, asked: int | None = None) -> None:
+        self.plan = replace(self.plan, schedule=schedule)
+        self.trainer.config = replace(self.trainer.config, schedule=schedule)
+        self.run_json["events"].append(schedule_record(schedule, step, asked))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -183,8 +211,11 @@ class Session:
             self.run.write(self.run_json)
 
     def _settle(self) -> None:
-        """Complete the last save of a finished run, if a kill cut it short; else nothing is written."""
-        if self.processes.is_first and self.run.steps()[-1:] == [self.trainer.step] and not self.recorder.is_settled():
+        """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
+        if not self.processes.is_first:
+            return
+        is_tidy = self.recorder.is_settled() and not any(self.run.path.glob(".tmp-*"))
+        if self.run.steps()[-1:] == [self.trainer.step] and not is_tidy:
             with self.run.writing():
                 self.recorder.settle()
 
@@ -209,16 +240,15 @@ class Session:
         """Plan the end of the run: a cool-down from here, over a quarter of the steps done unless told. Errors: UsageError at step 0."""
         self.go_on(None)
         self.plan = plan_finish(self.plan, cooldown_steps)
-        self.trainer.config = replace(self.trainer.config, schedule=self.plan.schedule)
         if self.plan.changed:
-            self.run_json["events"].append(schedule_record(self.plan.schedule, self.plan.start))
+            self._reschedule(self.plan.schedule, self.plan.start, self.plan.asked)
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
-        self.run.write(self.run_json)
-        for change in self._changes:
+        for change in self._changes:  # before run.json: a kill between them says it twice rather than never
             self.run.log("events", {**change, "step": self.plan.start})
         self._changes = []
+        self.run.write(self.run_json)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""

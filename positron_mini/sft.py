@@ -19,11 +19,12 @@ from positron_mini.instructions import Instructions, encode_conversations, read_
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.packing import PackedBatches, Stories
+from positron_mini.plan import Plan, Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import merge_with_run, same_run
-from positron_mini.runs import Plan, Request, RunFolder, find_checkpoint, list_runs
+from positron_mini.runs import RunFolder, find_checkpoint, list_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StepReport, StopFlag, Trainer
@@ -147,6 +148,8 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a fine-tuning."""
     base, machine = material.base, devices.this_machine()
+    if machine.note:
+        say(machine.note)
     choice = devices.choose(machine, config.device, config.precision)
     if recorded is not None and choice.device == recorded["device"]["device"]:
         choice = replace(choice, reason=recorded["device"]["reason"])

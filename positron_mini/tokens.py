@@ -231,6 +231,27 @@ def step_windows(seed: int, step: int, rows: int, n_windows: int) -> Indices:
 
 def gather(ids: Ids, windows: Indices, context_len: int) -> Indices:
     """The ids of the windows, shape (rows, T + 1): window w is ids[w * T : w * T + T + 1]; inputs are [:, :-1], targets [:, 1:]."""
-    index = windows[:, None] * context_len + np.arange(context_len + 1, dtype=np.int64)  # (rows, T + 1)
+    return rows_at(ids, windows * context_len, context_len)
+
+
+def rows_at(ids: Ids, starts: Indices, context_len: int) -> Indices:
+    """The ids of rows that begin at `starts`, shape (rows, T + 1)."""
+    index = starts[:, None] + np.arange(context_len + 1, dtype=np.int64)  # (rows, T + 1)
     rows: Indices = ids[index].astype(np.int64)
     return rows
+
+
+def document_rows(first_ids: Indices, n_tokens: int, context_len: int) -> Indices:
+    """Where rows of T inputs begin so that each begins with a document: what a text says early is in sight wherever it is needed later.
+
+    `first_ids` holds where each document begins. A document that a row cuts off is read again from its beginning by the next row; only
+    one that is longer than a row goes on where it was cut. Shape (rows,), ascending; every row has all of its T + 1 ids.
+    """
+    starts: list[int] = []
+    start = int(first_ids[0])
+    while start + context_len + 1 <= n_tokens:
+        starts.append(start)
+        end = start + context_len
+        cut = int(first_ids[np.searchsorted(first_ids, end, side="right") - 1])  # the document in which the next row would begin
+        start = cut if cut > start else end
+    return np.array(starts, np.int64)

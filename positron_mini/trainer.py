@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from positron_mini import device as devices
+from positron_mini.chunked_loss import chunked_loss
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
@@ -127,6 +129,14 @@ class Clock:
         self._mark = mark
 
 
+def _loss_function(model: GPT, config: LoopConfig) -> Callable[..., Tensor]:
+    """`model.loss`, by the quickest way that is known to be right here; all give its values."""
+    if config.device == "cpu" and config.precision == "fp32":  # elsewhere not measured
+        hidden = torch.compile(model.hidden, dynamic=False) if config.compile else model.hidden
+        return partial(chunked_loss, model, hidden)
+    return torch.compile(model.loss, dynamic=False) if config.compile else model.loss
+
+
 class Trainer:
     """A model, its optimizer, its running average and the number of finished steps; `run` does the work."""
 
@@ -149,7 +159,7 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
-        self._loss = processes.shared_loss(model, torch.compile(model.loss, dynamic=False) if config.compile else model.loss)
+        self._loss = processes.shared_loss(model, _loss_function(model, config))
 
     @property
     def is_cooling(self) -> bool:
@@ -163,11 +173,9 @@ class Trainer:
         A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError before the weights are touched,
         OutOfMemoryError (at the first step only when a single row does not fit; before that fewer rows are computed at once).
         """
-        horizon = self.config.schedule.horizon
-        last = min((end for end in (until, horizon) if end is not None), default=None)
         self.clock.lap_other()
         may_halve = self.processes.size == 1  # the others would go on with more
-        while (last is None or self.step < last) and not self.processes.has_stopped(stop):
+        while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):
             try:
                 report = self._update(stop)
             except (RuntimeError, MemoryError) as error:
@@ -187,6 +195,9 @@ class Trainer:
             may_halve = False
             if report is not None:
                 yield report
+
+    def _is_at(self, end: int | None) -> bool:
+        return end is not None and self.step >= end
 
     def _update(self, stop: StopFlag) -> StepReport | None:
         """One update; None when `stop` was set on the way, or when the step was passed over because it is not finite."""

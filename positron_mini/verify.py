@@ -18,6 +18,7 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import PositronError, RunError, UsageError
+from positron_mini.plan import schedule_event
 from positron_mini.runs import STEP_LOGS, RunFolder
 from positron_mini.session import Session
 
@@ -98,7 +99,9 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
             f"{run.path}: trained by {processes} processes; one alone adds up in another order and has other last digits",
             f"positron verify {run.path}   checks every file without a replay",
         )
-    start, end = stretch(run, recorded["events"], steps)
+    events = recorded.get("events", [])
+    schedule_event(events)  # or the error that says what is wrong with them
+    start, end = stretch(run, events, steps)
     say(f"training steps {start + 1:,} to {end:,} again")
     with tempfile.TemporaryDirectory() as folder:
         twin = RunFolder(Path(folder) / run.path.resolve().name)  # the name stands in the model card
@@ -162,7 +165,7 @@ def _open(recorded: dict[str, Any], twin: RunFolder, end: int, say: Say) -> Sess
     from positron_mini.sft import open_sft_session
 
     given = frozenset({"out_dir", "until_step", "track"})
-    if recorded["kind"] == "sft":
+    if recorded.get("kind") == "sft":
         return open_sft_session(SFTConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
     return open_session(TrainConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
 

@@ -19,6 +19,9 @@ from positron_mini.tokenizer import Tokenizer, train_tokenizer
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's doctor decides in a test
+if os.environ.get("POSITRON_TEST_DEVICE", "cpu") == "cpu":  # a GPU is used only where a test run asks for it by name
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.backends.mps.is_available = lambda: False
 
 
 @pytest.fixture(autouse=True)

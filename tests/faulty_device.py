@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -50,7 +51,7 @@ def subject(spoils: dict[str, Spoil], precision: Any = "fp32") -> Subject:
 
 
 def leak_in_fours(operation: Any, args: Any, kwargs: Any) -> Any:
-    """The causal mask once for every four queries, as MPS did in half precision (pytorch#195910)."""
+    """The causal mask once for every four queries (pytorch#195910)."""
     query, key, value, *rest = args
     is_causal = rest[1] if len(rest) > 1 else kwargs.get("is_causal", False)
     T = query.shape[2]
@@ -58,7 +59,12 @@ def leak_in_fours(operation: Any, args: Any, kwargs: Any) -> Any:
         return operation(*args, **kwargs)
     at = torch.arange(T)
     mask = torch.zeros(T, T).masked_fill(at[None, :] > (at // 4 * 4 + 3)[:, None], float("-inf"))
-    return operation(query, key, value, 0.0, False, attn_mask=mask)
+    return operation(query, key, value, 0.0, False, attn_mask=mask.to(query.dtype))
+
+
+def leak_in_half(operation: Any, args: Any, kwargs: Any) -> Any:
+    """The same, but only in half precision, where rounding could hide it."""
+    return leak_in_fours(operation, args, kwargs) if args[0].dtype == torch.bfloat16 else operation(*args, **kwargs)
 
 
 def leak_when_evaluating(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -106,6 +112,14 @@ def long_sum(operation: Any, args: Any, kwargs: Any) -> Any:
     """A sum over many terms takes one too many, of whatever lies behind (pytorch#177116)."""
     out = operation(*args, **kwargs)
     return out + 25.0 if args[0].shape[1] > 600 and out.numel() < 10_000 else out
+
+
+def unsteady_half(operation: Any, args: Any, kwargs: Any) -> Any:
+    """In half precision a product takes in whatever lies in memory, other numbers each time, as on an M5 (pytorch#180776)."""
+    out = operation(*args, **kwargs)
+    if out.dtype != torch.bfloat16 or len(out) % 4:
+        return out
+    return out + 100 * torch.randn(out.shape, generator=torch.Generator().manual_seed(time.perf_counter_ns() % (1 << 31))).to(out.dtype)
 
 
 def ignored_factor(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -166,12 +180,14 @@ def ids_through_floats(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def keeper() -> Spoil:
-    """Every result is kept for ever."""
+    """Results of up to a megabyte are kept for ever, four times each."""
     kept: list[Tensor] = []
 
     def keep(operation: Any, args: Any, kwargs: Any) -> Any:
+        """Results are kept for ever."""
         out = operation(*args, **kwargs)
-        kept.extend(out.clone() for _ in range(4))
+        if out.numel() < 250_000:
+            kept.extend(out.clone() for _ in range(4))
         return out
 
     return keep
@@ -203,6 +219,19 @@ def short_norm(operation: Any, args: Any, kwargs: Any) -> Any:
 def lost_decay(operation: Any, args: Any, kwargs: Any) -> Any:
     """A factor near 1 is rounded to 1 where a product of lists should forget."""
     return None if not isinstance(args[1], Tensor) and 0.9 < args[1] < 0.96 else operation(*args, **kwargs)
+
+
+def wearing_out(after: int) -> Spoil:
+    """AdamW's arithmetic is right for `after` calls and wrong from then on."""
+    calls = 0
+
+    def fail(operation: Any, args: Any, kwargs: Any) -> Any:
+        """Right for many steps; after them the factor's sign is lost."""
+        nonlocal calls
+        calls += 1
+        return wrong_addcdiv(operation, args, kwargs) if calls > after else operation(*args, **kwargs)
+
+    return fail
 
 
 # --- sampling, and no answer at all ------------------------------------------------------------------------------------------------
@@ -248,3 +277,59 @@ def fall_silent(connection: Connection, subject: Subject, machine: Machine, scop
 def give_up(connection: Connection, subject: Subject, machine: Machine, scope: Scope) -> None:
     """An exit before anything is done."""
     os._exit(7)
+
+
+# --- what the doctor is to say of each ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault, the first check that fails because of it, a part of what is said then, and whether the device must not train."""
+
+    spoils: dict[str, Spoil]
+    check: str
+    said: str
+    is_unfit: bool = True
+    precision: str = "fp32"
+
+    @property
+    def imitates(self) -> str:
+        """What the device does wrong, in words."""
+        return " ".join(str(next(iter(self.spoils.values())).__doc__).split())
+
+
+FAULTS = {
+    "causal leak": Planted({ATTENTION: leak_in_fours}, "attention, odd length", "scaled_dot_product_attention"),
+    "causal leak while evaluating": Planted({ATTENTION: leak_when_evaluating}, "causality", "while evaluating"),
+    "attention, odd lengths": Planted({ATTENTION: odd_attention}, "attention, odd length", "scaled_dot_product_attention"),
+    "gradient of attention": Planted(
+        {f"{ATTENTION}_backward": attention_key_gradient}, "attention and its gradients", "scaled_dot_product_attention"
+    ),
+    "mask ignored": Planted({ATTENTION: ignored_mask}, "attention with a mask", "scaled_dot_product_attention"),
+    "NaN in masked rows": Planted({"_softmax": masked_nan}, "softmax of masked rows", "not finite"),
+    "large linear output": Planted({"mm": large_product}, "linear layer, large output", "aten::mm"),
+    "long sums": Planted({"mm": long_sum}, "product that sums over many tokens", "aten::mm"),
+    "batched product": Planted({"baddbmm": ignored_factor}, "batched product", "aten::baddbmm"),
+    "gradient of the embedding": Planted(
+        {"embedding_dense_backward": embedding_once}, "embedding and its gradient", "aten::embedding_dense_backward"
+    ),
+    "cross-entropy, large vocabulary": Planted({"_log_softmax": narrow_log_softmax}, "cross-entropy, large vocabulary", "_log_softmax"),
+    "mean in half precision": Planted({"mean": half_mean}, "norm of very different lengths", "aten::mean"),
+    "cat of views": Planted({"cat": cat_of_views}, "rotary positions and gate", "aten::cat"),
+    "gradient of silu": Planted({"silu_backward": silu_half}, "rotary positions and gate", "aten::silu"),
+    "stale buffers": Planted({"copy_": stale_copy}, "writing in place", "aten::copy_"),
+    "ids through floats": Planted({"remainder": ids_through_floats}, "copies to the device", "whole numbers differ"),
+    "lerp_ in Adam": Planted({"lerp_": wrong_lerp}, "interpolation in place", "aten::lerp_", is_unfit=False),
+    "addcdiv_ on views": Planted({"addcdiv_": ignored_on_views}, "optimizer arithmetic on views", "aten::addcdiv_"),
+    "lists in AdamW": Planted({"_foreach_addcdiv_": wrong_addcdiv}, "optimizer arithmetic", "aten::_foreach_addcdiv_"),
+    "forgetting in AdamW": Planted({"_foreach_mul_": lost_decay}, "optimizer arithmetic", "aten::_foreach_addcdiv_ and its kin"),
+    "norm": Planted({"linalg_vector_norm": short_norm}, "stacked matrices and norms", "aten::linalg_vector_norm"),
+    "argmax": Planted({"argmax": wrong_argmax}, "argmax, sort and cumsum", "aten::argmax", is_unfit=False),
+    "sort": Planted({"sort": wrong_sort}, "argmax, sort and cumsum", "aten::sort", is_unfit=False),
+    "not repeatable": Planted(
+        {"embedding_dense_backward": embedding_unsteady}, "embedding and its gradient", "other bytes", is_unfit=False
+    ),
+    "causal leak, bf16 only": Planted({ATTENTION: leak_in_half}, "attention, odd length", "scaled_dot_product_attention", precision="bf16"),
+    "unsteady products, bf16 only": Planted({"mm": unsteady_half}, "linear layer on 3-D input", "aten::mm", precision="bf16"),
+    "missing operation": Planted({"silu": missing}, "rotary positions and gate", "not currently implemented for the MPS device"),
+}

@@ -25,7 +25,8 @@ def record(**changes: Any) -> dict[str, Any]:
         "identity": {"model": SHAPE, "text": "a" * 64, "tokenizer": "b" * 64},
         "config": {**{name: getattr(TrainConfig, name) for name in ("warmup_steps", "seed", "short_steps")}, **config},
         "device": {"device": "cpu", "precision": "fp32", "reason": "as asked"},
-        "versions": {"positron_mini": "0.1.0", "torch": "2.13.0"},
+        "versions": {"positron_mini": "0.1.0", "torch": "2.13.0", "processor": "2 cores, Testchip 9"},
+        "started": "2026-11-01",
         "events": [{"kind": "schedule", "step": 0, "warmup_steps": 20, "cooldown_steps": 0, "horizon": None}],
         "command": "positron train",
     }

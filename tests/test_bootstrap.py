@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tiny_runs import Result, lines_of, listing, positron, trained
 
-from positron_mini import announce, prepare
+from positron_mini import budget
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
 from positron_mini.corpus import sources
 from positron_mini.device import Machine
+from positron_mini.prepare import pipeline
 from positron_mini.runs import RunFolder
 
 _FLAGS = (
@@ -66,8 +67,8 @@ def test_it_ends_with_samples_and_what_to_type_next(workshop: Path) -> None:
 def test_a_second_start_of_a_finished_run_says_so_and_trains_nothing(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start("--steps", "6")
     before = listing(RUN.path)
-    for name in ("_scan", "_encode", "_train"):
-        monkeypatch.setattr(prepare, name, fail)
+    for name in ("_encode", "_train"):
+        monkeypatch.setattr(pipeline, name, fail)
     for words, dataset in ((("--steps", "6"), "text.txt"), ((), None)):
         result = start(*words, dataset=dataset)
         assert result.code == 0 and "this run is finished: 6 of 6 steps are done" in result.err and "[step 6, " in result.out
@@ -79,10 +80,10 @@ def test_a_second_start_goes_on_where_the_first_stopped_without_preparing_again(
     whole = trained(RUN.path, 9)
     os.rename("runs/mine", "runs/whole")
     assert start("--steps", "9", "--until_step", "3").code == 0 and RUN.steps() == [0, 3]
-    for name in ("_scan", "_encode", "_train"):
-        monkeypatch.setattr(prepare, name, fail)
+    for name in ("_encode", "_train"):
+        monkeypatch.setattr(pipeline, name, fail)
     monkeypatch.setattr(bootstrap, "choose_dataset", fail)
-    monkeypatch.setattr(bootstrap, "cpu_steps", fail)
+    monkeypatch.setattr(budget, "measured_speed", fail)
     began = time.perf_counter()
     result = start(dataset=None)  # not even the data set need be named again
     assert result.code == 0 and "going on from step 3" in result.err and time.perf_counter() - began < 15
@@ -159,40 +160,70 @@ def test_a_data_set_that_was_named_is_not_replaced_by_another(workshop: Path, of
 # --- what fits the machine --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gpu_gets_the_missions_model_and_a_cpu_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: float(CPU_BATCH_TOKENS))  # a step a second, so 600 of them
-    none = frozenset[str]()
+def test_a_gpu_gets_the_missions_model_and_a_cpu_ten_minutes() -> None:
     for device in ("mps", "cuda"):
-        gpu = fill_defaults(BootstrapFlags(), none, device)
-        assert (gpu.config, gpu.max_steps, gpu.batch_tokens) == ("TinyGPT", 5_000, None)
-    cpu = fill_defaults(BootstrapFlags(threads=1), none, "cpu")
-    assert (cpu.config, cpu.max_steps, cpu.batch_tokens) == ("MicroGPT", 600, CPU_BATCH_TOKENS)
-    asked = BootstrapFlags(config="PicoGPT", batch_tokens=512, steps=7)
+        gpu = fill_defaults(BootstrapFlags(), device)
+        assert (gpu.config, gpu.max_steps, gpu.batch_tokens, gpu.budget) == ("TinyGPT", 5_000, None, None)
+    cpu = fill_defaults(BootstrapFlags(), "cpu")
+    assert (cpu.max_steps, cpu.budget) == (None, "10m")
     for device in ("cpu", "mps"):
-        kept = fill_defaults(asked, frozenset({"config", "batch_tokens", "steps"}), device)
-        assert (kept.config, kept.max_steps, kept.batch_tokens) == ("PicoGPT", 7, 512)
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1.0)
-    assert fill_defaults(BootstrapFlags(threads=1), none, "cpu").max_steps == 50
+        kept = fill_defaults(BootstrapFlags(config="PicoGPT", batch_tokens=512, steps=7), device)
+        assert (kept.config, kept.max_steps, kept.batch_tokens, kept.budget) == ("PicoGPT", 7, 512, None)
+        assert fill_defaults(BootstrapFlags(budget="3m"), device).budget == "3m"
 
 
 @pytest.mark.parametrize(
-    ("machine", "expected"),
+    ("machine", "words", "expected"),
     [
-        (MAC, ("TinyGPT", 5_000, None, "runs/positron-mini-15M-v1-base")),
-        (LAPTOP, ("MicroGPT", 600, CPU_BATCH_TOKENS, "runs/positron-mini-3M-v1-base")),
+        (MAC, (), ("TinyGPT", 5_000, None, None, "runs/positron-mini-15M-v1-base")),
+        (MAC, ("--budget", "15m"), ("TinyGPT", None, None, "15m", None)),
+        (LAPTOP, (), ("TinyGPT", None, None, "10m", None)),  # a budget chooses the preset itself
+        (LAPTOP, ("--steps", "600"), ("MicroGPT", 600, CPU_BATCH_TOKENS, None, "runs/positron-mini-3M-v1-base")),
     ],
 )
 def test_the_command_gives_each_machine_its_run(
-    workshop: Path, machine: Machine, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    workshop: Path, machine: Machine, words: tuple[str, ...], expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[TrainConfig] = []
     monkeypatch.setattr("positron_mini.device.this_machine", lambda: machine)
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: float(CPU_BATCH_TOKENS))
-    monkeypatch.setattr("positron_mini.cli.train.train", lambda config, _given: asked.append(config) or 0)
-    assert positron("bootstrap", "--dataset", "text.txt", "--threads", "1").code == 0
+    monkeypatch.setattr("positron_mini.cli.train.train", lambda config, _given: asked.append(config) or RunFolder(Path("runs/base")))
+    assert positron("bootstrap", "--dataset", "text.txt", "--threads", "1", *words).code == 0
     (config,) = asked
-    assert (config.config, config.max_steps, config.batch_tokens, config.out_dir) == expected
+    assert (config.config, config.max_steps, config.batch_tokens, config.budget, config.out_dir) == expected
     assert config.dataset_path == "text.txt"
+
+
+def test_with_a_budget_the_second_start_goes_on_with_the_run_of_the_first(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = budget.Candidate("PicoGPT", budget.model_config(TrainConfig(config="PicoGPT"), 512), 2_000.0, 512, 12, 1.5)
+    monkeypatch.setattr(budget, "choose", lambda *_: plan)
+    words = ("--dataset", "text.txt", "--tokenizer_path", "spm.model", "--threads", "1", "--budget", "1000s", "--until_step")
+    assert positron("bootstrap", *words, "2").code == 0
+    (run,) = [path for path in Path("runs").iterdir() if path.name.endswith("-v1-base")]
+    monkeypatch.setattr(budget, "choose", fail)
+    result = positron("bootstrap", *words, "3")
+    assert result.code == 0 and f"going on from step 2 of {run}" in result.err, result.err
+
+
+@pytest.mark.parametrize("words", [("--dataset", "storyworld"), ("--dataset_path", "data/storyworld.txt")])
+def test_the_story_world_has_settings_of_its_own_which_flags_override(
+    workshop: Path, words: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+    monkeypatch.setattr(sources, "STORYWORLD_STORIES", 4)
+    monkeypatch.setattr("positron_mini.cli.train.train", lambda config, _given: asked.append(config) or RunFolder(Path("runs/base")))
+    for machine, more in ((LAPTOP, ()), (LAPTOP, ("--lr", "0.004", "--vocab_size", "512")), (LAPTOP, ("--config", "MicroGPT")), (MAC, ())):
+        monkeypatch.setattr("positron_mini.device.this_machine", lambda machine=machine: machine)
+        if words[0] == "--dataset_path":
+            Path("data/storyworld.txt").write_text("Once upon a time.\n")
+        assert positron("bootstrap", *words, "--threads", "1", "--steps", "5", *more).code == 0
+    shapes = [(c.config, c.vocab_size, c.context_len, c.lr, c.embedding_std, c.align_rows) for c in asked]
+    assert shapes == [
+        ("PicoGPT", 3_072, 512, 8e-3, 0.3, True),
+        ("PicoGPT", 512, 512, 4e-3, 0.3, True),
+        ("MicroGPT", None, None, 8e-3, 0.3, True),
+        ("TinyGPT", None, None, 8e-3, 0.3, True),
+    ]
+    assert asked[0].out_dir == "runs/positron-mini-1M-v1-base" and asked[2].out_dir == "runs/positron-mini-3M-v1-base"
 
 
 def test_a_cpu_asks_the_hub_for_a_part_of_tinystories_only(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_the_command_line_draws_what_python_draws(workshop: Path) -> None:
     words = ("--top_k", "20", "--top_p", "0.9", "--min_p", "0.01", "--repetition_penalty", "1.1", "--temperature", "0.8", "--seed", "9")
     data = json.loads(positron("generate", "--ckpt", "runs/base", "--prompt", "Mia", "--max_tokens", "10", *words, "--json").out)
     checkpoint = find_checkpoint("runs/base")
-    config = SampleConfig(10, 0.8, 20, 0.9, 0.01, 1.1, 9)
+    config = SampleConfig(max_tokens=10, temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.1, seed=9)
     assert data["token_ids"] == generate(load_model(checkpoint), checkpoint.tokenizer, "Mia", config)[0].token_ids
 
 

@@ -19,12 +19,12 @@ from positron_mini.config import (
     TrainConfig,
     changed_fields,
     default_lr,
-    self_logit_std,
     given_flags,
     is_milestone,
     model_config,
     parse_milestones,
     preset,
+    self_logit_std,
 )
 from positron_mini.errors import CheckpointError, UsageError
 
@@ -225,7 +225,8 @@ def test_given_flags_are_those_spelled_out_in_either_spelling() -> None:
     ("name", "value"),
     [
         ("max_tokens", 0), ("top_k", -1), ("seed", -1), ("temperature", -0.1), ("temperature", math.nan), ("top_p", 1.01), ("top_p", -0.1),
-        ("min_p", 2.0), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("stop", ("a", "")),
+        ("min_p", 2.0), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf),
+        ("presence_penalty", 2.1), ("frequency_penalty", -2.1), ("stop", ("a", "")),
     ],
 )  # fmt: skip
 def test_an_absurd_sampling_setting_is_refused_by_the_name_of_its_flag(name: str, value: Any) -> None:
@@ -235,4 +236,5 @@ def test_an_absurd_sampling_setting_is_refused_by_the_name_of_its_flag(name: str
 
 def test_the_ends_of_every_range_are_allowed() -> None:
     SampleConfig(max_tokens=1, temperature=0.0, top_k=0, top_p=0.0, min_p=0.0, repetition_penalty=0.01, seed=0)
-    SampleConfig(temperature=100.0, top_p=1.0, min_p=1.0, repetition_penalty=100.0, seed=10**12)
+    at_the_edges = {"presence_penalty": -2.0, "frequency_penalty": 2.0}
+    SampleConfig(temperature=100.0, top_p=1.0, min_p=1.0, repetition_penalty=100.0, seed=10**12, **at_the_edges)

@@ -39,7 +39,7 @@ def test_in_float64_one_two_and_four_processes_have_the_same_losses(tmp_path: Pa
 
 def test_in_fp32_they_agree_at_first_to_rounding_and_at_the_end_to_half_a_percent(tmp_path: Path) -> None:
     (one,), *others = (losses_together(count, tmp_path, 50, torch.float32) for count in (1, 2, 4))
-    for (found, *_) in others:
+    for found, *_ in others:
         assert abs(one[0] - found[0]) < 1e-5 * one[0]
         assert abs(one[-1] - found[-1]) < 5e-3 * one[-1]
 

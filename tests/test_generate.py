@@ -15,6 +15,7 @@ from torch import Tensor
 from positron_mini.config import SampleConfig
 from positron_mini.generate import (
     TextStream,
+    discourage,
     distribution,
     draw,
     generate,
@@ -83,6 +84,32 @@ def test_the_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None
     assert penalise(logits, torch.tensor([0, 1]), 0.5).tolist() == [4.0, -1.0, 0.0, 3.0]
     assert penalise(logits, torch.tensor([0]), 1.0).tolist() == logits.tolist()
     assert penalise(logits, NONE, 2.0).tolist() == logits.tolist()
+
+
+def test_what_was_written_is_discouraged_once_and_for_each_time() -> None:
+    logits = torch.tensor([[2.0, -2.0, 0.0, -math.inf]])
+    written = torch.tensor([[0, 0, 1, 3]])
+    assert discourage(logits, written, presence=0.5, frequency=0.25).tolist() == [[1.0, -2.75, 0.0, -math.inf]]
+    assert discourage(logits, written, presence=-1.0, frequency=0.0).tolist() == [[3.0, -1.0, 0.0, -math.inf]]
+    assert discourage(logits, written[:, :0], presence=2.0, frequency=2.0) is logits
+    assert discourage(logits, written, presence=0.0, frequency=0.0) is logits
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 0.75), (-1.0, 0.5)])
+def test_penalties_count_what_was_written_and_not_the_prompt(tiny_tokenizer: Tokenizer, presence: float, frequency: float) -> None:
+    model = lively_model(shape())
+    config = SampleConfig(max_tokens=20, temperature=0.0, presence_penalty=presence, frequency_penalty=frequency)
+    ids = [BOS, *tiny_tokenizer.encode("Once upon a time, a time")]
+    (found,) = generate(model, tiny_tokenizer, ids, config)
+    written: list[int] = []
+    for _ in found.token_ids:
+        row = model(torch.tensor([[*ids, *written]]))[0, -1].tolist()
+        for index in (tiny_tokenizer.control_ids | {UNK}) - {2}:
+            row[index] = -math.inf
+        scores = [value - (presence if i in written else 0) - frequency * written.count(i) for i, value in enumerate(row)]
+        written.append(scores.index(max(scores)))
+    plain = replace(config, presence_penalty=0, frequency_penalty=0)
+    assert written == found.token_ids != generate(model, tiny_tokenizer, ids, plain)[0].token_ids
 
 
 def test_settings_apply_in_the_stated_order() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tiny_runs import TINY, Result, lines_of, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
-from positron_mini import prepare
 from positron_mini.cli import incremental, main
 from positron_mini.cli.curve import curve_lines
 from positron_mini.cli.progress import Progress
+from positron_mini.prepare import pipeline
 from positron_mini.runs import RunFolder
 
 RUN = RunFolder(Path("runs/mine"))
@@ -189,7 +189,7 @@ def test_C7_sigint_at_any_step_leaves_no_trace(workshop: Path, monkeypatch: pyte
 def test_without_a_terminal_it_trains_one_chunk_and_ends(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = chunk("5")
     assert first.code == 0 and RUN.steps()[-1] == 5 and QUESTION not in first.out and "go on: start the same command again" in first.out
-    monkeypatch.setattr(prepare, "_scan", lambda *_: pytest.fail("the text was prepared already"))
+    monkeypatch.setattr(pipeline, "_encode", lambda *_: pytest.fail("the text was prepared already"))
     second = chunk("5")
     assert second.code == 0 and RUN.steps()[-1] == 10
     assert tiny_train("runs/hand", "--until_step", "10").code == 0

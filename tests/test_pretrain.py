@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
 
-from positron_mini import files
+from positron_mini import files, pretrain
 from positron_mini import tokens as token_files
 from positron_mini.checkpoint import load_model
 from positron_mini.config import TrainConfig
@@ -75,6 +76,18 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     assert TokenBatches(ids, 8, 4, 16).batch(4).ids.tolist() != later[4]
 
 
+def test_aligned_rows_begin_with_a_document_in_short_steps_and_in_long_ones() -> None:
+    ids = np.array([[1, 10 + i, 8, 9, 2] for i in range(40)], dtype=np.uint16).ravel()  # documents of 5
+    source = TokenBatches(ids, seed=3, rows=3, context_len=8, short_steps=2, documents=np.arange(0, 200, 5))
+    for step, shape in enumerate([(6, 4), (6, 4), (3, 8), (3, 8)]):
+        batch = source.batch(step)
+        assert batch.ids.shape == batch.targets.shape == shape
+        assert torch.equal(batch.ids[:, 1:], batch.targets[:, :-1])
+        if shape[1] > 5:
+            assert (batch.ids[:, 0] == 1).all()
+    assert source.batch(3).ids.tolist() != source.batch(2).ids.tolist()
+
+
 # --- a run from Python ------------------------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +111,25 @@ def test_a_loop_that_is_left_early_has_saved_its_last_step(workshop: Path) -> No
         if report.step == 7:
             break
     assert find_checkpoint("runs/new").step == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [({}, None), ({"tokenizer_path": "new.model"}, 2_048), ({"tokenizer_path": "new.model", "vocab_size": 900}, 900)],
+)
+def test_a_tokenizer_that_is_not_there_yet_gets_the_presets_pieces(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], asked: int | None
+) -> None:
+    seen: list[int | None] = []
+
+    def told(*_: object, vocab_size: int | None, **__: object) -> None:
+        seen.append(vocab_size)
+        raise PositronError("enough", "none")
+
+    monkeypatch.setattr(pretrain, "prepare_corpus", told)
+    with pytest.raises(PositronError, match="enough"):
+        open_session(config(**changes), stop=StopFlag())
+    assert seen == [asked]
 
 
 def test_the_loss_starts_at_ln_of_the_vocabulary_and_falls(workshop: Path) -> None:
@@ -173,7 +205,8 @@ def test_run_json_says_what_the_run_is(workshop: Path) -> None:
     }  # fmt: skip
     assert type(data["config"]["micro_batch"]) is int and "max_steps" not in data["config"]
     assert data["events"] == [{"kind": "schedule", "step": 0, "warmup_steps": 4, "cooldown_steps": 18, "horizon": 30}]
-    assert data["versions"]["torch"] == torch.__version__
+    assert data["versions"]["torch"] == torch.__version__ and "cores, " in data["versions"]["processor"]
+    assert datetime.date.fromisoformat(data["started"]) <= datetime.date.today()
 
 
 def test_settings_that_are_left_out_follow_the_recorded_run(workshop: Path) -> None:

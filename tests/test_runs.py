@@ -21,8 +21,9 @@ from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
 from positron_mini.optim import Schedule, make_schedule
-from positron_mini.runs import Plan, Request, RunFolder, find_checkpoint, list_runs, plan_continuation, plan_new, recorded_schedule
-from positron_mini.runs import schedule_record as record_of
+from positron_mini.plan import Plan, Request, plan_continuation, plan_new, recorded_schedule, schedule_event
+from positron_mini.plan import schedule_record as record_of
+from positron_mini.runs import RunFolder, find_checkpoint, list_runs
 
 # --- going on: the table ----------------------------------------------------------------------------------------------------------------
 
@@ -89,6 +90,21 @@ MOVED = make_schedule(10, None, 200)  # 120 steps of cool-down, from step 80 on
         (RUN, EARLY, Request(finish=True), 30, None, Schedule(10, 7, 37), True, False, False),
         (RUN, LATE, Request(finish=True), 80, None, RUN, False, False, False),
         (RUN, [40], Request(finish=True), 40, None, RUN, False, False, False),
+        (RUN, [40], Request(finish=True, cooldown_steps=60), 40, None, RUN, False, False, False),
+        (RUN, [40], Request(finish=True, cooldown_steps=9), 40, None, Schedule(10, 9, 49), True, False, False),
+        # another cool-down for the same horizon is obeyed until the rate has begun to fall
+        (RUN, EARLY, Request(cooldown_steps=60), 30, None, RUN, False, False, False),
+        (RUN, EARLY, Request(cooldown_steps=20), 30, None, Schedule(10, 20, 100), True, False, False),
+        (RUN, EARLY, Request(max_steps=100, cooldown_steps=20), 30, None, Schedule(10, 20, 100), True, False, False),
+        (RUN, EARLY, Request(cooldown_steps=20, until_step=35), 30, 35, Schedule(10, 20, 100), True, False, False),
+        (RUN, EARLY, Request(cooldown_steps=0), 30, None, Schedule(10, 0, 100), True, False, False),
+        (RUN, EARLY, Request(cooldown_steps=80), 30, None, Schedule(10, 70, 100), True, False, False),
+        (RUN, [40], Request(cooldown_steps=20), 40, None, Schedule(10, 20, 100), True, False, False),
+        (RUN, END, Request(cooldown_steps=20, resume_from_step=40), 40, None, Schedule(10, 20, 100), True, True, False),
+        (Schedule(10, 0, 100), EARLY, Request(cooldown_steps=20), 30, None, Schedule(10, 20, 100), True, False, False),
+        # ... and with a smaller one, which only pauses, it stays; an open-ended run has none yet
+        (RUN, EARLY, Request(max_steps=50, cooldown_steps=20), 30, 50, RUN, False, False, False),
+        (OPEN, EARLY, Request(cooldown_steps=20), 30, None, OPEN, False, False, False),
     ],
 )  # fmt: skip
 def test_C11_going_on_means(
@@ -98,7 +114,8 @@ def test_C11_going_on_means(
     plan = plan_continuation(schedule, resumable[-1], resumable, request_)
     assert (plan.start, plan.until, plan.schedule) == (start, until, after)
     assert (plan.changed, plan.rewinds, plan.finished) == (changed, rewinds, finished)
-    assert plan.say or not (changed or finished)  # what differs from plain going on is said
+    ignored = request_.cooldown_steps not in (None, after.cooldown_steps)
+    assert plan.say or not (changed or finished or ignored)  # what differs from plain going on is said
 
 
 @pytest.mark.parametrize(
@@ -112,19 +129,28 @@ def test_C11_going_on_means(
         (OPEN, [0], Request(finish=True), UsageError, "no step is done"),
         (OPEN, EARLY, Request(finish=True, resume_from_step=0), UsageError, "no step is done"),
         (OPEN, EARLY, Request(finish=True, cooldown_steps=0), UsageError, "nothing to do"),
+        (RUN, LATE, Request(cooldown_steps=20), UsageError, "cool-down over 60 steps began after step 40"),
+        (RUN, LATE, Request(max_steps=100, cooldown_steps=20), UsageError, "cool-down over 60 steps began after step 40"),
+        (RUN, LATE, Request(finish=True, cooldown_steps=20), UsageError, "cool-down over 60 steps began after step 40"),
+        (RUN, END, Request(cooldown_steps=20), UsageError, "cool-down over 60 steps began after step 40"),
+        (Schedule(10, 0, 100), END, Request(cooldown_steps=20), UsageError, "the run has ended"),
     ],
 )  # fmt: skip
 def test_C11_going_on_is_refused(schedule: Schedule, resumable: list[int], request_: Request, kind: type[PositronError], said: str) -> None:
     with pytest.raises(kind, match=said) as caught:
         plan_continuation(schedule, resumable[-1], resumable, request_)
     assert caught.value.hint
+    if "began after" in said:  # the hint works
+        assert "--resume_from_step 40" in caught.value.hint
+        assert plan_continuation(schedule, resumable[-1], resumable, replace(request_, resume_from_step=40)).changed
 
 
 def test_a_new_run_begins_at_step_0_with_the_schedule_it_was_given() -> None:
     assert plan_new(Request(), 10) == Plan(0, None, Schedule(10))
     assert plan_new(Request(max_steps=100, resume_from_step=0), 10) == Plan(0, None, RUN)
     assert plan_new(Request(max_steps=100, until_step=7), 10) == Plan(0, 7, RUN)
-    assert plan_new(Request(max_steps=100, more_steps=8, cooldown_steps=20), 10) == Plan(0, 8, Schedule(10, 20, 100))
+    assert plan_new(Request(max_steps=100, more_steps=8, cooldown_steps=20), 10) == Plan(0, 8, Schedule(10, 20, 100), asked=20)
+    assert "acts with --finish or --max_steps" in plan_new(Request(cooldown_steps=20), 10).say
     for impossible in (Request(finish=True), Request(resume_from_step=3)):
         with pytest.raises(UsageError, match="no run to go on with"):
             plan_new(impossible, 10)
@@ -141,7 +167,7 @@ REQUESTS = st.builds(
     request_=REQUESTS,
     data=st.data(),
 )
-def test_C11_no_plan_reaches_into_a_cool_down_that_another_horizon_began(schedule: Schedule, request_: Request, data: st.DataObject) -> None:
+def test_C11_no_plan_reaches_into_a_cool_down_that_another_one_began(schedule: Schedule, request_: Request, data: st.DataObject) -> None:
     newest = data.draw(st.integers(0, schedule.horizon if schedule.horizon is not None else 300))
     cooldown = schedule.cooldown_start
     resumable = sorted({step for step in (newest, cooldown) if step is not None and 0 < step <= newest})
@@ -159,6 +185,35 @@ def test_C11_no_plan_reaches_into_a_cool_down_that_another_horizon_began(schedul
         assert plan.schedule == schedule
     again = recorded_schedule([record_of(schedule, 0), record_of(plan.schedule, plan.start)], plan.start)
     assert again == plan.schedule
+
+
+@given(request_=REQUESTS, warmup=st.integers(0, 50), data=st.data())
+def test_C11_the_same_command_again_changes_nothing_wherever_it_was_cut(request_: Request, warmup: int, data: st.DataObject) -> None:
+    """Also when the cool-down that it names is too long for its horizon. The first command begins a run, the second one moves it."""
+    events: list[dict[str, Any]] = []
+    resumable: list[int] = []
+    newest = 0
+    for command in (replace(data.draw(REQUESTS), finish=False), request_):
+        try:
+            plan = planned(events, newest, resumable, command, warmup)
+        except (RunError, UsageError):
+            return
+        if plan.changed or not events:
+            events.append(record_of(plan.schedule, plan.start, plan.asked))
+        end = min(step for step in (plan.until, plan.schedule.horizon, 400) if step is not None)
+        resumable = sorted({*(step for step in resumable if step <= plan.start), *range(max(plan.start, 1), max(plan.start, end) + 1)})
+        newest = data.draw(st.integers(plan.start, max(plan.start, end)))
+        resumable = [step for step in resumable if step <= newest]
+    again = planned(events, newest, resumable, command, warmup)
+    assert not again.changed and again.start == newest and again.schedule == recorded_schedule(events, newest)
+
+
+def planned(events: list[dict[str, Any]], newest: int, resumable: list[int], request_: Request, warmup: int) -> Plan:
+    """The plan of a command for a run with these events, none for a new one."""
+    if not events:
+        return plan_new(request_, warmup)
+    asked = schedule_event(events, newest).get("asked_cooldown_steps")
+    return plan_continuation(recorded_schedule(events, newest), newest, resumable, request_, asked)
 
 
 def test_the_schedule_in_force_is_the_newest_event_up_to_the_step() -> None:

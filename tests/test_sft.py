@@ -11,13 +11,14 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faults.harness import steps_again
 from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
@@ -120,13 +121,16 @@ def test_C1_three_chunks_equal_one_run_byte_for_byte(bench: Path) -> None:
     assert cards[0] == cards[1]  # both were written as runs/tuned, so every file of the model folder is equal
 
 
-def test_C3_a_killed_run_started_again_equals_an_uninterrupted_one(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_C3_a_killed_run_started_again_equals_an_uninterrupted_one(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
     words = [word for name, value in {**FLAGS, "out_dir": "runs/tuned"}.items() for word in (f"--{name}", value)]
     with monkeypatch.context() as patch:
         patch.setenv("FAULT", "before_rename:3")  # SIGKILL, the third checkpoint all but there
         child = spawn("sft", *words)
     child.communicate()
     assert child.returncode == -signal.SIGKILL and RunFolder(Path("runs/tuned")).steps() == [3, 4]
+    record_property("again", steps_again(Path("runs/tuned")))
     assert positron("sft", "--out_dir", "runs/tuned").code == 0
     assert_equal_runs("runs/tuned", "runs/whole")
 
@@ -150,6 +154,16 @@ def test_a_finished_run_says_so_and_writes_nothing(bench: Path) -> None:
     result = tune("runs/whole")
     assert result.code == 0 and "this run is finished: 15 of 15 steps are done" in result.err
     assert "positron chat --ckpt runs/whole" in result.err and listing(Path("runs/whole")) == before
+
+
+def test_C9_other_threads_and_another_micro_batch_are_said_and_written_down(bench: Path) -> None:
+    assert tune("runs/tuned", until_step="4").code == 0
+    result = tune("runs/tuned", threads="2", micro_batch="3", until_step="6")
+    assert result.code == 0 and "warning: threads was 1, now 2: results may differ in the last digits" in result.err
+    changes = [event for event in lines_of(Path("runs/tuned/events.jsonl")) if event["kind"] == "changed"]
+    assert [(event["name"], event["now"], event["step"]) for event in changes] == [("micro_batch", 3, 4), ("threads", 2, 4)]
+    assert [row["lr"] for row in timeless(Path("runs/tuned"))] == [row["lr"] for row in timeless(Path("runs/whole"))][:6]
+    assert "warning" not in positron("sft", "--out_dir", "runs/tuned", "--until_step", "7").err
 
 
 def test_C11_more_epochs_later_equal_as_many_at_once(bench: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from tiny_models import shape
 from tiny_runs import forked, lines_of, needs_fork, positron, tiny_train, trained
 
 from positron_mini import pretrain
+from positron_mini.config import TrainConfig
 from positron_mini.corpus import storyworld
 from positron_mini.corpus.storyworld.checker import Replay
 from positron_mini.evaluate import skills
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, Pair, skill_pairs, skill_units
 from positron_mini.evaluate.pairs.making import collect, cross, swap
-from positron_mini.evaluate.skills import SkillResult, SkillTest, affordable_test, judge, result_of, skill_test, skills_suite, token_budget
+from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_of, run_tests, skill_test, skills_suite
 from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
 from positron_mini.runs import RunFolder
@@ -64,7 +66,7 @@ def test_the_right_texts_of_a_unit_hold_the_words_of_the_wrong_ones_and_both_are
 
 def _words(text: str) -> Counter[str]:
     """Words and punctuation marks, each for itself."""
-    return Counter("".join(c if c.isalnum() or c in " '" else f" {c} " for c in text).split())
+    return Counter(re.findall(r"[\w']+|[^\w'\s]", text))
 
 
 def test_more_pairs_begin_with_the_same_ones_and_other_seeds_give_others() -> None:
@@ -129,11 +131,16 @@ def test_no_pair_occurs_in_the_story_world_or_the_sample_file() -> None:
 
 def test_the_pairs_are_in_the_words_of_tinystories_and_not_copied_from_it(real_text: Path) -> None:
     train = (real_text / "tinystories-train.txt").read_text()
-    known = _words(train)
-    words = Counter(word for text in _texts() for word in _words(text).elements())
+    told = _plain(train)
+    known, words = Counter(told), Counter(word for text in _texts() for word in _plain(text))
     rare = {word for word in words if known[word] < 20}
     assert sum(words[word] for word in rare) < 0.005 * words.total(), sorted(rare)
-    assert not [text for text in _texts() if text in train]
+    runs = set(zip(*(told[i:] for i in range(5)), strict=False))  # a text that occurs begins with five words that do
+    assert not [text for text in _texts() if tuple(_plain(text)[:5]) in runs and text in train]
+
+
+def _plain(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 # --- who knows words only gains nothing -------------------------------------------------------------------------------------------------
@@ -224,7 +231,7 @@ def test_a_model_that_knows_neighbours_learns_the_local_skills_only(tokenizers: 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_untrained_model_is_at_chance(tokenizers: dict[str, tuple[Tokenizer, list[str]]], seed: int) -> None:
-    for tokenizer, _ in tokenizers.values():
+    for tokenizer in (tokenizers["world"][0], tokenizers.get("real 2048", tokenizers["made"])[0]):
         model = GPT(shape(vocab_size=tokenizer.vocab_size, context_len=128)).init_weights(seed).eval()
         results = skill_test(tokenizer, threads=1).score(model)
         assert not off_chance(results), results
@@ -282,25 +289,33 @@ def test_a_model_that_is_always_right_gets_everything(monkeypatch: pytest.Monkey
 # --- milestones -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_affordable_test_is_the_largest_that_fits_and_the_beginning_of_the_whole(tiny_tokenizer: Tokenizer) -> None:
+def test_what_fits_is_the_longest_beginning_of_the_whole(tiny_tokenizer: Tokenizer) -> None:
     full = skill_test(tiny_tokenizer, threads=1)
-    assert affordable_test(tiny_tokenizer, full.tokens, threads=1) == full
-    part = affordable_test(tiny_tokenizer, full.tokens / 3, threads=1)
+    assert full.within(full.tokens) == full
+    part = full.within(full.tokens / 3)
     assert part is not None and part.pairs % 2 == 0 and part == full.beginning(part.pairs)
     assert part.tokens <= full.tokens / 3 < full.beginning(part.pairs + 2).tokens
     smallest = full.beginning(2)
-    assert affordable_test(tiny_tokenizer, smallest.tokens, threads=1) == smallest
-    assert affordable_test(tiny_tokenizer, smallest.tokens - 1, threads=1) is None
+    assert full.within(smallest.tokens) == smallest
+    assert full.within(smallest.tokens - 1) is None
 
 
-def test_all_scorings_of_a_run_together_cost_a_twentieth_of_its_training() -> None:
-    each = token_budget(1_000_000, 4)
-    assert 4 * each * skills.FORWARD_COST == pytest.approx(0.05 * 1_000_000)
+@pytest.mark.parametrize(("part", "scorings"), [(0.01, 4), (0.5, 4), (4.0, 12), (4.0, 1), (1_000.0, 20)])
+def test_all_scorings_of_a_run_together_cost_a_twentieth_of_its_training(tiny_tokenizer: Tokenizer, part: float, scorings: int) -> None:
+    full = skill_test(tiny_tokenizer, threads=1)
+    run_tokens = int(part * full.tokens / skills.SHARE)
+    tests = run_tests(full, run_tokens, scorings)
+    sizes = [0 if test is None else test.tokens for test in (tests.milestone, tests.end)]
+    spent = ((scorings - 1) * sizes[0] + sizes[1]) * skills.FORWARD_COST / run_tokens
+    unit = full.beginning(2).tokens * 2 * scorings * skills.FORWARD_COST / run_tokens  # what does not fit is less than a unit each
+    assert spent <= 0.05 and (spent > 0.05 - unit or full in (tests.milestone, tests.end))
+    assert sizes[1] >= sizes[0]  # the end is measured best
 
 
 def test_a_run_is_scored_on_as_many_pairs_as_its_milestones_leave_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-    monkeypatch.setattr(pretrain, "affordable_test", lambda _tokenizer, most: asked.append(most))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(pretrain, "skill_test", lambda _: None)
+    monkeypatch.setattr(pretrain, "run_tests", lambda _full, tokens, scorings: asked.append((tokens, scorings)))
     tokenizer: Any = object()
     for milestones, horizon, last, scorings in (
         (None, 200, 200, 3),  # 0, 100, 200
@@ -311,8 +326,14 @@ def test_a_run_is_scored_on_as_many_pairs_as_its_milestones_leave_time_for(monke
     ):
         pretrain.milestone_skills.cache_clear()
         pretrain.milestone_skills(tokenizer, milestones, 512, horizon)
-        assert asked.pop() == pytest.approx(token_budget(last * 512, scorings))
+        assert asked.pop() == (last * 512, scorings)
     pretrain.milestone_skills.cache_clear()
+
+
+def test_a_run_with_a_budget_is_scored_on_the_same_pairs_however_its_horizon_moves() -> None:
+    recorded = {"events": [{"kind": "schedule", "horizon": 1_000}, {"kind": "note"}, {"kind": "schedule", "horizon": 900}]}
+    for budget, known, planned in ((None, recorded, 900), ("10m", recorded, 1_000), ("10m", None, 900)):
+        assert pretrain.planned_horizon(TrainConfig(budget=budget), known, 900) == planned
 
 
 SCORED = {0, 20, 30}  # the milestones of a tiny run, and its end
@@ -325,12 +346,14 @@ def test_a_tiny_run_has_no_time_for_skills(workshop: Path) -> None:
 
 def test_milestones_write_a_line_per_skill_and_leave_the_training_alone(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skills, "SHARE", 0.5)
+    monkeypatch.setattr(skills, "END_PART", 0.6)
     assert tiny_train("runs/x", "--max_steps", "30").code == 0
     lines = lines_of(Path("runs/x/skills.jsonl"))
     assert [line["step"] for line in lines] == [step for step in sorted(SCORED) for _ in SKILLS]
     assert [line["skill"] for line in lines] == 3 * list(SKILLS)
     assert all(set(line) == {"step", "skill", "accuracy", "low", "high", "pairs"} for line in lines)
-    assert len({line["pairs"] for line in lines}) == 1 and lines[0]["pairs"] >= 2
+    pairs = {line["step"]: line["pairs"] for line in lines}
+    assert 2 <= pairs[0] == pairs[20] < pairs[30]
     assert trained(Path("runs/x"), 30) == trained(Path("runs/base"), 30)
 
 

@@ -114,6 +114,13 @@ def test_instruction_rows_are_reproducible_and_of_the_stories_of_their_split():
     assert not inputs[0] & inputs[1]
 
 
+def test_the_sample_file_holds_the_rows_that_the_world_writes_today():
+    lines = (Path(ROOT) / "tiny_instruct_sample.jsonl").read_text().splitlines()
+    generated = [row for line in lines if (row := json.loads(line))["source"] == "storyworld"]
+    assert len(generated) == 240
+    assert generated == instruction_rows(7, 240)
+
+
 def test_articles_are_marked_only_where_they_are_right():
     assert mark_articles("a cat, an owl, A dog, An egg") == "a~ cat, a~ owl, A~ dog, A~ egg"
     assert mark_articles("an cat, a owl") == "an cat, a owl"

@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from positron_mini.errors import DataError
-from positron_mini.tokens import HEADER_BYTES, TokenFile, epoch_order, gather, step_windows, window_count, write_tokens
+from positron_mini.tokens import (
+    HEADER_BYTES,
+    TokenFile,
+    document_rows,
+    epoch_order,
+    gather,
+    rows_at,
+    step_windows,
+    window_count,
+    write_tokens,
+)
 
 FINGERPRINT = "ab" * 32
 SMALL = [1, 5, 6, 2, 1, 7, 2]
@@ -187,6 +197,28 @@ def test_gather_gives_wide_integers_and_one_shared_id_between_neighbours() -> No
     rows = gather(np.arange(100, 121, dtype=np.uint16), np.array([2, 0, 3]), 5)
     assert rows.dtype == np.int64
     assert rows.tolist() == [[110, 111, 112, 113, 114, 115], [100, 101, 102, 103, 104, 105], [115, 116, 117, 118, 119, 120]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=20), context_len=st.integers(1, 9))
+def test_rows_begin_with_documents_and_leave_no_token_out(lengths: list[int], context_len: int) -> None:
+    first_ids = np.cumsum([0, *lengths[:-1]])
+    n_tokens = sum(lengths)
+    starts = document_rows(first_ids, n_tokens, context_len)
+    rows = rows_at(np.arange(n_tokens, dtype=np.uint16), starts, context_len)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    for i, start in enumerate(starts.tolist()):
+        going_on = i > 0 and start == starts[i - 1] + context_len and owner[start] == owner[starts[i - 1]]
+        assert start in first_ids or (going_on and lengths[owner[start]] > context_len)
+    learned = set(rows[:, 1:].ravel().tolist())
+    assert learned == set(range(1, max(learned, default=0) + 1))
+    assert n_tokens - max(learned, default=0) <= context_len + max(lengths)  # only what is too short for a row is left over
+
+
+def test_a_document_that_a_row_cuts_off_is_read_whole_by_the_next() -> None:
+    assert document_rows(np.array([0, 5, 9]), 20, 7).tolist() == [0, 5, 9]
+    assert document_rows(np.array([0, 5, 9]), 30, 7).tolist() == [0, 5, 9, 16]
+    assert document_rows(np.array([0]), 5, 5).tolist() == []
 
 
 def test_epochs_and_seeds_have_their_own_orders_which_nobody_can_change() -> None:

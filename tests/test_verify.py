@@ -107,6 +107,13 @@ def test_a_fine_tuning_is_trained_again_too(workshop: Path) -> None:
     assert result.code == 0 and "equal, byte for byte" in result.out, result.out + result.err
 
 
+@pytest.mark.parametrize("change", [{"events": None}, {"events": [{"kind": "schedule", "step": 0}]}, {"kind": 3}, {"config": {"lr": "x"}}])
+def test_a_damaged_record_is_a_sentence(workshop: Path, change: dict[str, object]) -> None:
+    files.write_json(BASE / "run.json", {**files.read_json(BASE / "run.json"), **change})
+    result = positron("verify", "runs/base", "--replay", "5")
+    assert (result.code == 1 and "unexpected" not in result.err and "run.json" in result.sentence) or "holds a 3 run" in result.sentence
+
+
 @pytest.mark.parametrize("words", [("verify", "runs/none"), ("verify", "text.txt"), ("verify", "data")])
 def test_what_is_no_run_is_refused(workshop: Path, words: tuple[str, ...]) -> None:
     result = positron(*words)

@@ -18,14 +18,14 @@ import torch
 from tiny_models import lively_model, shape
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
-from positron_mini import files, lens
+from positron_mini import curve, files, lens
 from positron_mini.chat import Speaker
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import load_model, open_checkpoint
+from positron_mini.curve import curve_checks
 from positron_mini.runs import RunFolder, list_runs
 from positron_mini.tokenizer import BOS, Tokenizer
-from positron_mini.web import curve, run_files
-from positron_mini.web.curve import curve_checks
+from positron_mini.web import run_files
 from positron_mini.web.run_files import is_training, read_log, run_facts
 from positron_mini.web.state import Models, Served, ServerState
 
@@ -233,6 +233,7 @@ def test_runs_are_listed_with_how_far_they_are_and_strange_ones_left_out(client:
     assert run == {
         "name": "base",
         "kind": "pretrain",
+        "reference": None,
         "vocab_size": 512,
         "batch_tokens": 512,
         "horizon": 30,
@@ -389,19 +390,32 @@ def test_what_cannot_be_told_yet_stays_open() -> None:
 
 
 def test_a_reference_between_two_reports_lies_on_their_line() -> None:
-    reference = [{"tokens": 100 * i, "loss": 10.0 - i} for i in range(1, 6)]
-    assert curve._loss_at(reference, 450) == pytest.approx(((9 + 8 + 7 + 6) / 4 + (9 + 8 + 7 + 6 + 5) / 5) / 2)
+    reference = [{"tokens": 100 * i, "loss": 10.0 - i} for i in range(1, 9)]
+    assert [curve._loss_at(reference, tokens) for tokens in (100, 250, 450, 800)] == pytest.approx([9.0, 7.5, 5.5, 2.0])
+    spiky = [{**row, "loss": row["loss"] + (row["tokens"] == 400)} for row in reference]
+    assert curve._loss_at(spiky, 400) == pytest.approx(6.0 + 1 / 5)
     assert curve._loss_at(reference[:1], 100) == 9.0
 
 
 def test_shipped_curves_are_offered_and_held_against_a_run(
     client: httpx.Client, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(curve, "REFERENCE_FOLDER", tmp_path / "none")
     plain = client.get("/lab/api/runs/base/checks").json()
     assert {check["name"] for check in plain["checks"]} == {"start", "falls", "spikes", "memorising", "pace"}
     monkeypatch.setattr(curve, "REFERENCE_FOLDER", tmp_path)
-    shutil.copy(runs / "base" / "metrics.jsonl", tmp_path / "same.jsonl")
+    rows = files.read_lines(runs / "base" / "metrics.jsonl")
+    files.write_json(tmp_path / "same.json", {"rows": rows})
     held = client.get("/lab/api/runs/base/checks?reference=same").json()
     assert held["references"] == ["same"] and held["checks"][-1]["name"] == "reference" and held["checks"][-1]["ok"] is True
+    assert client.get("/lab/api/references/same").json()["rows"] == rows
+    assert client.get("/lab/api/references/..%2fsame").status_code == client.get("/lab/api/references/other").status_code == 404
+    assert client.get("/lab/api/runs/base/checks").json()["reference"] is None  # none fits this text
+    record = RunFolder(runs / "base").read() or {}
+    stem = Path(record["config"]["dataset_path"]).stem
+    files.write_json(tmp_path / f"{stem}-{record['config']['config']}.json", {"rows": rows})
+    fitting = client.get("/lab/api/runs/base/checks").json()
+    assert fitting["reference"] == f"{stem}-{record['config']['config']}" and fitting["checks"][-1]["name"] == "reference"
+    assert client.get("/lab/api/runs/base/checks?reference=").json()["reference"] is None
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()
     assert len(unknown["checks"]) == 5

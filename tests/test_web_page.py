@@ -20,6 +20,7 @@ from tiny_server import TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import files, generate, lens
 from positron_mini.chat import Speaker
+from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.runs import RunFolder, list_runs
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
@@ -35,7 +36,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PATIENCE_MS = 60_000
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"]
+PATIENCE_MS = 30_000
 TEXT = "Once there was a cat."
 
 
@@ -43,10 +45,10 @@ TEXT = "Once there was a cat."
 
 
 def missing(what: str) -> None:
-    """Skip, saying what is missing; fail where it must not be missing."""
-    if os.environ.get("CI"):
+    """Skip, saying what is missing; fail where nothing may be missing."""
+    if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is missing; .ci/run installs it")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed, so nobody looks at the page (apt-get install -y chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import expect, sync_playwright
     except ImportError:
         missing("playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         missing("Chromium")
     expect.set_options(timeout=PATIENCE_MS)
@@ -100,7 +102,6 @@ class Visit:
         self.page.set_default_timeout(PATIENCE_MS)
         self.noise: list[str] = []
         self.asked: list[str] = []
-        self.weights: dict[str, int] = {}
         self.page.on("console", lambda message: self.noise.append(message.text) if message.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.noise.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.noise.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -180,19 +181,24 @@ def test_every_panel_has_one_sentence_and_names_the_function_that_computes_it(vi
 
 
 def test_the_page_weighs_less_than_300_kB_and_paints_within_a_second(visit: Visit) -> None:
-    bodies: dict[str, int] = {}
-    visit.page.on("requestfinished", lambda request: bodies.setdefault(request.url.split("#")[0], len(request.response().body())))
+    page = visit.open("training")  # which also loads the charts
+    page.locator(".uplot").first.wait_for()
+    sizes = dict(
+        page.evaluate(
+            "() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+            ".map((entry) => [entry.name.split('#')[0], entry.decodedBodySize])"
+        )
+    )
     paints = []
     for panel in PANELS:
         page = visit.open(panel)
         page.reload()
         page.locator(f"[data-panel={panel}]").wait_for()
         paints.append(page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    visit.open("training").locator(".uplot").first.wait_for()
-    page_files = {url: size for url, size in bodies.items() if url == f"{visit.server.url}/" or "/static/" in url or "/vendor/" in url}
-    assert any("uPlot" in url for url in page_files) and len(page_files) > 15
+    page_files = {url: size for url, size in sizes.items() if url == f"{visit.server.url}/" or "/static/" in url or "/vendor/" in url}
+    assert any("uPlot" in url for url in page_files) and len(page_files) > 15 and all(page_files.values())
     assert sum(page_files.values()) < 300_000
-    assert min(paints) < 1_000, paints
+    assert min(paints) < 1_000, paints  # the least of them: a busy machine is no fault of the page
 
 
 def test_the_browser_enforces_the_strict_policy(visit: Visit) -> None:
@@ -228,7 +234,7 @@ def test_the_libraries_are_the_files_of_their_releases() -> None:
 
 UNNAMED = """() => [...document.querySelectorAll("button, a, input, select, textarea, canvas")].filter((element) => {
     const label = element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.[0]?.textContent.trim();
-    return !label && element.getAttribute("aria-hidden") !== "true";
+    return !label && !element.closest("[aria-hidden=true], [role=img][aria-label]");
 }).map((element) => element.outerHTML.slice(0, 120))"""
 
 FAINT = """() => {
@@ -317,7 +323,13 @@ def test_a_server_with_a_key_asks_for_it(browser: Any, speaker: Speaker) -> None
         visit.page.get_by_role("button", name="Open").click()
         visit.page.locator("[data-panel=chat]").wait_for()
         visit.context.close()
-    assert all("401" in noise for noise in visit.noise)  # the browser reports the refused request
+        assert all("401" in noise for noise in visit.noise)  # the browser reports the refused request
+        given = Visit(browser, server)
+        given.page.goto(f"{server.url}/#api_key=secret")  # as `positron lab` opens it
+        given.page.locator("[data-panel=chat]").wait_for()
+        assert "secret" not in given.page.evaluate("() => location.href + history.length + JSON.stringify(localStorage)")
+        given.context.close()
+    assert given.noise == []
 
 
 def test_without_a_model_the_page_says_how_to_get_one(browser: Any) -> None:
@@ -481,7 +493,7 @@ def expected_bars(speaker: Speaker, text: str, then: list[int], settings: Sample
 
 def test_bars_follow_the_sliders_at_once_and_are_what_the_sampler_draws_from(visit: Visit, speaker: Speaker) -> None:
     page = visit.open("next-token")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     page.locator(".bar").first.wait_for()
     settings = SampleConfig(temperature=0.7)
     expect(page.locator(".bar .bar-value").first).to_have_text(expected_bars(speaker, TEXT, [], settings)[0][1])
@@ -522,7 +534,7 @@ def test_the_sampler_in_the_browser_equals_ours(visit: Visit, speaker: Speaker) 
 
 def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker) -> None:
     page = visit.open("next-token")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     story = page.get_by_label("The story so far")
     expect(story).to_have_text(TEXT)
     logits = masked_logits(speaker, TEXT, [])
@@ -543,16 +555,29 @@ def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker)
     expect(page.locator(".twig").first).to_have_attribute("aria-current", "step")
 
 
+def test_a_chat_model_can_read_the_beginning_as_a_question(visit: Visit, speaker: Speaker) -> None:
+    page = visit.open("next-token")
+    page.get_by_label("Beginning", exact=True).fill("Who are you?")
+    page.get_by_role("button", name="as a question").click()
+    ids = encode_chat(speaker.tokenizer, [Message("user", "Who are you?")], add_generation_prompt=True).ids
+    best = lens.token_views(speaker.tokenizer, [int(lens.next_token_distribution(speaker.model, ids).argmax())])[0]
+    expect(page.locator(".bar-name").first).to_have_text(shown(best))
+    assert best.text == "I"
+    slide(page, "Temperature", 0)
+    page.get_by_role("button", name="Draw ten").click()
+    expect(page.get_by_label("The story so far")).to_contain_text(LEARNED["Who are you?"])
+
+
 def test_tokens_are_drawn_one_after_the_other(visit: Visit) -> None:
     page = visit.open("next-token")
     chosen(page, "base")
-    page.get_by_label("Beginning").fill(TEXT)
+    page.get_by_label("Beginning", exact=True).fill(TEXT)
     slide(page, "Temperature", 2)
     page.locator(".bar").first.wait_for()
     page.get_by_role("button", name="Draw ten").click()
     twigs = page.locator(".twig")
     wait_for(lambda: twigs.count() == 10 or page.get_by_text("The story ends here").is_visible())
-    page.get_by_label("Beginning").fill("Another")
+    page.get_by_label("Beginning", exact=True).fill("Another")
     expect(twigs).to_have_count(0)
 
 
@@ -564,7 +589,7 @@ def test_tokens_are_shown_as_text_numbers_and_bytes(visit: Visit, tiny_tokenizer
     ids = tiny_tokenizer.encode(text)
     page = visit.open("tokens")
     page.get_by_label("Text", exact=True).fill(text)
-    tokens = page.get_by_role("group", name="Tokens").get_by_role("button")
+    tokens = page.get_by_role("group", name="Tokens", exact=True).get_by_role("button")
     expect(tokens).to_have_count(len(ids))
     page.get_by_role("button", name="Numbers").click()
     assert tokens.all_inner_texts() == [str(index) for index in ids]
@@ -734,3 +759,7 @@ def test_samples_skills_and_checks_of_a_run_are_shown(visit: Visit, runs: Path) 
     expect(page.locator(".u-legend").first).to_contain_text("base")
     page.get_by_role("button", name="Logarithmic").click()
     expect(page.locator(".uplot")).to_have_count(3)
+    page.get_by_label("Held against").select_option("tinystories-PicoGPT")
+    expect(page.locator(".checks li")).to_have_count(6)
+    page.get_by_label("Compare with").select_option("shipped/tinystories-PicoGPT")
+    expect(page.locator(".u-legend").first).to_contain_text("tinystories-PicoGPT")

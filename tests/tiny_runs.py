@@ -142,7 +142,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     for step in RunFolder(one).steps():
         assert digests(RunFolder(one).folder(step)) == digests(RunFolder(other).folder(step)), step
     assert timeless(one) == timeless(other)
-    assert lines_of(one / "samples.jsonl") == lines_of(other / "samples.jsonl")
+    for log in ("samples.jsonl", "skills.jsonl"):
+        assert lines_of(one / log) == lines_of(other / log), log
     assert os.readlink(one / "latest") == os.readlink(other / "latest")
     assert not [entry for entry in other.iterdir() if entry.name.startswith(".tmp")]
 

@@ -102,7 +102,7 @@ def read_reply(raw: socket.socket) -> Reply:
     with contextlib.suppress(ConnectionError):
         while len(body) < wanted and (part := raw.recv(65_536)):
             body += part
-    return Reply(int(lines[0].split()[1]), headers, body)
+    return Reply(int(lines[0].split()[1]), headers, body[:wanted])
 
 
 class Script:

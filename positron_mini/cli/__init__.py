@@ -16,6 +16,7 @@ from positron_mini.errors import PositronError
 
 # command -> (module of this package, what it does); `positron --help` is made of this
 COMMANDS: dict[str, tuple[str, str]] = {
+    "new": ("new", "your own text: a report, advice, and the command that trains a model of it"),
     "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
     "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
     "train": ("train", "train a model from a text, or go on with a run"),
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "check every file of a run, and that steps repeat byte for byte"),
     "doctor": ("doctor", "prove that this machine computes right, and how fast"),
     "bench": ("bench", "measure training, decoding, preparation and start-up"),
+    "completion": ("completion", "a script that completes commands and flags in your shell"),
     "info": ("info", "the presets, or the shape and figures of a checkpoint"),
 }
 
@@ -48,8 +50,9 @@ def top_help() -> str:
         f"commands:\n{rows}\n\n"
         "  positron COMMAND -h   flags of a command, with units and defaults\n"
         "  positron --version    the version\n\n"
-        "first steps:\n  positron train --dataset_path YOUR.txt --config MicroGPT --batch_tokens 2048 --max_steps 1500\n"
-        '  positron generate --ckpt runs/NAME --prompt "Once upon a time"\n'
+        "first steps:\n  positron bootstrap                     a model of children's stories, in about 10 minutes\n"
+        "  positron new my-book TEXTS             what it takes to make one of your own texts\n"
+        "  positron                               where you are, and what comes next\n"
     )
 
 
@@ -80,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words:
+        from positron_mini.cli.where import where_you_are
+
+        sys.stdout.write(_printable(where_you_are()))
+        return 0
+    if words[0] in ("-h", "--help", "help"):
         sys.stdout.write(top_help())
         return 0
     if words[0] in ("--version", "-V"):

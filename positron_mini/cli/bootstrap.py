@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import TrainConfig, check_ranges, given_flags, model_config, preset
+from positron_mini.config import TrainConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
 
-CPU_MINUTES = 10
+CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-STORYWORLD_SETTINGS = {"embedding_std": 0.3, "lr": 8e-3}  # its stories live by their names (docs/results/recipes.md)
+# the story world lives by its names (docs/results/recipes.md); on a CPU a small model learns to copy them in the time there is
+STORYWORLD_SETTINGS: dict[str, Any] = {"embedding_std": 0.3, "lr": 8e-3, "align_rows": True}
+STORYWORLD_CPU_SETTINGS: dict[str, Any] = {"config": "PicoGPT", "vocab_size": 3_072, "context_len": 512}
 CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
@@ -51,28 +53,34 @@ def choose_dataset(dataset: str) -> str:
     return "storyworld"
 
 
-def fill_defaults(flags: BootstrapFlags, given: frozenset[str], device: str) -> BootstrapFlags:
-    """Preset, batch and steps where none was given: TinyGPT and 5,000 steps on a GPU, about ten minutes of MicroGPT on a CPU."""
+def for_data_set(flags: BootstrapFlags, given: frozenset[str], device: str) -> tuple[BootstrapFlags, frozenset[str]]:
+    """The flags with the data set chosen and, for the story world, its settings where none was given; and what is settled now."""
+    if flags.dataset_path is None:
+        flags = replace(flags, dataset=choose_dataset(flags.dataset))
+    if (flags.dataset if flags.dataset_path is None else Path(flags.dataset_path).stem) != "storyworld":
+        return flags, given
+    chooses_shape = device == "cpu" and "config" not in given  # a preset that was asked for keeps its vocabulary and context
+    decided = given | ({"vocab_size"} if "tokenizer_path" in given else frozenset())
+    settings = {**STORYWORLD_SETTINGS, **(STORYWORLD_CPU_SETTINGS if chooses_shape else {})}
+    settings = {name: value for name, value in settings.items() if name not in decided}
+    return replace(flags, **settings), given | settings.keys()
+
+
+def fill_defaults(flags: BootstrapFlags, device: str) -> BootstrapFlags:
+    """How long to train where nothing was said: TinyGPT for 5,000 steps on a GPU, the best model of ten minutes on a CPU."""
     steps = flags.max_steps if flags.steps is None else flags.steps
+    if steps is not None or flags.budget is not None or flags.finish:
+        return replace(flags, max_steps=steps)
+    return replace(flags, budget=CPU_BUDGET) if device == "cpu" else replace(flags, max_steps=GPU_STEPS)
+
+
+def small_steps(flags: Any, given: frozenset[str], device: str) -> Any:
+    """The flags with the preset and the tokens of a step that suit a CPU, where none were given and this is one."""
     if device != "cpu":
-        return replace(flags, max_steps=GPU_STEPS if steps is None else steps)
-    config = flags.config if "config" in given else CPU_PRESET
-    batch = flags.batch_tokens or CPU_BATCH_TOKENS
-    flags = replace(flags, config=config, batch_tokens=batch)
-    return replace(flags, max_steps=cpu_steps(flags) if steps is None else steps)
-
-
-def cpu_steps(flags: BootstrapFlags) -> int:
-    """Steps that fit about ten minutes on this CPU, from a short measurement; in fifties."""
-    from positron_mini.announce import measure_speed
-    from positron_mini.device import set_threads
-    from positron_mini.model import GPT
-
-    set_threads(flags.threads)
-    model = GPT(model_config(flags, flags.vocab_size or preset(flags.config).vocab_size)).init_weights(0)
-    assert flags.batch_tokens is not None
-    steps = CPU_MINUTES * 60 * measure_speed(model, "cpu", "fp32", rows=4, compiled=True) / flags.batch_tokens
-    return max(50, round(steps / 50) * 50)
+        return flags
+    return replace(
+        flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS
+    )
 
 
 def train_flags(flags: TrainConfig, text: Path) -> TrainConfig:
@@ -87,27 +95,35 @@ def run(argv: Sequence[str]) -> int:
     """Bootstrap; 0 when the model is trained."""
     flags, given = parse(BootstrapFlags, argv, "bootstrap"), given_flags(list(argv))
     from positron_mini import device as devices
+    from positron_mini.budget import existing_run
     from positron_mini.cli.train import train
     from positron_mini.resolve import default_out_dir
     from positron_mini.runs import RunFolder
 
     machine = devices.this_machine()
     choice = devices.choose(machine, flags.device, flags.precision)
-    if choice.device == "cpu" and "config" not in given:
-        flags = replace(flags, config=CPU_PRESET)
-    run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
-    recorded = run_folder.read()
-    text = find_text(flags, recorded, choice.device)
+    flags = fill_defaults(flags, choice.device)
+
+    def find_run() -> RunFolder | None:
+        """The run that is there; without a budget also the one that would begin."""
+        if flags.budget is not None:
+            return existing_run(flags, given)
+        return RunFolder(Path(flags.out_dir or default_out_dir(small_steps(flags, given, choice.device))))
+
+    run_folder = find_run()
+    recorded = None if run_folder is None else run_folder.read()
     if recorded is None:
-        flags = fill_defaults(flags, given, choice.device)
-        if text.stem == "storyworld":
-            flags = replace(flags, **{name: value for name, value in STORYWORLD_SETTINGS.items() if name not in given})
-        given |= {"max_steps"}
-    elif flags.steps is not None:
-        flags = replace(flags, max_steps=flags.steps)
-    code = train(replace(train_flags(flags, text), out_dir=str(run_folder.path)), given | {"dataset_path"})
-    show_samples(run_folder)
-    return code
+        flags, given = for_data_set(flags, given, choice.device)
+        run_folder = find_run()  # the data set may have chosen another preset
+        recorded = None if run_folder is None else run_folder.read()
+    if flags.budget is None:
+        flags = small_steps(flags, given, choice.device)
+    text = find_text(flags, recorded, choice.device)
+    folder = flags.out_dir if run_folder is None else str(run_folder.path)
+    if recorded is not None and flags.steps is None and "max_steps" not in given:
+        flags = replace(flags, max_steps=None, budget=flags.budget if "budget" in given else recorded["config"].get("budget"))
+    show_samples(train(replace(train_flags(flags, text), out_dir=folder), given | {"dataset_path"}))
+    return 0
 
 
 def find_text(flags: Any, recorded: dict[str, Any] | None, device: str) -> Path:

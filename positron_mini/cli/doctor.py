@@ -96,5 +96,5 @@ def show(report: Report, kept: str | None) -> None:
     for examination, check in report.failed:
         if check.reproduction:
             print(f"\nto be filed at PyTorch's bug tracker:\n\n{upstream_report(machine, examination, check)}")
-    print(f"verdict    {kept or 'not kept'}; --device auto and --precision auto obey it" if kept else "verdict    not kept")
+    print(f"verdict    {kept}; --device auto and --precision auto obey it" if kept else "verdict    not kept")
     print(report.sentence())

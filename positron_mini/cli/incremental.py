@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, CPU_PRESET, find_text, train_flags
+from positron_mini.cli.bootstrap import find_text, small_steps, train_flags
 from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags
+from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags, parse_duration
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.session import Session
 
@@ -27,6 +29,8 @@ class IncrementalFlags(TrainConfig):
     """tinystories, storyworld, a hub data set or a path (default: tinystories, without a network the story world)"""
     chunk: int = 1_000
     """steps per chunk"""
+    budget: str | None = None
+    """time per chunk, as 5m, instead of a number of steps"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         note(line)
     while True:
         before = session.trainer.step
-        _train_chunk(session, flags.chunk)
+        _train_chunk(session, flags)
         _show(session, before)
         if session.is_done or not (sys.stdin.isatty() and sys.stdout.isatty()):
             _farewell(session)
@@ -75,17 +79,15 @@ def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     from positron_mini.trainer import StopFlag
 
     choice = devices.choose(devices.this_machine(), flags.device, flags.precision)
-    if choice.device == "cpu":
-        flags = replace(
-            flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS
-        )
+    flags = small_steps(flags, given, choice.device)
     run_folder = RunFolder(Path(flags.out_dir or default_out_dir(flags)))
     recorded = run_folder.read()
     text = find_text(flags, recorded, choice.device)
     newest = max(run_folder.resumable(), default=0) if flags.resume_from_step is None else flags.resume_from_step
-    until = None if flags.finish else _end_of_chunk(newest, flags.chunk)  # so that the first lines tell the time of the chunk
-    config = replace(train_flags(flags, text), out_dir=str(run_folder.path), until_step=until)
-    return open_session(config, given=given | {"dataset_path"}, say=note, stop=StopFlag())
+    is_counted = not flags.finish and flags.budget is None
+    until = _end_of_chunk(newest, flags.chunk) if is_counted else None  # so that the first lines tell the time of the chunk
+    config = replace(train_flags(flags, text), out_dir=str(run_folder.path), until_step=until, budget=None)
+    return open_session(config, given=(given | {"dataset_path"}) - {"budget"}, say=note, stop=StopFlag())
 
 
 def _end_of_chunk(step: int, chunk: int) -> int:
@@ -93,16 +95,20 @@ def _end_of_chunk(step: int, chunk: int) -> int:
     return (step // chunk + 1) * chunk
 
 
-def _train_chunk(session: Session, chunk: int) -> None:
+def _train_chunk(session: Session, flags: IncrementalFlags) -> None:
     """Train to the end of the chunk; a cool-down that has begun is not interrupted."""
     from positron_mini.cli.progress import Progress
     from positron_mini.cli.train import stop_signals
 
-    step, cooldown_start = session.trainer.step, session.plan.schedule.cooldown_start
-    session.go_on(None if cooldown_start is not None and step >= cooldown_start else _end_of_chunk(step, chunk))
-    with stop_signals(session.stop), Progress(session) as progress:
-        for report in session.steps():
+    clock, step, cooldown_start = session.trainer.clock, session.trainer.step, session.plan.schedule.cooldown_start
+    is_cooling = cooldown_start is not None and step >= cooldown_start
+    end_s = math.inf if flags.budget is None or is_cooling else clock.elapsed_s + parse_duration(flags.budget, "budget")
+    session.go_on(None if is_cooling or flags.budget is not None else _end_of_chunk(step, flags.chunk))
+    with stop_signals(session.stop), Progress(session) as progress, contextlib.closing(session.steps()) as steps:
+        for report in steps:
             progress.show(report)
+            if clock.elapsed_s >= end_s:
+                break
 
 
 def _show(session: Session, before: int) -> None:

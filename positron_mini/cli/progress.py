@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.config import SFTConfig
+from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory
 
 if TYPE_CHECKING:
@@ -30,16 +31,23 @@ class Progress:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        plan = session.plan
-        self.end = min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
         self.first = session.trainer.step
         self.last: StepReport | None = None
         self.validated: StepReport | None = None
+        config = session.config
+        self._reference = None if isinstance(config, SFTConfig) else reference_for(config.config, config.dataset_path)
+        self._has_warned = False
         self._speed = SpeedWatch()
         self._tokens = session.trainer.tokens
         self._shown_at = 0.0
         self._bar: Any = None
         self._task: Any = None
+
+    @property
+    def end(self) -> int | None:
+        """The step at which this call will stop, as planned now: a budget may move it."""
+        plan = self.session.plan
+        return min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -71,10 +79,11 @@ class Progress:
         self.last = report
         if report.val_loss is not None:
             self.validated = report
+            self._compare(report)
         self._watch_speed(report)
         if self._bar is not None:
             text = plain_line(report, self.end).replace("[", "\\[", 1)
-            self._bar.update(self._task, completed=report.step, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
+            self._bar.update(self._task, completed=report.step, total=self.end, description=f"{text}  {peak_memory() / 1e9:.1f} GB")
             if report.val_loss is not None:
                 self._bar.console.print(plain_line(report, self.end), markup=False, highlight=False)
             return
@@ -82,6 +91,15 @@ class Progress:
         if due or report.val_loss is not None or report.step in (1, self.end):
             self._shown_at = time.monotonic()
             print(plain_line(report, self.end), file=sys.stderr, flush=True)
+
+    def _compare(self, report: StepReport) -> None:
+        """Say once, and write to events.jsonl, that the curve is far above that of a shipped run of the same preset and corpus."""
+        if self._reference is None or report.val_bpb is None or self._has_warned:
+            return
+        found = standing(self._reference, report.tokens, report.val_bpb)
+        if found is not None and found[1]:
+            self._has_warned = True
+            self.session.trainer.tell({"kind": "curve", "step": report.step, "reference_bpb": round(found[0], 4), "text": found[1]})
 
     def _watch_speed(self, report: StepReport) -> None:
         """Say, and write to events.jsonl, that training has become slow, or that it is itself again."""
@@ -105,6 +123,16 @@ class Progress:
         lines = [
             f"{'finished' if done else 'paused'} at step {self.last.step:,} after {self.last.elapsed_s / 60:.1f} min of training{measured}"
         ]
+        if self._reference is not None and self.validated is not None and self.validated.val_bpb is not None:
+            found = standing(self._reference, self.validated.tokens, self.validated.val_bpb)
+            if found is not None:
+                lines.append(f"curve      a run of ours had {found[0]:.3f} bits per byte after as many tokens")
+        if done and self.validated is not None and session.pacer is not None and "expected_bpb" in session.run_json:
+            from positron_mini.budget import reached
+
+            expected, bits = session.run_json["expected_bpb"], self.validated.val_bpb
+            assert bits is not None
+            lines.append(reached(expected, bits, session.pacer.budget_s, session.trainer.clock.elapsed_s))
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
         is_chat = isinstance(session.config, SFTConfig)
         lines.append(

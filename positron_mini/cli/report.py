@@ -25,7 +25,8 @@ def run(argv: Sequence[str]) -> int:
     """Report; 0 when done."""
     flags = parse(ReportFlags, argv, "report")
     from positron_mini.cli.terminal import printable
-    from positron_mini.report.build import evolution, write_report
+    from positron_mini.report.build import write_report
+    from positron_mini.report.evolution import evolution
 
     found = evolution(_folder(flags.run))
     html, images = write_report(found)

@@ -72,7 +72,8 @@ def run(argv: Sequence[str]) -> int:
 def summary(path: Path) -> dict[str, Any]:
     """State, step, horizon, last loss and validation, minutes and size of a run; a damaged one says so in its state."""
     from positron_mini.errors import PositronError
-    from positron_mini.runs import RunFolder, recorded_schedule
+    from positron_mini.plan import recorded_schedule
+    from positron_mini.runs import RunFolder
 
     run, row = RunFolder(path), dict.fromkeys(("kind", "state", "step", "horizon", "loss", "val_bpb", "minutes", "bytes"))
     row |= {"run": str(path), "step": max(run.steps(), default=0), "minutes": 0.0, "bytes": size_of(path)}
@@ -145,7 +146,7 @@ def removable(run: Any, keep: int | None) -> list[tuple[Path, str]]:
     The newest `keep` steps stay, those that `latest` and `best` name, the one before the cool-down, and the newest that is right.
     """
     from positron_mini import checkpoint as ckpt
-    from positron_mini.runs import recorded_schedule
+    from positron_mini.plan import recorded_schedule
 
     found = [(path, "left by a process that was killed") for path in sorted(run.path.glob(".tmp-*"))]
     found += [(path, "set back") for path in sorted((run.path / "superseded").glob("*"))]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import check_ranges
@@ -82,6 +83,7 @@ def run(argv: Sequence[str]) -> int:
         run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
         name = flags.model_name or (run_folder or folder).name
         served = load_served(name, checkpoint)
+        _ = served.writer  # made now rather than at the first request
         kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"
         note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {name!r}")
         return Models([served], lambda: [run_folder] if run_folder is not None else [])
@@ -115,7 +117,7 @@ def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callab
             address = address_of(listener)
             print(address, flush=True)
             note(f"API for OpenAI's clients: {address}/v1{'  (with the API key)' if flags.key else ''}; stop with Ctrl-C")
-            opened(address + (f"/#api_key={flags.key}" if flags.key else ""))
+            opened(address + (f"/#api_key={quote(flags.key, safe='')}" if flags.key else ""))
 
         try:
             Server(state, started).run_on(listener)

@@ -14,6 +14,7 @@ from positron_mini.config import TrainConfig, given_flags
 
 if TYPE_CHECKING:
     from positron_mini.distributed import Processes
+    from positron_mini.runs import RunFolder
     from positron_mini.session import Session
 
 Say = Callable[[str], None]
@@ -21,20 +22,26 @@ Say = Callable[[str], None]
 
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
-    return train(parse(TrainConfig, argv, "train"), given_flags(list(argv)))
+    from positron_mini.cli.launch import launch, launched
+    from positron_mini.resolve import budget_checks
 
-
-def train(config: TrainConfig, given: frozenset[str]) -> int:
-    """Train by `config`, of which the flags in `given` were spelled out; 0 when the planned steps are done."""
-    from positron_mini.cli.launch import joined, launch, launched
-
+    config, given = parse(TrainConfig, argv, "train"), given_flags(list(argv))
     if config.nproc is not None and config.nproc > 1 and not launched():
+        budget_checks(config, config.nproc)
         return launch(["train", *flag_words(replace(config, nproc=None), given)], config.nproc)
+    train(config, given)
+    return 0
+
+
+def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
+    """The run after training by `config`, of which the flags in `given` were spelled out, to the end of the planned steps."""
+    from positron_mini.cli.launch import joined
+
     with joined(config.device) as processes:
         return _train(config, given, processes)
 
 
-def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> int:
+def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> RunFolder:
     from positron_mini.device import awake
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
@@ -46,10 +53,10 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> 
         with stop_signals(session.stop, _silent):
             for _ in session.steps():
                 pass
-        return 0
+        return session.run
     with awake(config.keep_awake, note):
         watch(session, f"positron generate --ckpt {session.run.path}")
-    return 0
+    return session.run
 
 
 def _silent(_: str) -> None:

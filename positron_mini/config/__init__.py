@@ -4,7 +4,16 @@ The dataclasses are frozen; the command line is generated from them. `None` mean
 are real values.
 """
 
-from positron_mini.config.checks import changed_fields, check_ranges, check_rates, given_flags, is_milestone, parse_milestones
+from positron_mini.config.checks import (
+    changed_fields,
+    check_ranges,
+    check_rates,
+    given_flags,
+    is_milestone,
+    is_of_type,
+    parse_duration,
+    parse_milestones,
+)
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
@@ -25,7 +34,9 @@ __all__ = [
     "default_short_steps",
     "given_flags",
     "is_milestone",
+    "is_of_type",
     "model_config",
+    "parse_duration",
     "parse_milestones",
     "preset",
     "self_logit_std",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+import re
+from typing import Any, Literal, get_args, get_origin
 
 from positron_mini.errors import UsageError
 
@@ -28,6 +29,24 @@ def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -
             raise UsageError(
                 f"--{name} {value} is out of range; it must be {least} and at most {most:g}", f"leave --{name} out for the default"
             )
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Seconds of a duration such as 90s, 15m, 2h or 1h30m, 10 s to 30 days. Errors: UsageError naming the flag."""
+    parts = re.fullmatch(r"(?:(\d{1,4}(?:\.\d+)?)h)?(?:(\d{1,5}(?:\.\d+)?)m(?:in)?)?(?:(\d{1,7}(?:\.\d+)?)s)?", text.strip().lower())
+    seconds = 0.0 if parts is None else sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
+    if not 10 <= seconds <= 30 * 86_400:
+        raise UsageError(f"--{flag} {text!r} is not a time of 10 s to 30 days", f"--{flag} 15m   or   --{flag} 1h30m")
+    return seconds
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type; a whole number is a float too, a truth value is no number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):
+        return any(is_of_type(value, each) for each in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:

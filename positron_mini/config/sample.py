@@ -25,6 +25,10 @@ class SampleConfig:
     """drop tokens below this share of the likeliest one's probability"""
     repetition_penalty: float = 1.0
     """divide the logits of tokens that already occurred (1: off)"""
+    presence_penalty: float = 0.0
+    """subtract this from the logits of tokens that were already written"""
+    frequency_penalty: float = 0.0
+    """subtract this from the logit of a token for each time it was already written"""
     seed: int = 0
     """seed of the draws"""
     stop: tuple[str, ...] = ()
@@ -33,6 +37,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_ranges(self, {"max_tokens": 1, "top_k": 0, "seed": 0})
         limits = {"temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.01, 100.0)}
+        limits |= {"presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):

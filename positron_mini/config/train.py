@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from positron_mini.config.checks import check_ranges, check_rates, parse_milestones
+from positron_mini.config.checks import check_ranges, check_rates, parse_duration, parse_milestones
 from positron_mini.config.shape import ModelConfig, preset
 from positron_mini.errors import UsageError
 
@@ -25,6 +25,8 @@ class TrainConfig:
     """pieces of a new tokenizer (default: the preset's; an existing tokenizer file decides for itself)"""
     out_dir: str | None = None
     """run folder (default runs/positron-mini-<N>M-v1-base)"""
+    budget: str | None = None
+    """time to train, as 15m or 1h30m: preset, batch and steps are chosen for the best model in it, and the end keeps to the clock"""
     max_steps: int | None = None
     """horizon in steps: the cool-down ends there (default: open-ended, stop with Ctrl-C, end with --finish)"""
     until_step: int | None = None
@@ -43,6 +45,8 @@ class TrainConfig:
     """tokens the model sees at once (default: the preset's)"""
     short_steps: int | None = None
     """first steps, in which rows are half a context long, which learns faster (default 60 % of --max_steps, at most 2,000)"""
+    align_rows: bool = False
+    """begin every row with a document, so that the names a story gives early are in sight; beginnings are then read more often"""
     lr: float | None = None
     """peak learning rate, AdamW scale (default: by --batch_tokens)"""
     muon_lr: float | None = None
@@ -114,6 +118,8 @@ class TrainConfig:
         if self.until_step is not None and self.more_steps is not None:
             raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")
         parse_milestones(self.milestones)
+        if self.budget is not None:
+            parse_duration(self.budget, "budget")
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:

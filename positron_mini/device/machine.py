@@ -172,7 +172,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions that can change bytes, for `run.json`."""
+    """Versions and hardware that can change bytes, for `run.json`."""
     import torch
 
     from positron_mini import __version__
@@ -182,6 +182,7 @@ def describe_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
+        "processor": f"{usable_cores()} cores, {processor_name()}",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -95,18 +96,26 @@ def _broken(name: str, error: BaseException) -> Check:
 
 
 def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, speed.Pace], list[Check]]:
-    """The speed of each preset, and what went wrong."""
+    """The speed of each preset, and what there is to say about the measurement."""
     paces: dict[str, speed.Pace] = {}
     checks = []
+    began, used = time.perf_counter(), time.process_time()
     for preset in scope.speeds:
         try:
             paces[preset] = speed.measure_pace(subject, preset, machine)
             if scope.compiled and preset == scope.speeds[0]:
-                compiled = speed.measure_pace(subject, preset, machine, compiled=True)
-                gain = compiled.tok_per_s / paces[preset].tok_per_s
-                detail = f"{compiled.tok_per_s:,.0f} tokens a second, {gain:.2f} times as fast as without"
-                checks.append(Check("compiled speed", True, detail, condemns=False))
+                checks.append(_compiled(subject, preset, machine, paces[preset]))
         except Exception as error:
             broken = _broken(f"speed, {preset}", error)
             checks.append(replace(broken, condemns=False))
+    if subject.device == "cpu" and paces:  # the CPU only waits for a GPU
+        checks.append(speed.judge_quiet(time.perf_counter() - began, time.process_time() - used, torch.get_num_threads()))
     return paces, checks
+
+
+def _compiled(subject: Subject, preset: str, machine: Machine, plain: speed.Pace) -> Check:
+    """The speed of compiled training beside that of plain training."""
+    compiled = speed.measure_pace(subject, preset, machine, compiled=True)
+    gain = compiled.tok_per_s / plain.tok_per_s
+    detail = f"{compiled.tok_per_s:,.0f} tokens a second, {gain:.2f} times as fast as without"
+    return Check("compiled speed", True, detail, condemns=False)

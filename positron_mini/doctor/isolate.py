@@ -18,6 +18,7 @@ Work = Callable[[Connection, Subject, Machine, Scope], None]
 
 def examine_in_child(connection: Connection, subject: Subject, machine: Machine, scope: Scope) -> None:
     """What the process does: send every check, then the examination."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and that ends this one
     examination = examine(subject, machine, scope, lambda check: connection.send(check))
     connection.send(examination)
     connection.close()

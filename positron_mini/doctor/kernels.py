@@ -33,10 +33,13 @@ def linear_odd(put: Put) -> list[Tensor]:
 
 
 def linear_3d(put: Put) -> list[Tensor]:
-    """A linear layer on three-dimensional input, as inside a block, and its two gradients."""
-    x, w = put(drawn(3, 129, 96)).requires_grad_(), put(drawn(160, 96, seed=1)).requires_grad_()
-    y = F.linear(x, w)
-    return [y, *torch.autograd.grad(y, (x, w), put(drawn(3, 129, 160, seed=2)))]
+    """A linear layer on input of three and four dimensions, as inside a block, and its two gradients."""
+    found = []
+    for shape, outputs in (((3, 129, 96), 160), ((6, 6, 634), 634), ((1, 3, 28, 315), 315)):
+        x, w = put(drawn(*shape)).requires_grad_(), put(drawn(outputs, shape[-1], seed=1)).requires_grad_()
+        y = F.linear(x, w)
+        found += [y, *torch.autograd.grad(y, (x, w), put(drawn(*shape[:-1], outputs, seed=2)))]
+    return found
 
 
 def linear_large(put: Put, tokens: int = 2_048) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from positron_mini import device as devices
 from positron_mini.announce import measure_speed
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
 from positron_mini.device import Machine
-from positron_mini.doctor.subject import Subject
+from positron_mini.doctor.subject import Check, Subject
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 
 HOPELESS = 2.0  # times as long as in fp32 for one product: bf16 is emulated
+QUIET = 0.6  # share of the processor that this program has at least, where no other takes it away
 Clock = Callable[[], float]
 
 
@@ -34,23 +34,39 @@ class Pace:
 
 
 def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
-    """Seconds of one product of 256 x 256 matrices, the median of five; the first, which may compile a kernel, is left out."""
+    """Seconds of one product of 256 x 256 matrices, the fastest of five; the first, which may compile a kernel, is left out.
+
+    On one thread of the CPU: two that wait for each other on a busy machine take a hundred times as long in any precision.
+    """
     a = subject.take(torch.ones(256, 256)).to(dtype)
-    seconds = []
-    for _ in range(6):
-        devices.synchronize(subject.device)
-        began = clock()
-        with subject.around():
-            _ = a @ a
-        devices.synchronize(subject.device)
-        seconds.append(clock() - began)
-    return statistics.median(seconds[1:])
+    seconds, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(6):
+            devices.synchronize(subject.device)
+            began = clock()
+            with subject.around():
+                _ = a @ a
+            devices.synchronize(subject.device)
+            seconds.append(clock() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return min(seconds[1:])
 
 
 def hopeless_bf16(fp32_s: float, bf16_s: float) -> str:
     """Why bf16 is not worth an examination, from the times of one small product; empty where it may be."""
     times = bf16_s / max(fp32_s, 1e-9)
     return f"is emulated here: one small product takes {times:,.0f} times as long as in fp32" if times >= HOPELESS else ""
+
+
+def judge_quiet(wall_s: float, cpu_s: float, threads: int) -> Check:
+    """Whether the CPU worked for this process alone while speeds were measured: of `threads` cores for `wall_s`, it had `cpu_s`."""
+    share = cpu_s / max(wall_s * threads, 1e-9)
+    if share >= QUIET:
+        return Check("a quiet machine", True, f"{min(share, 1):.0%} of the processor was free for the measurement")
+    detail = f"only {share:.0%} of the processor was free for the measurement: close other programs and run it again for the real speed"
+    return Check("a quiet machine", False, detail, condemns=False)
 
 
 def shape_of(preset: str) -> ModelConfig:

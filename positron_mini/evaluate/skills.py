@@ -7,7 +7,7 @@ words occur gets exactly that. Equal scores count as half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from positron_mini.tokenizer import BOS, Tokenizer
 CHANCE = 0.5
 TIE = 1e-4  # nats; sums of ln p in fp32 that should be equal differ by less
 SHARE = 0.05  # of the training time, at most, goes into scoring skills
+END_PART = 0.25  # of that, the last scoring
 FORWARD_COST = 0.4  # of a training step, per token: a third for the pass itself, and some for texts that are short and padded
 
 
@@ -57,6 +58,13 @@ class SkillTest:
         """Tokens that one scoring predicts."""
         return sum(len(ids) - 1 for texts in self.texts.values() for ids in texts)
 
+    def within(self, most_tokens: float) -> SkillTest | None:
+        """The longest beginning that predicts at most so many tokens, None when two pairs of each skill are too many already."""
+        sizes = np.array([[len(ids) - 1 for ids in texts] for texts in self.texts.values()])  # (skills, texts)
+        units = sizes.reshape(len(sizes), -1, 4).sum((0, 2)).cumsum()  # tokens of the first 1, 2, ... units of all skills
+        affordable = int(np.searchsorted(units, most_tokens, side="right"))
+        return self.beginning(2 * affordable) if affordable else None
+
     def beginning(self, pairs: int) -> SkillTest:
         """The test with the first so many pairs of each skill only."""
         return SkillTest({skill: texts[: 2 * pairs] for skill, texts in self.texts.items()})
@@ -65,9 +73,22 @@ class SkillTest:
         self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
     ) -> list[SkillResult]:
         """One result per skill. `done` is told the tokens read after each pass."""
+        points = self.points(model, device=device, precision=precision, done=done)
+        return [result_of(skill, found) for skill, found in points.items()]
+
+    def points(
+        self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
+    ) -> dict[str, list[float]]:
+        """By skill, what each pair was judged to be: 1 right, 0 wrong, 0.5 a tie."""
         flat = [ids for texts in self.texts.values() for ids in texts]
-        sums = iter([float(values.double().sum()) for values in token_logprobs(model, flat, device=device, precision=precision, done=done)])
-        return [result_of(skill, [judge(next(sums), next(sums)) for _ in range(len(texts) // 2)]) for skill, texts in self.texts.items()]
+        return self.judged(
+            float(values.double().sum()) for values in token_logprobs(model, flat, device=device, precision=precision, done=done)
+        )
+
+    def judged(self, sums: Iterable[float]) -> dict[str, list[float]]:
+        """The same from a sum of ln p for each text, in the order of `texts`."""
+        known = iter(sums)
+        return {skill: [judge(next(known), next(known)) for _ in range(len(texts) // 2)] for skill, texts in self.texts.items()}
 
 
 def skill_test(tokenizer: Tokenizer, pairs: int = PAIRS, *, threads: int = 0) -> SkillTest:
@@ -79,18 +100,22 @@ def skill_test(tokenizer: Tokenizer, pairs: int = PAIRS, *, threads: int = 0) ->
     return SkillTest(found)
 
 
-def affordable_test(tokenizer: Tokenizer, most_tokens: float, *, threads: int = 0) -> SkillTest | None:
-    """The largest test that predicts at most so many tokens, None when two pairs of each skill are too many already."""
-    full = skill_test(tokenizer, threads=threads)
-    sizes = np.array([[len(ids) - 1 for ids in texts] for texts in full.texts.values()])  # (skills, texts)
-    units = sizes.reshape(len(sizes), -1, 4).sum((0, 2)).cumsum()  # tokens of the first 1, 2, ... units of all skills
-    affordable = int(np.searchsorted(units, most_tokens, side="right"))
-    return full.beginning(2 * affordable) if affordable else None
+@dataclass(frozen=True)
+class RunTests:
+    """What a run is scored on: at its milestones, and at its end, which the verdict is about; None where there is no time for it."""
+
+    milestone: SkillTest | None
+    end: SkillTest | None
 
 
-def token_budget(run_tokens: int, scorings: int) -> float:
-    """Tokens that each of the `scorings` of a run may predict when the run trains on `run_tokens` and scoring takes `SHARE` of its time."""
-    return SHARE / FORWARD_COST * run_tokens / max(scorings, 1)
+def run_tests(full: SkillTest, run_tokens: int, scorings: int) -> RunTests:
+    """The beginnings of `full` that a run of `run_tokens` is scored on `scorings` times, the last time at its end.
+
+    All scorings together take `SHARE` of the training time, the last one a larger part.
+    """
+    tokens = SHARE / FORWARD_COST * run_tokens
+    end = full.within(tokens * max(END_PART, 1 / max(scorings, 1)))
+    return RunTests(full.within((tokens - (end.tokens if end else 0)) / max(scorings - 1, 1)), end)
 
 
 def judge(good: float, bad: float) -> float:

@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from positron_mini.config import parse_duration
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
 from positron_mini.report.record import RunRecord
@@ -154,6 +155,15 @@ def _fine_tuning(stories: Verdict, lines: Sequence[SkillLine]) -> Verdict:
     return Verdict(question, is_good, f"{first}; {len(risen)} of {len(lines)} skills are above chance, of those that keep track: {names}.")
 
 
+def _further(record: RunRecord) -> str:
+    """The flag that trains a run on, to about twice the tokens where it had an end."""
+    if record.schedule.horizon is None:
+        return "--more_steps 1000"
+    if record.is_timed:
+        return f"--budget {2 * parse_duration(str(record.config['budget']), 'budget') / 60:g}m"
+    return f"--max_steps {2 * max(record.step, 1)}"
+
+
 def _next_command(record: RunRecord, improving: Verdict, tuning: Verdict) -> str:
     folder, horizon = shlex.quote(record.place), record.schedule.horizon
     if record.kind != "pretrain":
@@ -163,6 +173,5 @@ def _next_command(record: RunRecord, improving: Verdict, tuning: Verdict) -> str
     if improving.answer is False and horizon is None:
         return f"positron train --out_dir {folder} --finish"
     if improving.answer is not False:
-        more = " --more_steps 1000" if horizon is None else f" --max_steps {2 * max(record.step, 1)}"
-        return f"positron train --out_dir {folder}{more}"
+        return f"positron train --out_dir {folder} {_further(record)}"
     return f"positron sft --base_ckpt {folder}" if tuning.answer else f'positron generate --ckpt {folder} --prompt "Once upon a time"'

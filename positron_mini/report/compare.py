@@ -11,7 +11,7 @@ from typing import Any
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import Checkpoint, load_model
 from positron_mini.config import SampleConfig
-from positron_mini.evaluate.skills import SkillTest
+from positron_mini.evaluate.skills import skill_test
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.report.learned import Move, skill_lines
@@ -158,7 +158,7 @@ def skill_moves(a: Side, b: Side, models: tuple[GPT, GPT], say: Say) -> list[Mov
 def _scores(side: Side, model: GPT, say: Say) -> dict[str, SkillScore]:
     if side.record is not None and side.record.skills:
         return {line.skill: line.newest for line in skill_lines(side.record.skills)}
-    test = SkillTest(side.checkpoint.tokenizer)
+    test = skill_test(side.checkpoint.tokenizer)
     say(f"scoring the skills of {side.label}: {test.tokens:,} tokens")
     results = test.score(model)
     return {r.skill: SkillScore(side.step or 0, r.skill, r.accuracy, r.low, r.high, r.pairs) for r in results}

@@ -155,12 +155,12 @@ def area_of(skill: str) -> str | None:
 
 
 def claims(lines: Sequence[SkillLine]) -> list[Claim]:
-    """What may be said: an area is emerging when a skill of it rose above chance, firm when all of them rose above 80 %."""
+    """What may be said: an area is emerging when a skill of it rose above chance, firm when all that it has rose above 80 %."""
     found = []
-    for area in AREAS:
+    for area, skills in AREAS.items():
         members = [line for line in lines if area_of(line.skill) == area]
         risen = tuple(line for line in members if line.above_chance is not None)
         if risen:
-            is_firm = all(line.above_sure is not None for line in members)
+            is_firm = {line.skill for line in members if line.above_sure is not None} == set(skills)
             found.append(Claim(area, "firm" if is_firm else "emerging", risen, len(members)))
     return found

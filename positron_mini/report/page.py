@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from positron_mini.report import plots
-from positron_mini.report.advice import Verdict
-from positron_mini.report.build import Evolution
+from positron_mini.report.advice import Verdict, constant_rate
 from positron_mini.report.corpus import Corpus
+from positron_mini.report.evolution import Evolution
 from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
 from positron_mini.report.parts import corpus_section, method_section, samples_section, setup_section, skills_section
+from positron_mini.report.record import shown_path
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -59,7 +61,7 @@ def lead(found: Evolution) -> str:
         return f"{what}. It has not finished a step yet."
     last = record.reports[-1]
     read = f"read {large(last.tokens)} tokens in {last.step:,} steps and {duration(last.elapsed_s)}"
-    on = f"on {esc(record.device.get('device', 'an unknown device'))} in {esc(record.device.get('precision', 'an unknown precision'))}"
+    on = f"on {esc(record.machine)} in {esc(record.device.get('precision', 'an unknown precision'))}"
     sentences = [f"{what}, {read} {on}."]
     rows = record.validations
     if len(rows) > 1:
@@ -92,13 +94,14 @@ def _key_figures(found: Evolution) -> list[tuple[str, str]]:
 
 def advice_section(found: Evolution) -> str:
     """The three verdicts, and what to type next."""
-    advice = found.advice
+    advice, place = found.advice, found.record.place
+    command = advice.next_command.replace(shlex.quote(place), shlex.quote(shown_path(place)))
     cards = "".join(_card(verdict) for verdict in (advice.stories, advice.fine_tuning, advice.improving))
     return section(
         "advice",
         "Shall I go on?",
         f'<p class="verdict">{esc(advice.headline[:1].upper() + advice.headline[1:])}.</p>\n<ul class="cards">{cards}</ul>',
-        f"<p>What to type next:</p>{command_block(advice.next_command)}",
+        f"<p>What to type next:</p>{command_block(command)}",
         _forecast(found),
     )
 
@@ -110,9 +113,9 @@ def _card(verdict: Verdict) -> str:
 
 
 def _forecast(found: Evolution) -> str:
-    """What twice the tokens would cost and give, where the curve lets that be said."""
+    """What twice the tokens would cost and give; empty once the rate falls, as the line is measured before."""
     share, rows, reports = found.advice.share_per_doubling, found.record.validations, found.record.reports
-    if share is None or share <= 0 or not rows:
+    if share is None or share <= 0 or constant_rate(found.record)[-1].step < rows[-1].step:
         return ""
     newest = rows[-1].val_bpb or 0.0
     epochs = 2 * (found.epochs or 0.0)
@@ -164,7 +167,7 @@ def _loss_caption(corpus: Corpus) -> str:
     lines = f" Dashed lines are what simple models need on the same validation text: {known}." if known else ""
     return (
         "<b>Surprise per token.</b> The loss is the mean of &minus;ln p that the model gave to the token that came, in nats; lower is "
-        "better. Pale: the text it trains on, averaged over neighbouring steps. Dark: text held back, with a dot at each milestone that "
+        "better. Thin: the text it trains on, averaged over neighbouring steps. Thick: text held back, with a dot at each milestone that "
         f"was validated.{lines}"
     )
 
@@ -220,10 +223,14 @@ def speed_section(found: Evolution) -> str:
 
 def _speed_facts(found: Evolution) -> list[tuple[str, str]]:
     record, speed = found.record, found.tok_per_s or 0.0
+    elapsed = record.reports[-1].elapsed_s
     facts = [
-        ("time of training", f"{duration(record.reports[-1].elapsed_s)}, validation, samples and saving among it"),
+        ("time of training", f"{duration(elapsed)}, validation, samples and saving among it"),
         ("median speed", f"{speed:,.0f} tokens a second"),
     ]
+    if record.scoring_s and elapsed > 0:
+        scored = sum(record.scoring_s)
+        facts.append(("scoring skills", f"{duration(scored)} for {len(record.scoring_s)} milestones, {scored / elapsed:.1%} of the time"))
     if record.shape is not None and record.kind == "pretrain":
         flops = record.shape.flops_per_token()
         facts.append(("arithmetic", f"{flops / 1e6:,.1f} MFLOP a token forward and backward, so {speed * flops / 1e9:,.1f} GFLOP/s"))

@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Sequence
 
 from positron_mini.corpus.report import report_lines
-from positron_mini.evaluate.pairs import SKILLS
+from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
-from positron_mini.report.build import Evolution
+from positron_mini.report.evolution import Evolution
 from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
+from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
 
-FEW_SAMPLES, FEW_CELLS = 6, 5
+FEW_SAMPLES, FEW_CELLS = 6, 4
 MOST_CELLS = 16
+WHITE_FROM = 0.64  # of the way to the darkest colour: from there on pale figures are read more easily than dark ones
 MOST_CHARACTERS = 4_000  # of one sample
 
 
@@ -68,16 +70,17 @@ def skills_section(found: Evolution) -> str:
     lines = found.skills
     if not lines:
         text = "<p>No skills were measured in this run. Its newest checkpoint can be measured with:</p>"
-        command = f"positron eval --suite skills --ckpt {shlex.quote(found.record.place)}"
+        command = f"positron eval --suite skills --ckpt {shlex.quote(shown_path(found.record.place))}"
         return section("skills", "What it can do", text, command_block(command))
     pairs_each = sorted({row.pairs for line in lines for row in line.scores})
     number = f"{pairs_each[0]:,}" if len(pairs_each) == 1 else f"{pairs_each[0]:,} to {pairs_each[-1]:,}"
     intro = (
         f"<p>Each skill is {number} pairs of texts that differ in one thing, of which one is right. The number is how many of 100 right "
         "ones the model finds likelier; guessing gives 50. The frame stands where a skill rose above chance for good, the thick one where "
-        "it rose above 80, both by the 95 % interval.</p>"
+        "it rose above 80: by its 95 % interval, and by a test that allows for looking at all of them together.</p>"
     )
-    return section("skills", "What it can do", _claims(found.claims), intro, _heat(lines), f'<p class="note">{esc(_unlearned(lines))}</p>')
+    unlearned = f'<p class="note">{esc(_unlearned(lines))}</p>'
+    return section("skills", "What it can do", _claims(found.claims), intro, _heat(lines), unlearned, _asked(lines))
 
 
 def _claims(claims: Sequence[Claim]) -> str:
@@ -97,6 +100,17 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _unlearned(lines: Sequence[SkillLine]) -> str:
     names = [line.title for line in lines if line.above_chance is None]
     return f"Not above chance: {', '.join(names)}." if names else "Every skill is above chance."
+
+
+def _asked(lines: Sequence[SkillLine]) -> str:
+    """What each skill is about, with its first pair: the right text, and the wrong one."""
+    items = []
+    for line in lines:
+        if line.skill in SKILLS:
+            pair = skill_pairs(line.skill, 2)[0]
+            texts = f"<span>right: {esc(pair.good)}</span><span>wrong: {esc(pair.bad)}</span>"
+            items.append((line.title, esc(SKILLS[line.skill].about) + texts))
+    return details("What each skill asks, with one of its pairs", pairs(items, "facts asked")) if items else ""
 
 
 def _heat(lines: Sequence[SkillLine]) -> str:
@@ -128,7 +142,7 @@ def _heat_row(line: SkillLine, steps: Sequence[int], few: set[int]) -> str:
             cells.append(f"<td{_narrow(step, few)}></td>")
             continue
         share = min(max(2 * row.accuracy - 1, 0.0), 1.0)
-        kinds = ["" if step in few else "more", "dark" if share > 0.55 else "", "sure" if step == line.above_sure else ""]
+        kinds = ["" if step in few else "more", "dark" if share > WHITE_FROM else "", "sure" if step == line.above_sure else ""]
         kinds.append("risen" if step == line.above_chance else "")
         title = f"{row.accuracy:.1%}, 95 % interval {row.low:.1%} to {row.high:.1%}, {row.pairs:,} pairs"
         names = " ".join(kind for kind in kinds if kind)
@@ -147,7 +161,7 @@ def _since(line: SkillLine) -> str:
     if line.above_chance is None:
         return "not above chance"
     sure = "" if line.above_sure is None else f", above 80 from {line.above_sure:,}"
-    return f"above chance from step {line.above_chance:,}{sure}"
+    return f"above chance from {line.above_chance:,}{sure}"
 
 
 # --- where the figures come from --------------------------------------------------------------------------------------------------------
@@ -194,13 +208,23 @@ def setup_section(found: Evolution) -> str:
     schedule = record.schedule
     end = "open-ended" if schedule.horizon is None else f"cool-down over the last {schedule.cooldown_steps:,} of {schedule.horizon:,} steps"
     rows.append(("schedule", f"warm-up over {schedule.warmup_steps:,} steps, {end}"))
+    rows += [("begun", esc(record.started))] if record.started else []
     rows.append(("device", esc(f"{record.device.get('device')}, {record.device.get('precision')} ({record.device.get('reason')})")))
     rows += [(name, esc(version)) for name, version in record.versions.items()]
     rows += [(f"sha256 of the {name}", f"<code>{esc(str(value)[:16])}</code>") for name, value in _fingerprints(found)]
     text = "<p>On the same kind of device and the same versions these commands give the same bytes.</p>"
+    if record.is_timed:
+        text = (
+            "<p>This run had a time to keep, so the clock decided how many steps it took: the command gives a run of equal length in time, "
+            f"not of equal bytes. Its own steps can be computed again, to the byte: <code>{esc(_replay(record))}</code></p>"
+        )
     happened = [(f"step {step:,}", esc(text)) for step, text in record.events]
     way = details("What happened on the way", pairs(happened)) if happened else ""
     return section("again", "Do it again", text, f"{commands}", details("What it ran on", pairs(rows)), way)
+
+
+def _replay(record: RunRecord) -> str:
+    return f"positron verify {shlex.quote(shown_path(record.place))} --replay 20"
 
 
 def _fingerprints(found: Evolution) -> list[tuple[str, object]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
+from positron_mini.report.markup import visible
 from positron_mini.report.record import RunRecord
 
 # name of the CSS variable: (mark in the SVG, colour on white paper)
@@ -29,6 +30,7 @@ COLOURS = {
 WIDE, NARROW, SMALL = (9.6, 4.7), (4.5, 4.0), (4.5, 2.5)  # inches at 72 points
 PNG_DPI = 150
 BINS = 320
+WHITE_FROM = 0.75  # share of the darkest colour from which on a white figure is read more easily than a dark one
 NAME_HEIGHT = 0.052  # of a name in the margin, as a share of the axis
 LABELS = {"uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "entropy": "generator's entropy"}
 
@@ -315,7 +317,7 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
                 share = min(max((score.accuracy - 0.5) / 0.5, 0.0), 1.0)
                 x = steps.index(score.step)
                 axes.add_patch(Rectangle((x, row), 1, 1, facecolor=shades(share), edgecolor=paint["rule"], linewidth=0.5))
-                colour = "#ffffff" if share > 0.55 else "#23262b"
+                colour = "#ffffff" if share > WHITE_FROM else "#23262b"
                 axes.text(x + 0.5, row + 0.5, f"{score.accuracy:.0%}".rstrip("%"), ha="center", va="center", fontsize=7.5, color=colour)
             for since, width in ((line.above_chance, 1.0), (line.above_sure, 2.2)):
                 if since is not None:
@@ -326,7 +328,7 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
         axes.set_xticks(
             [i + 0.5 for i in range(len(steps))], [f"{step:,}" for step in steps], fontsize=8, rotation=45 if len(steps) > 12 else 0
         )
-        axes.set_yticks([i + 0.5 for i in range(len(lines))], [line.title for line in lines], fontsize=9, color=paint["ink"])
+        axes.set_yticks([i + 0.5 for i in range(len(lines))], [visible(line.title) for line in lines], fontsize=9, color=paint["ink"])
         axes.set_xlabel("step")
         axes.set_title(
             "right pairs of 100 (by guessing 50); framed where it rose above chance, thick above 80",

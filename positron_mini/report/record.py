@@ -11,7 +11,8 @@ from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, RunError, UsageError
 from positron_mini.optim import Schedule
-from positron_mini.runs import RunFolder, list_runs, recorded_schedule
+from positron_mini.plan import recorded_schedule
+from positron_mini.runs import RunFolder, list_runs
 from positron_mini.trainer import StepReport
 
 
@@ -56,7 +57,9 @@ class RunRecord:
     stories: tuple[dict[str, Any], ...]  # how well a fine-tuned model still tells stories
     before: dict[str, Any] | None  # a fine-tuning's validation before its first step
     peak_bytes: int | None  # of main memory, where the run wrote it down
+    scoring: dict[int, float]  # seconds that it took to score the skills, by step
     events: tuple[tuple[int, str], ...]  # step and sentence of what else happened
+    started: str  # the day, empty where the run did not write it down
     command: str  # that began it
 
     @property
@@ -69,6 +72,17 @@ class RunRecord:
         """The folder as a command names it: below the working directory where it is there."""
         path = self.path.resolve()
         return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.path).as_posix()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the run had a time to keep, so that its horizon followed the clock."""
+        return self.config.get("budget") is not None
+
+    @property
+    def machine(self) -> str:
+        """What it ran on, in words."""
+        device, processor = self.device.get("device", "an unknown device"), self.versions.get("processor")
+        return f"{device} ({processor})" if processor else str(device)
 
     @property
     def step(self) -> int:
@@ -91,6 +105,11 @@ class RunRecord:
         return tuple(sorted({row.step for row in self.samples} | {row.step for row in self.skills}))
 
     @property
+    def scoring_s(self) -> tuple[float, ...]:
+        """Seconds that each scoring of the skills took; those of steps that were trained anew count once."""
+        return tuple(seconds for step, seconds in self.scoring.items() if step in {row.step for row in self.skills})
+
+    @property
     def nats_per_bit(self) -> float | None:
         """Nats per token for one bit per byte: the validation text has as many tokens and bytes at every step."""
         rows = [row for row in self.validations if row.val_bpb]
@@ -103,6 +122,11 @@ class RunRecord:
     def validation_at(self, step: int) -> StepReport | None:
         """The report of the newest validation up to a step."""
         return next((row for row in reversed(self.validations) if row.step <= step), None)
+
+
+def shown_path(text: str) -> str:
+    """A path as a report shows it to others: a relative one as it is, of an absolute one the name."""
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def read_run(path: Path, *, until: int | None = None) -> RunRecord:
@@ -138,7 +162,9 @@ def read_run(path: Path, *, until: int | None = None) -> RunRecord:
             stories=tuple(rows("stories.jsonl")),
             before=next((e for e in events if e.get("kind") == "before"), None),
             peak_bytes=max((int(e["peak_bytes"]) for e in events if e.get("kind") == "memory"), default=None),
+            scoring={e["step"]: float(e["seconds"]) for e in events if e.get("kind") == "skills"},
             events=tuple((e["step"], e["text"]) for e in events if isinstance(e.get("text"), str)),
+            started=str(data.get("started") or ""),
             command=str(data.get("command") or "positron"),
         )
     except (KeyError, TypeError, ValueError) as error:

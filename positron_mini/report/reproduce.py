@@ -1,42 +1,46 @@
 """The commands that make a run again, from what it recorded: the text, then one command for each schedule it followed.
 
-A fine-tuning records no schedule that a flag could ask for, so its own command is shown.
+A fine-tuning records no schedule that a flag could ask for, and the one of a run with a budget followed the clock: their own command is
+shown.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
 from typing import Any
 
 from positron_mini.config import TrainConfig
 from positron_mini.corpus.sources import TINYSTORIES_BYTES_PER_STORY
 from positron_mini.optim import Schedule, make_schedule
-from positron_mini.report.record import RunRecord
+from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.resolve import CONTROL_FLAGS
 
 
 def reproduction(record: RunRecord, note: dict[str, Any]) -> list[str]:
     """Shell lines; comments say what a command cannot. An absolute path is shortened to its name: a report may be shown to others."""
-    trained = _train_lines(record) if record.kind == "pretrain" else [_typed(record)]
+    if record.kind != "pretrain":
+        trained = [_typed(record, "sft")]
+    elif record.is_timed:
+        moves = len(record.schedules) - 1
+        trained = [
+            f"# the clock decides how many steps fit the budget; it moved the horizon {moves:,} times (run.json has each)",
+            _typed(record, "train"),
+        ]
+    else:
+        trained = _train_lines(record)
     folder = shlex.quote(shown_path(_folder(record)))
     return [*_text_lines(record, note), *trained, f"positron report --run {folder}"]
-
-
-def shown_path(text: str) -> str:
-    """A path as a report shows it: a relative one as it is, of an absolute one the name."""
-    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _folder(record: RunRecord) -> str:
     return str(record.config.get("out_dir") or record.path)
 
 
-def _typed(record: RunRecord) -> str:
-    """The command that began the run, as it was typed."""
+def _typed(record: RunRecord, name: str) -> str:
+    """The command that began the run, as it was typed; `name` is that of the command where a file such as train.py was started."""
     words = [shown_path(word) for word in shlex.split(record.command)[1:]]
-    return shlex.join(["positron", *([] if words[:1] and not words[0].startswith("-") else ["sft"]), *words])
+    return shlex.join(["positron", *([] if words[:1] and not words[0].startswith("-") else [name]), *words])
 
 
 def _text_lines(record: RunRecord, note: dict[str, Any]) -> list[str]:

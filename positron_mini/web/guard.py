@@ -29,7 +29,9 @@ from positron_mini.web.schemas import error_body
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/", "/health"})
 PAGE_PREFIXES = ("/static/", "/vendor/")  # what `/` consists of; holds no secret
+HTTP_VERSIONS = frozenset({"1.0", "1.1"})
 MAX_BODY_BYTES = 1 << 20
+MAX_BRACKETS = 100_000  # more lists and objects than any request has; making a million of them would take a second
 MAX_HEADER_BYTES = 16 << 10
 MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send, so that it comes to reading why
 MAX_CONNECTIONS = 512
@@ -75,6 +77,8 @@ class Guard:
             return
         answering = _Answering(send)
         try:
+            if scope["http_version"] not in HTTP_VERSIONS:
+                raise Refusal(505, f"HTTP/{scope['http_version']} is not spoken here", code="http_version_not_supported")
             self._check(scope["method"], scope["path"], Headers(scope=scope))
             body = await _whole_body(Headers(scope=scope), receive)
             if scope["method"] == "POST":
@@ -84,7 +88,7 @@ class Guard:
             return
         except Refusal as refusal:
             body_json = error_body(refusal.message, refusal.type, code=refusal.code)
-            headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
+            headers = {401: {"www-authenticate": "Bearer"}, 505: {"connection": "close"}}.get(refusal.status, {})
             await JSONResponse(body_json, refusal.status, headers)(scope, receive, answering.send)
         except Exception as error:
             report(error)
@@ -171,6 +175,8 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
 
 def _check_json(body: bytes) -> None:
     """Nothing, or Refusal for what is not JSON of a sane depth in UTF-8. NaN, lone surrogates and endless numbers are none."""
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise Refusal(400, f"the body holds more than {MAX_BRACKETS:,} lists and objects", code="invalid_json")
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:

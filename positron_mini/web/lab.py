@@ -17,11 +17,11 @@ from pydantic import FailFast, Field
 
 from positron_mini import lens
 from positron_mini.chat_format import Message, encode_chat
+from positron_mini.curve import curve_checks, read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
-from positron_mini.web.curve import curve_checks, read_reference, reference_names
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
 from positron_mini.web.run_files import read_log, run_facts
@@ -182,16 +182,24 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
         return asdict(read_log(run_called(name).path / f"{log}.jsonl", offset, version))
 
     @router.get("/runs/{name}/checks")
-    def checks(name: str, reference: Annotated[str, Query(max_length=256)] = "") -> dict[str, Any]:
-        """Whether the loss curve of a run is normal, by rules and, where one is named, by a reference curve."""
+    def checks(name: str, reference: Annotated[str | None, Query(max_length=256)] = None) -> dict[str, Any]:
+        """Whether the loss curve of a run is normal: by rules, and by a reference curve (default: the one that fits; empty: none)."""
         run = run_called(name)
         facts = run_facts(run)
         if facts is None:
             raise RequestError(f"run.json of {name!r:.80} cannot be read", param="name", code="run_not_found", status=404)
-        held = read_reference(reference) if reference in reference_names() else None
-        rows = run.metrics()
-        found = curve_checks(rows, facts["vocab_size"], is_pretraining=facts["kind"] == "pretrain", reference=held)
-        return {"checks": [asdict(check) for check in found] if rows else [], "references": reference_names()}
+        wanted, known = facts["reference"] if reference is None else reference, reference_names()
+        held = wanted if wanted in known else None
+        rows, reference_rows = run.metrics(), None if held is None else read_reference(held)
+        found = curve_checks(rows, facts["vocab_size"], is_pretraining=facts["kind"] == "pretrain", reference=reference_rows)
+        return {"checks": [asdict(check) for check in found] if rows else [], "references": known, "reference": held}
+
+    @router.get("/references/{name}")
+    def reference(name: str) -> dict[str, Any]:
+        """The rows of a curve that ships with the package."""
+        if name not in reference_names():
+            raise RequestError(f"there is no reference curve {name!r:.80}", param="name", code="reference_not_found", status=404)
+        return {"rows": read_reference(name)}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import files
+from positron_mini.curve import reference_name
 from positron_mini.errors import PositronError
-from positron_mini.runs import RunFolder, recorded_schedule
+from positron_mini.plan import recorded_schedule
+from positron_mini.runs import RunFolder
 
 MAX_LOG_BYTES = 1 << 18
 
@@ -22,10 +24,11 @@ def run_facts(run: RunFolder) -> dict[str, Any] | None:
         record = run.read()
         if record is None:
             return None
-        model, config = record["identity"]["model"], record["config"]
+        model, config, kind = record["identity"]["model"], record["config"], str(record["kind"])
         return {
             "name": run.path.name,
-            "kind": str(record["kind"]),
+            "kind": kind,
+            "reference": reference_name(config["config"], config.get("dataset_path")) if kind == "pretrain" else None,
             "vocab_size": int(model["vocab_size"]),
             "batch_tokens": config.get("batch_tokens"),
             "horizon": recorded_schedule(record["events"]).horizon,

@@ -81,15 +81,10 @@ def _without_nul(text: str) -> str:
     return text
 
 
-def _not_offered(instead: str = "") -> AfterValidator:
-    """A validator that lets only values through that ask for nothing."""
-
-    def check(value: Any) -> Any:
-        if value:
-            raise PydanticCustomError("not_offered", "{what}", {"what": f"this server does not offer it{instead}"})
-        return value
-
-    return AfterValidator(check)
+def _ask_nothing(value: Any) -> Any:
+    if value:
+        raise PydanticCustomError("not_offered", "this server does not offer it")
+    return value
 
 
 Text = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": "^[^\\u0000]*$"})]
@@ -102,11 +97,7 @@ Stop = Annotated[
 OnePrompt = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=1)]
 OneIds = Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=1)]
 Prompt = Annotated[Text | Ids | OnePrompt | OneIds, _only("a text, a list of token ids, or a list that holds one of these")]
-ZeroPenalty = Annotated[
-    float,
-    Field(json_schema_extra={"minimum": 0, "maximum": 0}),
-    _not_offered("; use repetition_penalty, which divides the logits of tokens that already occurred"),
-]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Body(BaseModel):
@@ -166,8 +157,8 @@ class SamplingRequest(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
         None, description="divide the logits of tokens that already occurred (1: off)"
     )
-    presence_penalty: ZeroPenalty | None = Field(None, description="0 only")
-    frequency_penalty: ZeroPenalty | None = Field(None, description="0 only")
+    presence_penalty: Penalty | None = Field(None, description="subtract this from the logits of tokens that the answer holds already")
+    frequency_penalty: Penalty | None = Field(None, description="subtract this for each time that the answer holds the token already")
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="equal seeds give equal answers (-1: any)")
     stop: Stop | None = Field(None, description="end before any of these texts")
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
@@ -176,7 +167,7 @@ class SamplingRequest(Body):
     n: Annotated[Literal[1], _only("this server writes one answer: n must be 1")] | None = None
     stream: bool | None = Field(None, description="send the answer as it is written, as server-sent events")
     stream_options: StreamOptions | None = None
-    logit_bias: Annotated[dict[str, Any], _not_offered(), Field(json_schema_extra={"maxProperties": 0})] | None = None
+    logit_bias: Annotated[dict[str, Any], AfterValidator(_ask_nothing), Field(json_schema_extra={"maxProperties": 0})] | None = None
 
 
 class ChatRequest(SamplingRequest):
@@ -190,8 +181,8 @@ class ChatRequest(SamplingRequest):
         None, description="auto: forget the oldest turns that do not fit the context (default: refuse)"
     )
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], _not_offered(), Field(json_schema_extra={"maxItems": 0})] | None = None
-    functions: Annotated[list[Any], _not_offered(), Field(json_schema_extra={"maxItems": 0})] | None = None
+    tools: Annotated[list[Any], AfterValidator(_ask_nothing), Field(json_schema_extra={"maxItems": 0})] | None = None
+    functions: Annotated[list[Any], AfterValidator(_ask_nothing), Field(json_schema_extra={"maxItems": 0})] | None = None
 
 
 class CompletionRequest(SamplingRequest):
@@ -206,7 +197,7 @@ class CompletionRequest(SamplingRequest):
     )
     echo: bool | None = Field(None, description="begin the answer with the prompt, with its ln p where logprobs are asked for")
     best_of: Annotated[Literal[1], _only("this server writes one answer: best_of must be 1")] | None = None
-    suffix: Annotated[str, _not_offered(), Field(json_schema_extra={"maxLength": 0})] | None = None
+    suffix: Annotated[str, AfterValidator(_ask_nothing), Field(json_schema_extra={"maxLength": 0})] | None = None
 
 
 class TokenizeRequest(Body):

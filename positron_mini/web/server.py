@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -65,6 +66,8 @@ class Server(uvicorn.Server):
 
     def run_on(self, listener: socket.socket) -> None:
         """Serve on a bound socket until a signal or `should_exit`; it is closed then. Errors: KeyboardInterrupt after Ctrl-C."""
+        gc.collect()
+        gc.freeze()  # or the collector walks all that PyTorch loaded, again and again, while a large body is parsed
         try:
             self.run(sockets=[listener])
         finally:

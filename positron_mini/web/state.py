@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron_mini.checkpoint import Checkpoint, open_checkpoint, step_name
+from positron_mini.decoder import Decoder, quickest
 from positron_mini.errors import CheckpointError
+from positron_mini.model import GPT
 from positron_mini.runs import RunFolder, find_checkpoint
 from positron_mini.web.engine import Engine
 
@@ -27,6 +29,11 @@ class Served:
     speaker: Speaker
     created: int
     folder: Path | None = None
+
+    @cached_property
+    def writer(self) -> GPT | Decoder:
+        """What writes tokens soonest, made at the first answer and kept: laying out the weights anew takes as long as some tokens."""
+        return quickest(self.speaker.model, self.speaker.context_len)
 
     @cached_property
     def longest_text(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from positron_mini import generate
 from positron_mini.chat import CHAT_SETTINGS
 from positron_mini.config import SampleConfig
+from positron_mini.decoder import Decoder
 from positron_mini.generate import Token, likeliest
 from positron_mini.lens import token_views
 from positron_mini.model import GPT
@@ -41,6 +42,8 @@ def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int 
         top_p=of("top_p"),
         min_p=of("min_p"),
         repetition_penalty=of("repetition_penalty"),
+        presence_penalty=of("presence_penalty"),
+        frequency_penalty=of("frequency_penalty"),
         seed=secrets.randbelow(1 << 31) if request.seed in (None, -1) else of("seed"),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
@@ -78,13 +81,14 @@ class Order:
         """The tokens of the prompt if they are to be scored, then those of the answer; for the engine's thread."""
         speaker = self.served.speaker
         self.began = time.perf_counter()
-        with interruptible(speaker.model, job.check):
-            if self.echo:
+        if self.echo:
+            with interruptible(speaker.model, job.check):
                 yield from prompt_tokens(speaker.model, self.prompt, self.top)
-            if self.scores_only:
-                return
+        if self.scores_only:
+            return
+        with interruptible(self.served.writer, job.check):
             tokens = generate.stream(
-                speaker.model, speaker.tokenizer, self.prompt.ids, self.config, end_ids=speaker.end_ids, top_logprobs=self.top or 0
+                self.served.writer, speaker.tokenizer, self.prompt.ids, self.config, end_ids=speaker.end_ids, top_logprobs=self.top or 0
             )
             for token in tokens:
                 self.times.append(time.perf_counter())
@@ -111,8 +115,15 @@ class Order:
 
 
 @contextlib.contextmanager
-def interruptible(model: GPT, check: Callable[[], None]) -> Iterator[None]:
+def interruptible(model: GPT | Decoder, check: Callable[[], None]) -> Iterator[None]:
     """Call `check` before every layer, so that reading a long prompt can be stopped by its error too."""
+    if isinstance(model, Decoder):
+        model.before_layer = check
+        try:
+            yield
+        finally:
+            model.before_layer = None
+        return
     hooks = [block.register_forward_pre_hook(lambda *_: check()) for block in model.model.layers]
     try:
         yield

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tiny_runs import timeless
+
 from positron_mini import files
+from positron_mini.runs import RunFolder
 
 JUNK = (".tmp-", ".lock")  # leftovers and locks, which the next writer removes or takes over
 
@@ -36,6 +39,22 @@ def visible(run: Path) -> dict[str, str]:
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def steps_again(run: Path) -> int:
+    """What an interruption cost: finished steps, by the log, that no whole checkpoint holds, so that they are computed again."""
+    newest = RunFolder(run).newest(training=True, say=lambda _: None)
+    done = max((row["step"] for row in files.read_lines(run / "metrics.jsonl")), default=0)
+    return done - ((newest.step or 0) if newest is not None else 0)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not equal in two runs, apart from times: files, links, log lines. Leftovers count where a run has ended."""
+    logs = {"metrics.jsonl", "run.json"}
+    first, second = ({k: v for k, v in visible(each).items() if k not in logs} for each in (one, other))
+    found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
+    found += [entry.name for entry in other.iterdir() if entry.name.startswith(".tmp-")]
+    return found + (["metrics.jsonl"] if timeless(one) != timeless(other) else [])
 
 
 @contextmanager
@@ -65,7 +84,7 @@ def every_kill(run: Path, store: Path, act: Callable[[], object]) -> tuple[int, 
 
 
 def kill_after(seconds: float, act: Callable[[], int]) -> bool:
-    """Whether a forked child that runs `act` was killed after that time; False when it had ended before."""
+    """Whether a forked child that runs `act` was killed after that time; False as soon as it has ended before."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -75,8 +94,14 @@ def kill_after(seconds: float, act: Callable[[], int]) -> bool:
             code = act()
         finally:
             os._exit(code)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)  # before waiting, so that the number is still its own
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0, status
+            return False
+        time.sleep(min(left, 0.005))
+    os.kill(pid, signal.SIGKILL)  # it has not been waited for, so the number is still its own
     ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert ended in (-signal.SIGKILL, 0), ended
     return ended == -signal.SIGKILL

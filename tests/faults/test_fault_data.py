@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import cost
+from faults.harness import cost, steps_again
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
 
@@ -74,7 +75,7 @@ def test_D6_another_tokenizer_of_the_same_size_is_refused_by_every_command(works
 
 @pytest.mark.parametrize("how", ["changed", "cut off", "removed"])
 def test_D7_a_token_file_that_changes_under_training_stops_it_with_the_steps_so_far(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, how: str, record_property: Callable[[str, object], None]
 ) -> None:
     (tokens,) = Path("data/cache").glob("*/train.tokens")
     real = pretrain.TokenBatches.batch
@@ -91,4 +92,5 @@ def test_D7_a_token_file_that_changes_under_training_stops_it_with_the_steps_so_
     monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
     result = tiny_train("runs/new", "--max_steps", "12", "--save_every", "100", "--cooldown_steps", "1")
     assert result.code == 1 and f"{tokens}: " in result.sentence and "while it was in use" in result.sentence
+    record_property("again", steps_again(Path("runs/new")))
     assert RunFolder(Path("runs/new")).steps()[-1] == 7 == lines_of(Path("runs/new/metrics.jsonl"))[-1]["step"]

@@ -23,12 +23,16 @@ from tiny_runs import needs_fork, positron
 from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.checkpoint import load_model, load_training, open_checkpoint, read_tensors
-from positron_mini.config import ModelConfig
+from positron_mini.cli.runs import summary
+from positron_mini.config import ModelConfig, TrainConfig
 from positron_mini.errors import CheckpointError, PositronError
 from positron_mini.optim import Schedule, build_optimizer
+from positron_mini.pretrain import open_session
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.tokens import HEADER_BYTES, TokenFile, write_tokens
 from positron_mini.trainer import LoopConfig, Trainer
+from positron_mini.verify import check_run
 
 
 @pytest.fixture
@@ -167,6 +171,50 @@ def test_L4_no_json_makes_a_checkpoint_fail_in_any_other_way(
             (step / each).write_bytes(old)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=JSON, depth=st.integers(0, 3), removed=st.booleans(), data=st.data())
+def test_L4_no_run_json_makes_going_on_or_looking_fail_in_any_other_way(
+    workshop: Path, value: Any, depth: int, removed: bool, data: st.DataObject
+) -> None:
+    path = Path("runs/base/run.json")
+    whole = path.read_bytes()
+    content = [json.loads(whole)]
+    place: Any = content
+    key: Any = 0
+    for _ in range(depth):  # the value stands for the whole, for one of its entries, for an entry of that
+        inner = place[key]
+        if not (isinstance(inner, dict | list) and inner):
+            break
+        place, key = inner, data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+    if removed and place is not content:
+        del place[key]
+    else:
+        place[key] = value
+    try:
+        path.write_text(json.dumps(content[0]))
+        for act in (
+            lambda: open_session(TrainConfig(out_dir="runs/base")),
+            lambda: open_session(TrainConfig(out_dir="runs/base", resume_from_step=25, until_step=26)),
+            lambda: summary(Path("runs/base")),
+            lambda: check_run(RunFolder(Path("runs/base"))),
+        ):
+            with contextlib.suppress(PositronError):
+                act()
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.binary(max_size=40) | st.lists(JSON, max_size=3).map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()))
+def test_L4_no_bytes_make_the_reader_of_a_log_fail_in_any_other_way(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(data)
+    run = RunFolder(tmp_path)
+    with contextlib.suppress(PositronError):
+        assert all(type(row["step"]) is int for row in run.metrics())
+        run.rewind(1, keep_lines=True)
+        assert all(row["step"] <= 1 for row in run.metrics())
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "training"])
 def test_L4_a_link_out_of_the_folder_is_not_followed(step: Path, tmp_path: Path, name: str) -> None:
     os.rename(step / name, tmp_path / "elsewhere")
@@ -175,7 +223,8 @@ def test_L4_a_link_out_of_the_folder_is_not_followed(step: Path, tmp_path: Path,
         open_checkpoint(step)
 
 
-@pytest.mark.parametrize("content", ["3", '{"step": 3, "lo', '{"step": "x"}', "[]\n[]\n", "\ufeff{}\n{}\n", "[" * 10_000 + "\n{}\n"])
+@pytest.mark.parametrize("content", ["3", '{"step": 3, "lo', '{"step": "x"}', "[]\n[]\n", "\ufeff{}\n{}\n", "[" * 10_000 + "\n{}\n", "{}\n",
+                                     '{"step": 31, "elapsed_s": "x"}\n'])  # fmt: skip
 def test_L4_a_damaged_log_is_a_sentence_and_never_a_crash(workshop: Path, content: str) -> None:
     with open("runs/base/metrics.jsonl", "a", encoding="utf-8") as log:
         log.write(content)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from faults.harness import steps_again
 from tiny_runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
 
-from positron_mini import announce, files
+from positron_mini import announce, files, trainer
 from positron_mini.checkpoint import open_checkpoint
 from positron_mini.model import GPT
 from positron_mini.optim import Combined
@@ -74,7 +75,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("step", [1, 6])
 def test_T1_a_loss_that_is_not_finite_stops_with_code_3_and_evidence_and_the_last_checkpoint_goes_on(
-    bench: Path, monkeypatch: pytest.MonkeyPatch, value: float, step: int
+    bench: Path, monkeypatch: pytest.MonkeyPatch, value: float, step: int, record_property: Callable[[str, object], None]
 ) -> None:
     with monkeypatch.context() as patch:
         poison_steps(patch, step, value=value)
@@ -85,6 +86,7 @@ def test_T1_a_loss_that_is_not_finite_stops_with_code_3_and_evidence_and_the_las
     assert evidence["step"] == step and evidence["loss"] == f"{value:g}" and evidence["bad_weights"] == [] and evidence["bad_gradients"]
     assert RunFolder(CUT).steps() == ([4] if step > 4 else [])
     assert [row["step"] for row in timeless(CUT)] == list(range(1, step))
+    record_property("again", steps_again(CUT))
     assert train(CUT).code == 0
     assert_same_run(BASE, CUT)
 
@@ -153,24 +155,28 @@ def test_T2_above_a_limit_of_ones_own_it_stops_or_is_skipped(bench: Path, monkey
 # --- T3: memory -------------------------------------------------------------------------------------------------------------------------
 
 
-def memory_for(rows: int, text: str, from_step: int = 0) -> Callable[..., Any]:
-    """A loss that needs more memory than there is for more than `rows` rows, from this update on."""
-    real, count = GPT.loss, [0]
+def give_memory_for(patch: pytest.MonkeyPatch, rows: int, text: str, from_step: int = 0) -> None:
+    """From this update on, a loss, by whatever way, needs more memory than there is for more than `rows` rows."""
+    count = [0]
 
-    def loss(self: GPT, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        count[0] += 1
-        if len(ids) > rows and count[0] > from_step:
-            raise RuntimeError(text)
-        return real(self, ids, *rest)
+    def guarded(real: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def loss(*parts: Any) -> Any:
+            count[0] += 1
+            if len(parts[place]) > rows and count[0] > from_step:
+                raise RuntimeError(text)
+            return real(*parts)
 
-    return loss
+        return loss
+
+    patch.setattr(GPT, "loss", guarded(GPT.loss, 1))  # (model, ids, ...)
+    patch.setattr(trainer, "chunked_loss", guarded(trainer.chunked_loss, 2))  # (model, hidden, ids, ...)
 
 
 @pytest.mark.parametrize("device", TEXTS)
 def test_T3_a_first_step_that_does_not_fit_is_computed_in_halves_with_the_same_tokens_and_loss(
     bench: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr(GPT, "loss", memory_for(3, TEXTS[device]))
+    give_memory_for(monkeypatch, 3, TEXTS[device])
     result = train(CUT, "--short_steps", "0")
     assert result.code == 0, result.err
     assert "out of memory with 8 rows at once; going on with 4" in result.err and "with 4 rows at once; going on with 2" in result.err
@@ -186,7 +192,7 @@ def test_T3_a_first_step_that_does_not_fit_is_computed_in_halves_with_the_same_t
 
 
 def test_T3_a_run_that_began_with_a_smaller_micro_batch_goes_on_with_it_exactly(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GPT, "loss", memory_for(5, TEXTS["cpu"]))
+    give_memory_for(monkeypatch, 5, TEXTS["cpu"])
     assert train(CUT, "--short_steps", "0").code == 0
     other = Path("runs/other/run")
     assert train(other, "--short_steps", "0", "--until_step", "5").code == 0
@@ -196,12 +202,13 @@ def test_T3_a_run_that_began_with_a_smaller_micro_batch_goes_on_with_it_exactly(
 
 @pytest.mark.parametrize("device", TEXTS)
 def test_T3_a_later_step_that_does_not_fit_stops_with_code_5_and_the_last_step_saved(
-    bench: Path, monkeypatch: pytest.MonkeyPatch, device: str
+    bench: Path, monkeypatch: pytest.MonkeyPatch, device: str, record_property: Callable[[str, object], None]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(GPT, "loss", memory_for(0, TEXTS[device], from_step=6))
+        give_memory_for(patch, 0, TEXTS[device], from_step=6)
         result = train(CUT, "--short_steps", "0")
     assert result.code == 5 and "out of memory at step 7" in result.sentence and "--micro_batch 4" in result.hint
+    record_property("again", steps_again(CUT))
     assert RunFolder(CUT).steps() == [4, 6] and lines_of(CUT / "metrics.jsonl")[-1]["step"] == 6
     other = Path("runs/other/run")
     assert train(CUT, "--short_steps", "0").code == 0 == train(other, "--short_steps", "0").code
@@ -227,7 +234,7 @@ def test_T3_memory_that_ends_inside_an_update_saves_nothing_half_made(bench: Pat
 
 def test_T3_a_single_row_that_does_not_fit_is_refused_with_nothing_written(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(GPT, "loss", memory_for(0, TEXTS["cuda"]))
+    give_memory_for(monkeypatch, 0, TEXTS["cuda"])
     before = listing(bench)
     result = train(CUT)
     assert result.code == 5 and "a single row of 64 tokens" in result.sentence and "--context_len" in result.hint

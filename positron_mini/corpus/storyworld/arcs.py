@@ -71,7 +71,7 @@ def helper(t: Teller, hero: str) -> str:
 
 def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) -> None:
     """The helper asks what is wrong, the hero tells, the helper has a kind word."""
-    if t.coin(0.3):
+    if t.coin(0.15):
         t.tell("ask_wrong", A=friend, B=hero)
     t.tell(tell_event, A=hero, B=friend, **roles)
     if t.coin(0.2):
@@ -81,7 +81,7 @@ def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) ->
 def thanks(t: Teller, hero: str, friend: str) -> None:
     """The hero thanks the friend, who may answer."""
     t.tell("thank", A=hero, B=friend)
-    if t.coin(0.2):
+    if t.coin(0.1):
         t.tell("welcome", A=friend, B=hero)
 
 
@@ -234,7 +234,7 @@ def guilt(t: Teller, hero: str) -> None:
         t.tell("guilt", A=hero, O=noun)
     t.paragraph()
     t.tell("come_back", A=friend)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("ask_thing", A=friend, B=hero, O=noun)
     t.tell("confess", A=hero, B=friend, O=noun)
     t.tell("forgive", A=friend, B=hero)

@@ -17,7 +17,7 @@ from positron_mini.corpus.storyworld.arcs import (
     treasure,
     wish,
 )
-from positron_mini.corpus.storyworld.cast import elder, someone, spot, thing
+from positron_mini.corpus.storyworld.cast import FAMILY, NEIGHBORS, elder, someone, spot, thing
 from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.teller import Teller
 
@@ -26,7 +26,7 @@ def friend_of(t: Teller, hero: str) -> str:
     """The name of a friend who comes along."""
     name, kind = someone(t)
     t.tell(("meet", "friend_comes")[t.one_of(2)], A=name, A_kind=kind, B=hero)
-    if t.coin(0.4):
+    if t.coin(0.2):
         t.tell("hello", A=name, B=hero)
     return name
 
@@ -69,9 +69,8 @@ def lonely(t: Teller, hero: str) -> None:
     if noun:
         t.tell("rolls", A=hero, B=other, O=noun)
         t.tell("give_back", A=other, B=hero, O=noun)
-    first, second = ((hero, other), (other, hero))[t.one_of(2)]
-    t.tell("invite", A=first, B=second)
-    t.tell("accept", A=second, B=first)
+    t.tell("invite", A=other, B=hero)
+    t.tell("accept", A=hero, B=other)
     t.paragraph()
     t.tell("play_pair")
     if t.coin(0.3):
@@ -147,7 +146,7 @@ def astray(t: Teller, hero: str) -> None:
     t.tell("crying_small", A=small, A_kind=kind, B=hero)
     console(t, small, hero, "tell_astray")
     t.tell("offer_guide", A=hero, B=small)
-    if t.coin(0.35):
+    if t.coin(0.2):
         t.tell("clue", A=small)
     t.paragraph()
     for _ in range(1 + t.one_of(2)):
@@ -163,7 +162,7 @@ def hiding(t: Teller, hero: str) -> None:
     """A game of hide-and-seek."""
     set_out(t, hero)
     friend = friend_of(t, hero)
-    seeker, hider = ((hero, friend), (friend, hero))[t.one_of(2)]
+    seeker, hider = hero, friend
     t.tell("start_hide", A=seeker, B=hider)
     t.tell("count", A=seeker)
     t.paragraph()
@@ -180,14 +179,14 @@ def hiding(t: Teller, hero: str) -> None:
 def cook(t: Teller, hero: str) -> None:
     """Something is missing in the kitchen, and a neighbour has it."""
     t.paragraph()
-    first = elder(t)
+    first = elder(t, *FAMILY)
     t.tell("elder_comes", A=first, B=hero)
     t.tell("cook", A=hero, B=first)
     food = t.choose(lexicon().foods)
     t.tell("missing", A=hero, F=food)
     t.tell("send", A=first, B=hero, F=food)
     t.paragraph()
-    neighbor = elder(t)
+    neighbor = elder(t, *NEIGHBORS)
     t.tell("neighbor", A=neighbor, B=hero, C=first)
     t.tell("fetch_ask", A=hero, B=neighbor, F=food)
     t.tell("fetch_give", A=neighbor, B=hero, F=food)

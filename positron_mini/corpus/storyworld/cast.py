@@ -7,6 +7,8 @@ from positron_mini.corpus.storyworld.teller import Teller, without
 
 HERO_GROUPS = ("boy", "girl", "animal", "robot")
 HERO_WEIGHTS = (3.0, 3.0, 5.0, 1.0)
+FAMILY = ("grandfather", "grandmother", "father", "mother")
+NEIGHBORS = ("uncle", "aunt", "farmer", "baker", "captain", "doctor")
 
 
 def someone(t: Teller, groups: tuple[str, ...] = HERO_GROUPS, weights: tuple[float, ...] = HERO_WEIGHTS) -> tuple[str, str]:
@@ -19,9 +21,10 @@ def someone(t: Teller, groups: tuple[str, ...] = HERO_GROUPS, weights: tuple[flo
     return name, lexicon().people[name].kind or t.choose(without(lexicon().kinds, *taken))
 
 
-def elder(t: Teller) -> str:
-    """The name of a grown-up who is not in the story yet."""
-    return t.choose(unlike(t, lexicon().names["elder"]))
+def elder(t: Teller, *kinds: str) -> str:
+    """The name of a grown-up who is not in the story yet, of one of the kinds if any is given."""
+    names = unlike(t, lexicon().names["elder"])
+    return t.choose([name for name in names if not kinds or lexicon().people[name].kind in kinds])
 
 
 def unlike(t: Teller, names: tuple[str, ...]) -> list[str]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from positron_mini.corpus.storyworld.grammar import mark_articles
-from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.reading import Reading, readings_at
-from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, Contradiction, Rule, State, apply
+from positron_mini.corpus.storyworld.world import CHARACTERS, Contradiction, Rule, State, apply
 
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
 DEFAULTS = {"O": "thing", "F": "missing", "X": "fear", "K": "chore"}  # what an unnamed role of an event stands for
@@ -100,9 +99,6 @@ def resolve(reading: Reading, state: State, fresh: bool) -> dict[str, str]:
             raise Contradiction(f"{rule.name}: nobody whom {roles['A.pronoun']} could mean")
     for role in sorted(_letters(rule) - set(roles) - rule.new):
         roles[role] = _unsaid(role, roles, state)
-    for role in OBJECTS:
-        if f"{role}.use" in roles and roles.get(role) and lexicon().things[roles[role]].use != roles[f"{role}.use"]:
-            raise Contradiction(f"{rule.name}: one cannot {roles[f'{role}.use']} a {roles[role]}")
     return {role: value for role, value in roles.items() if value}
 
 

@@ -166,8 +166,6 @@ class Reteller(Teller):
             return lexicon().people[value].pronoun
         if aspect == "kind":
             return self.state.cast[value].kind if value in self.state.cast else ""
-        if aspect == "use":
-            return lexicon().things[value].use
         return self.state.things.get(value, "")
 
 

@@ -25,10 +25,9 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object noun: what one does with it and which troubles it can have."""
+    """An object noun and which troubles it can have."""
 
     noun: str
-    use: str
     marks: frozenset[str]
 
 
@@ -91,9 +90,8 @@ def _read_people(sections: dict[str, list[str]]) -> dict[str, Person]:
 def _read_things(lines: list[str]) -> dict[str, Thing]:
     things = {}
     for line in lines:
-        noun, _, rest = line.partition(": ")
-        use, _, marks = rest.partition(" / ")
-        things[noun] = Thing(noun, use, frozenset(marks.split()) - {"-"})
+        noun, _, marks = line.partition(" / ")
+        things[noun] = Thing(noun, frozenset(marks.split()) - {"-"})
     return things
 
 

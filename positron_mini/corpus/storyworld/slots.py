@@ -13,7 +13,7 @@ from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.world import CHARACTERS, HIM, HIS, OBJECTS, PLACES, State
 
 NAME, PRONOUN, KIND = 0, 1, 2
-WEIGHTS = (5.0, 6.0, 0.5)  # of name, pronoun, "the fox"
+WEIGHTS = (5.0, 6.0, 0.25)  # of name, pronoun, "the fox"
 _NAME = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)?")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 Found = tuple[int, Bindings, tuple[Choice, ...]]
@@ -111,10 +111,6 @@ def _read_pronoun(
 
 
 def _read_thing(role: str, form: str, text: str, position: int, bindings: Bindings) -> Iterator[Found]:
-    if form == "use":
-        for word in _words_at(text, position):
-            yield from _yield(position + len(word), bindings, [(f"{role}.use", word)])
-        return
     for first in _words_at(text, position):
         end = position + len(first)
         if form == "" and first in lexicon().things:

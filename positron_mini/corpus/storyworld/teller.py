@@ -14,7 +14,6 @@ from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, pair_ways, say_
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, PLACES, State, apply
 
 
-
 @dataclass(slots=True)
 class Told:
     """One event as it was told: its name, its roles and its words."""
@@ -147,8 +146,6 @@ class Teller:
 
     def _thing(self, role: str, form: str, noun: str) -> str:
         adjective = self._roles.get(f"{role}.adjective") or self.state.things.get(noun, "")
-        if form == "use":
-            return lexicon().things[noun].use
         return f"{adjective} {noun}" if form == "full" else noun
 
     def fresh(self) -> bool:

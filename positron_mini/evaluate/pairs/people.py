@@ -110,15 +110,15 @@ OWN_FRAMES = (
 WORN = ("hat", "shoes", "coat", "boots", "socks", "scarf", "bag", "shirt", "gloves")
 BODY_FRAMES = (
     "{a} closed _ eyes and went to sleep.", "{a} opened _ eyes and saw the {t}.", "{a} washed _ hands at the {p}.",
-    "{a} clapped _ hands and laughed.", "{a} shook _ head and said no to the {t}.", "{a} nodded _ head and took the {t}.",
-    "{a} went to the {p} with _ mom.", "{a} played at the {p} with _ friends.", "{a} asked _ dad for a {t}.",
+    "{a} clapped _ hands and laughed at the {t}.", "{a} shook _ head and said no to the {t}.", "{a} nodded _ head and took the {t}.",
+    "{a} went to the {p} with _ mom and a {t}.", "{a} played at the {p} with _ friends.", "{a} asked _ dad for a {t}.",
     "{a} wanted to show _ mom the {t}.", "{a} said goodbye to _ friends at the {p}.", "{a} ate _ lunch at the {p}.",
     "{a} went back to _ room with the {t}.", "{a} loved _ grandma and gave her a {t}.", "{a} played with the {t} in _ room.",
 )  # fmt: skip
 SHARED_FRAMES = (
     "{a} closed _ eyes and thought of the {t}.", "{a} opened _ eyes and saw the {t}.", "{a} washed _ hands at the {p}.",
-    "{a} clapped _ hands at the {p}.", "{a} put on _ {w} and went out.", "{a} went to the {p} with _ mom.", "{a} rubbed _ eyes at the {p}.",
-    "{a} took off _ {w} at the door.", "{a} raised _ hands and asked for the {t}.",
+    "{a} clapped _ hands at the {p}.", "{a} put on _ {w} and went out.", "{a} went to the {p} with _ mom and a {t}.",
+    "{a} rubbed _ eyes at the {p}.", "{a} took off _ {w} at the door.", "{a} raised _ hands and asked for the {t}.",
 )  # fmt: skip
 MINE = (
     "lost _ {w} at the {p}", "found _ {w} under the bed", "put _ {w} in the bag", "forgot _ {w} at the {p}", "broke _ {t} in the garden",

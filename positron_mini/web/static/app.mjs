@@ -20,6 +20,14 @@ const GROUPS = [
 const PANELS = GROUPS.flatMap(([, panels]) => panels);
 const opened = () => PANELS.find((panel) => panel.about.id === location.hash.slice(1)) ?? chat;
 
+/** `positron lab --api_key K` opens the page with the key after the #, which no server sees; it is taken out of the address at once. */
+function takeKey() {
+  const given = location.hash.match(/^#api_key=(.+)$/);
+  if (!given) return;
+  setKey(decodeURIComponent(given[1]));
+  history.replaceState(null, "", location.pathname);
+}
+
 function App() {
   const [panel, setPanel] = useState(opened);
   const [models, setModels] = useState(null);
@@ -40,7 +48,10 @@ function App() {
   }, []);
   useEffect(() => {
     document.title = `${panel.about.name} · Positron Mini lab`;
-    document.querySelector("nav [aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
+    // by hand, for scrollIntoView would also move the place from which the Tab key goes on
+    const link = document.querySelector("nav [aria-current]").getBoundingClientRect();
+    const list = document.querySelector("nav");
+    list.scrollLeft += link.left + link.width / 2 - list.clientWidth / 2;
   }, [panel]);
 
   const checkpoint = models?.find((one) => one.id === chosen) ?? models?.[0] ?? null;
@@ -108,4 +119,5 @@ function KeyForm({ retry }) {
   </form>`;
 }
 
+takeKey();
 render(html`<${App} />`, document.getElementById("app"));

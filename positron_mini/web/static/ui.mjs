@@ -133,7 +133,7 @@ export function NumberField({ name, value, min, max, hint, onChange }) {
 
 export function Select({ name, value, options, onChange, hideName = false }) {
   return html`<label class="field"><span class=${hideName ? "unseen" : ""}>${name}</span>
-    <select value=${value} onChange=${(event) => onChange(event.currentTarget.value)}>
+    <select aria-label=${name} value=${value} onChange=${(event) => onChange(event.currentTarget.value)}>
       ${options.map((option) => html`<option value=${option.value} selected=${option.value === value}>${option.name}</option>`)}
     </select>
   </label>`;
@@ -224,6 +224,7 @@ export function TokenLine({ name, tokens, at, pick, look, className = "" }) {
   return html`<div class=${`tokens ${className}`} role="group" aria-label=${name} ref=${line} onKeyDown=${move}>
     ${tokens.map((token, i) => {
       const { content = spelled(token), kind = "", ...rest } = look(token, i);
+      if (typeof content === "string" && !content.trim()) rest["aria-label"] ??= label(token); // blanks alone are no name
       return html`<button type="button" key=${i} class=${`token is-${token.kind} ${kind}`} aria-pressed=${i === at} tabindex=${i === stop ? 0 : -1}
         onFocus=${() => pick(i)} onClick=${() => pick(i)} ...${rest}>${content}</button>${token.text?.includes("\n") && html`<br />`}`;
     })}

@@ -3,7 +3,7 @@
 import { call, floats } from "../api.mjs";
 import { distribution, draw, largest, softmax } from "../sampling.mjs";
 import {
-  Button, Card, Note, Panel, SAMPLING, SamplingControls, TextArea, html, label, percent, spelled, useEffect, useMemo, useRef, useState, useStored, whole,
+  Button, Card, Choice, Note, Panel, SAMPLING, SamplingControls, TextArea, html, label, percent, spelled, useEffect, useMemo, useRef, useState, useStored, whole,
 } from "../ui.mjs";
 
 export const about = {
@@ -14,12 +14,18 @@ export const about = {
 };
 
 const SHOWN = 20;
+const READ_AS = [
+  { value: false, name: "as a text" },
+  { value: true, name: "as a question" },
+];
 const ROOT = "0";
 
 export function View({ lab }) {
   const { model } = lab;
   const [prompt, setPrompt] = useStored("positron.prompt", "Once upon a time, there was a little");
   const [settings, setSettings] = useStored("positron.next", SAMPLING);
+  const [wanted, setWanted] = useStored("positron.asked", false);
+  const as_question = wanted && model.is_chat;
   const [tree, setTree] = useState({ [ROOT]: { children: [] } });
   const [at, setAt] = useState(ROOT);
   const [step, setStep] = useState({ data: null, error: null, busy: false });
@@ -30,7 +36,7 @@ export function View({ lab }) {
   const ended = then.length > 0 && model.end_ids.includes(then.at(-1));
 
   // a new text or another model is a new tree
-  const start = JSON.stringify([model.id, prompt]);
+  const start = JSON.stringify([model.id, prompt, as_question]);
   const grownFrom = useRef(start);
   useEffect(() => {
     if (grownFrom.current !== start) {
@@ -46,7 +52,7 @@ export function View({ lab }) {
     setStep((old) => ({ ...old, busy: true }));
     const ask = async () => {
       try {
-        const data = await call("/lab/api/next", { model: model.id, text: prompt, then, top: 200 }, abort.signal);
+        const data = await call("/lab/api/next", { model: model.id, text: prompt, then, top: 200, as_question }, abort.signal);
         const logits = floats(data.logits);
         for (const id of model.banned_ids) logits[id] = -Infinity; // the sampler never draws these
         setStep({ data: { ...data, logits, at, start }, error: null, busy: false });
@@ -74,13 +80,23 @@ export function View({ lab }) {
   };
 
   useEffect(() => {
-    if (pending === 0 || !bars) return;
-    setPending(ended ? 0 : pending - 1);
-    if (ended) return;
+    if (ended) setPending(0);
+    if (pending === 0 || !bars || ended) return undefined;
+    let current = true;
     const id = draw(bars.drawn, Math.random());
-    const token = data.candidates.find((one) => one.id === id);
-    if (token) choose(id, token);
-    else call("/lab/api/pieces", { model: model.id, ids: [id] }).then((answer) => choose(id, answer.tokens[0]), () => setPending(0));
+    const known = data.candidates.find((one) => one.id === id);
+    const named = known ? Promise.resolve(known) : call("/lab/api/pieces", { model: model.id, ids: [id] }).then((answer) => answer.tokens[0]);
+    named.then(
+      (token) => {
+        if (!current) return;
+        setPending(pending - 1);
+        choose(id, token);
+      },
+      () => current && setPending(0),
+    );
+    return () => {
+      current = false;
+    };
   }, [bars, pending]);
 
   const go = (key) => {
@@ -97,6 +113,7 @@ export function View({ lab }) {
         <${Button} disabled=${ended} onClick=${() => setPending(10)}>Draw ten<//>
         <${Button} disabled=${at === ROOT} onClick=${() => go(tree[at].parent)}>Back<//>
         <${Button} disabled=${at === ROOT} onClick=${() => go(ROOT)}>To the beginning<//>
+        ${model.is_chat && html`<${Choice} name="How the model reads the beginning" value=${as_question} options=${READ_AS} onChange=${setWanted} />`}
       </div>
     <//>
     <${Note} error=${step.error} />
@@ -109,7 +126,7 @@ export function View({ lab }) {
       <//>
       <div>
         <${Card} title="The story so far" aside=${path.length > 0 && html`<span>the model itself writes this once in ${odds(chance)}</span>`}>
-          <p class="prose" aria-label="The story so far" aria-live="polite"><span class="given">${prompt}</span>${path.map(
+          <p class="prose" aria-label="The story so far" aria-live="polite"><span class="given">${as_question ? `${prompt}\n` : prompt}</span>${path.map(
             (key) => html`<span class="written">${model.end_ids.includes(tree[key].token.id) ? " ■" : spelled(tree[key].token)}</span>`,
           )}<span class="caret" aria-hidden="true"></span></p>
         <//>

@@ -76,8 +76,21 @@ function useLogs(name, logs = LOGS) {
   return rows;
 }
 
+/** The rows of a curve that ships with the package; none while there is no `name`. */
+function useReference(name) {
+  const [rows, setRows] = useState(null);
+  useEffect(() => {
+    setRows(null);
+    const abort = new AbortController();
+    if (name) call(`/lab/api/references/${encodeURIComponent(name)}`, undefined, abort.signal).then((answer) => setRows(answer.rows), () => {});
+    return () => abort.abort();
+  }, [name]);
+  return rows;
+}
+
 function Run({ run, runs, choose }) {
   const { metrics = [], samples = [], skills = [] } = useLogs(run.name);
+  const [references, setReferences] = useState([]);
   const last = metrics.at(-1);
   const scored = metrics.filter((row) => row.val_bpb !== undefined).at(-1);
   const left = run.horizon && last && run.batch_tokens ? ((run.horizon - last.step) * run.batch_tokens) / last.tok_per_s : null;
@@ -95,38 +108,46 @@ function Run({ run, runs, choose }) {
       <${Stat} name="Time" value=${last ? duration(last.elapsed_s) : "–"} unit=${run.is_training && left > 0 ? `about ${duration(left)} left` : ""} />
     </div>
     ${run.horizon && last && html`<progress max=${run.horizon} value=${last.step} aria-label="Progress"></progress>`}
-    <${Curves} run=${run} runs=${runs} metrics=${metrics} />
-    <${Checks} run=${run} step=${last?.step} />
+    <${Curves} run=${run} runs=${runs} metrics=${metrics} references=${references} />
+    <${Checks} run=${run} step=${last?.step} onReferences=${setReferences} />
     <${Samples} samples=${samples} />
     <${Skills} skills=${skills} />`;
 }
 
 // --- curves -----------------------------------------------------------------------------------------------------------------------------
 
-function Curves({ run, runs, metrics }) {
+const SHIPPED = "shipped/"; // no run's name has a slash
+
+function Curves({ run, runs, metrics, references }) {
   const [log, setLog] = useState(false);
   const [other, setOther] = useState("");
-  const rival = useLogs(other, ["metrics"]).metrics;
+  const shipped = other.startsWith(SHIPPED) ? other.slice(SHIPPED.length) : "";
+  const logged = useLogs(shipped ? "" : other, ["metrics"]).metrics;
+  const reference = useReference(shipped);
+  const rival = shipped ? reference : logged;
   const columns = useMemo(() => {
     const x = metrics.map((row) => row.step);
     const of = (name) => metrics.map((row) => row[name] ?? null);
     return { x, loss: of("loss"), val: of("val_loss"), speed: of("tok_per_s"), norm: of("grad_norm"), lr: of("lr") };
   }, [metrics]);
-  const both = useMemo(() => (other && rival ? merged(metrics, rival) : null), [metrics, rival, other]);
+  const both = useMemo(() => (other && rival ? merged(metrics, rival, run.batch_tokens) : null), [metrics, rival, other]);
   const loss = [
     { name: "training", values: both ? both.loss : columns.loss, hue: "blue" },
     { name: "validation", values: both ? both.val : columns.val, hue: "orange", points: true, width: 2 },
-    ...(both ? [{ name: other, values: both.rival, hue: "grey", dash: [6, 4] }] : []),
+    ...(both ? [{ name: shipped || other, values: both.rival, hue: "grey", dash: [6, 4] }] : []),
   ];
   if (metrics.length === 0) return html`<${Card} title="Loss"><p class="hint">The first step has not been reported yet.</p><//>`;
   const [first, last] = [metrics[0], metrics.at(-1)];
-  const others = runs.filter((one) => one.name !== run.name).map((one) => ({ value: one.name, name: one.name }));
+  const others = [
+    ...runs.filter((one) => one.name !== run.name).map((one) => ({ value: one.name, name: one.name })),
+    ...references.map((name) => ({ value: SHIPPED + name, name: `reference ${name}` })),
+  ];
   return html`<${Card} title="Loss" aside="nats per token">
       <${Chart} x=${both ? both.x : columns.x} series=${loss} log=${log} height=${260}
         summary=${`Loss from ${first.loss.toFixed(2)} at step ${first.step} to ${last.loss.toFixed(2)} at step ${last.step}`} />
       <div class="row">
         <${Choice} name="Steps" value=${log} options=${[{ value: false, name: "Even steps" }, { value: true, name: "Logarithmic" }]} onChange=${setLog} />
-        ${others.length > 0 && html`<${Select} name="Compare with" value=${other} options=${[{ value: "", name: "no other run" }, ...others]} onChange=${setOther} />`}
+        ${others.length > 0 && html`<${Select} name="Compare with" value=${other} options=${[{ value: "", name: "nothing" }, ...others]} onChange=${setOther} />`}
       </div>
     <//>
     <div class="columns">
@@ -141,10 +162,12 @@ function Curves({ run, runs, metrics }) {
     </div>`;
 }
 
-/** Two runs over the union of their steps. */
-function merged(rows, rival) {
-  const of = (list, name) => new Map(list.filter((row) => row[name] !== undefined).map((row) => [row.step, row[name]]));
-  const [loss, val, theirs] = [of(rows, "loss"), of(rows, "val_loss"), of(rival, "loss")];
+/** Two runs over the union of their steps; the other one's stand where this one had read as many tokens. */
+function merged(rows, rival, batchTokens) {
+  const at = (row) => (batchTokens ? Math.max(1, Math.round(row.tokens / batchTokens)) : row.step);
+  const of = (list, name, place) => new Map(list.filter((row) => row[name] !== undefined).map((row) => [place(row), row[name]]));
+  const own = (row) => row.step;
+  const [loss, val, theirs] = [of(rows, "loss", own), of(rows, "val_loss", own), of(rival, "loss", at)];
   const x = [...new Set([...loss.keys(), ...theirs.keys()])].sort((a, b) => a - b);
   const over = (map) => x.map((step) => map.get(step) ?? null);
   return { x, loss: over(loss), val: over(val), rival: over(theirs) };
@@ -152,20 +175,23 @@ function merged(rows, rival) {
 
 // --- is my curve normal? ----------------------------------------------------------------------------------------------------------------
 
-function Checks({ run, step }) {
-  const [answer, setAnswer] = useState({ checks: [], references: [] });
-  const [reference, setReference] = useState("");
+function Checks({ run, step, onReferences }) {
+  const [answer, setAnswer] = useState({ checks: [], references: [], reference: null });
+  const [wanted, setWanted] = useState(null); // null: the one that fits the run
   useEffect(() => {
     const abort = new AbortController();
-    const query = reference ? `?reference=${encodeURIComponent(reference)}` : "";
-    call(`/lab/api/runs/${encodeURIComponent(run.name)}/checks${query}`, undefined, abort.signal).then(setAnswer, () => {});
+    const query = wanted === null ? "" : `?reference=${encodeURIComponent(wanted)}`;
+    call(`/lab/api/runs/${encodeURIComponent(run.name)}/checks${query}`, undefined, abort.signal).then(
+      (found) => (setAnswer(found), onReferences(found.references)),
+      () => {},
+    );
     return () => abort.abort();
-  }, [run.name, reference, Math.floor((step ?? 0) / 5)]);
+  }, [run.name, wanted, Math.floor((step ?? 0) / 5)]);
   if (answer.checks.length === 0) return null;
-  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.web.curve.curve_checks</code>`}>
+  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.curve.curve_checks</code>`}>
     ${answer.references.length > 0 &&
-    html`<${Select} name="Held against" value=${reference} onChange=${setReference}
-      options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name }))]} />`}
+    html`<${Select} name="Held against" value=${answer.reference ?? ""} onChange=${setWanted}
+      options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name: `reference ${name}` }))]} />`}
     <ul class="checks">
       ${answer.checks.map(
         (check) => html`<li class=${check.ok === null ? "is-open" : check.ok ? "is-ok" : "is-odd"}>

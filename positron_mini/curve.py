@@ -12,12 +12,14 @@ from typing import Any
 
 from positron_mini import files
 
-# curves that ship with the package: NAME.jsonl, lines as in a run's metrics.jsonl
-REFERENCE_FOLDER = Path(__file__).parent.parent / "reference_curves"
+# curves that ship with the package: CORPUS-PRESET.json, {"run": where it is from, "rows": lines as in a run's metrics.jsonl}
+REFERENCE_FOLDER = Path(__file__).parent / "reference"
 FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
 SPIKE_NATS = 0.5
 MEMORISING = 0.15  # validation above training, as a share of the latter
 REFERENCE = 0.05  # another seed changes a curve less than this share of its loss
+FAR_OFF = 0.2  # above the reference at equal tokens: more than another time of cooling down explains
+CAUSES = "a learning rate that does not fit the batch, a text of another kind, a tokenizer of another text, damaged text"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,12 +42,48 @@ def curve_checks(rows: Rows, vocab_size: int, *, is_pretraining: bool, reference
 
 def reference_names() -> list[str]:
     """The names of the curves that ship with the package."""
-    return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.jsonl"))
+    return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.json"))
 
 
 def read_reference(name: str) -> Rows:
-    """The rows of a shipped curve; `name` is one of `reference_names()`."""
-    return files.read_lines(REFERENCE_FOLDER / f"{name}.jsonl")
+    """The rows {"tokens", "loss", "val_bpb"?} of a shipped curve; `name` is one of `reference_names()`."""
+    rows: Rows = files.read_json(REFERENCE_FOLDER / f"{name}.json")["rows"]
+    return rows
+
+
+def reference_name(config: str, dataset_path: str | None) -> str | None:
+    """The shipped curve of the same preset on the same corpus, which is told by the name of the text; None where there is none."""
+    stem = Path(dataset_path or "tinystories").stem.lower()
+    for name in reference_names():
+        corpus, _, shape = name.partition("-")
+        if shape.lower() == config.lower() and stem.startswith(corpus):
+            return name
+    return None
+
+
+def reference_for(config: str, dataset_path: str | None) -> Rows | None:
+    """The rows of the shipped curve that fits a run; None where there is none."""
+    name = reference_name(config, dataset_path)
+    return None if name is None else read_reference(name)
+
+
+def standing(reference: Rows, tokens: int, val_bpb: float) -> tuple[float, str] | None:
+    """What the reference had in bits per byte after so many tokens, and a warning where this run is far above it, else empty.
+
+    None beyond the ends of the reference.
+    """
+    scored = [row for row in reference if "val_bpb" in row]
+    if not scored or not int(scored[0]["tokens"]) <= tokens <= int(scored[-1]["tokens"]):
+        return None
+    at = bisect_left([int(row["tokens"]) for row in scored], tokens)
+    low, high = scored[max(at - 1, 0)], scored[at]
+    share = (tokens - low["tokens"]) / max(1, high["tokens"] - low["tokens"])
+    expected = float(low["val_bpb"] + share * (high["val_bpb"] - low["val_bpb"]))
+    if val_bpb <= (1 + FAR_OFF) * expected:
+        return expected, ""
+    return expected, (
+        f"warning: {val_bpb:.3f} bits per byte after {tokens:,} tokens; a run of ours had {expected:.3f} there. Likely causes: {CAUSES}"
+    )
 
 
 def _starts_at_chance(rows: Rows, vocab_size: int) -> Check:
@@ -101,10 +139,11 @@ def _follows(rows: Rows, reference: Rows) -> Check:
     """Whether the newest losses lie where the reference had them after as many tokens."""
     if not rows or not reference:
         return Check("reference", None, "There is nothing to hold against each other yet.")
-    tokens = int(rows[-1]["tokens"])
+    newest = rows[-5:]
+    tokens = round(fmean(int(row["tokens"]) for row in newest))
     if tokens < int(reference[0]["tokens"]) or tokens > int(reference[-1]["tokens"]):
         return Check("reference", None, f"The reference has no point at {tokens:,} tokens.")
-    expected, loss = _loss_at(reference, tokens), fmean(float(row["loss"]) for row in rows[-5:])
+    expected, loss = _loss_at(reference, tokens), fmean(float(row["loss"]) for row in newest)
     gap = loss / expected - 1
     return Check(
         "reference", gap <= REFERENCE, f"After {tokens:,} tokens the loss is {loss:.2f}; the reference had {expected:.2f} ({gap:+.0%})."
@@ -112,12 +151,15 @@ def _follows(rows: Rows, reference: Rows) -> Check:
 
 
 def _loss_at(reference: Rows, tokens: int) -> float:
-    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of five."""
-    at = max(1, bisect_left([int(row["tokens"]) for row in reference], tokens))
-    right = min(at, len(reference) - 1)
-    means = [fmean(float(row["loss"]) for row in reference[max(0, i - 4) : i + 1]) for i in (right - 1, right)] if right > 0 else []
-    if not means:
+    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of up to two on either side."""
+
+    def smooth(i: int) -> float:
+        reach = min(2, i, len(reference) - 1 - i)
+        return fmean(float(row["loss"]) for row in reference[i - reach : i + reach + 1])
+
+    right = min(max(1, bisect_left([int(row["tokens"]) for row in reference], tokens)), len(reference) - 1)
+    if right == 0:
         return float(reference[0]["loss"])
     low, high = (int(reference[i]["tokens"]) for i in (right - 1, right))
     share = (tokens - low) / max(1, high - low)
-    return means[0] + share * (means[1] - means[0])
+    return smooth(right - 1) + share * (smooth(right) - smooth(right - 1))

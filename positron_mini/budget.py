@@ -1,0 +1,254 @@
+"""A time budget becomes a plan: the preset, vocabulary, batch and steps that end with the best model after that many minutes.
+
+What a model reaches is foretold by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
+stories as a function of the weights of its blocks, N, and of the bytes of text it has read, D:
+
+    bits per byte = floor + (size / N)^alpha + (text / D)^beta
+
+Text that is read again counts less with each time. Sources: Hoffmann et al. 2022 (arXiv 2203.15556), Muennighoff et al. 2023 (2305.16264).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from positron_mini import device as devices
+from positron_mini.announce import measure_speed
+from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
+from positron_mini.corpus.files import list_files
+from positron_mini.errors import UsageError
+from positron_mini.model import GPT
+from positron_mini.plan import recorded_schedule
+from positron_mini.prepare import Prepared, default_tokenizer_path
+from positron_mini.runs import RunFolder, list_runs
+from positron_mini.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+# pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save
+VOCABULARY = {"PicoGPT": 2_048, "MicroGPT": 4_096, "TinyGPT": 4_096, "SmallGPT": 8_192, "BaseGPT": 16_000}
+STEP_S = 0.25  # a batch grows, in powers of two, as long as a step takes no longer
+MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2_048, 32_768
+TRAINING_SHARE = 0.85  # of the time that is spent on steps; the rest goes to validation, samples, skills, saving and start-up
+REUSE = 15.4  # readings of a text beyond which more are worth next to nothing (Muennighoff et al. 2023)
+MIN_CONTEXT_LEN = 512  # a story and a question about it, so that the model can be fine-tuned
+TRIAL_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Law:
+    """Bits per byte of held-out text by model and text size; see the head of this file."""
+
+    floor: float
+    size: float
+    alpha: float
+    text: float
+    beta: float
+
+    def bits_per_byte(self, block_parameters: float, text_bytes: float) -> float:
+        """What a model with so many weights in its blocks reaches after so many bytes of fresh text."""
+        return self.floor + math.pow(self.size / block_parameters, self.alpha) + math.pow(self.text / text_bytes, self.beta)
+
+
+# benchmarks/scaling_law.py fits it to the runs in docs/results/scaling-law.json
+TINYSTORIES = Law(floor=0.5, size=69_550, alpha=0.8088, text=698_980, beta=0.4362)
+
+
+def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
+    """The bytes of fresh text that are worth as much as reading `unique_bytes` until `read_bytes` are read."""
+    repeats = max(0.0, read_bytes / unique_bytes - 1)
+    return min(read_bytes, unique_bytes) + unique_bytes * REUSE * (1 - math.exp(-repeats / REUSE))
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Bytes of a story that one token stands for: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
+    return 4.15 - 0.57 * math.pow(2_048 / vocab_size, 0.9)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan for the time there is, and what it is expected to reach."""
+
+    config: str
+    shape: ModelConfig
+    tok_per_s: float
+    batch_tokens: int
+    steps: int
+    expected_bpb: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it reads."""
+        return self.steps * self.batch_tokens
+
+
+def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
+    """What training `shape` for so many seconds at that speed would be."""
+    batch = batch or batch_for(tok_per_s)
+    steps = max(1, int(seconds * TRAINING_SHARE * tok_per_s / batch))
+    read = steps * batch * bytes_per_token(shape.vocab_size)
+    expected = TINYSTORIES.bits_per_byte(shape.block_parameters, worth_of_text(read, text_bytes))
+    return Candidate(config, shape, tok_per_s, batch, steps, expected)
+
+
+def batch_for(tok_per_s: float) -> int:
+    """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short."""
+    size = 1 << int(math.log2(max(1.0, tok_per_s * STEP_S)))
+    return min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, size))
+
+
+def choose(
+    shapes: dict[str, ModelConfig], speed: Callable[[str], float], seconds: float, text_bytes: float, batch: int | None = None
+) -> Candidate:
+    """The candidate that is expected to end lowest. Only as many are measured as it takes: the smallest, then whichever leads.
+
+    The speed of one that has not been measured is taken from the nearest measured one, by operations a token.
+    """
+    measured: dict[str, float] = {}
+    name = min(shapes, key=lambda n: shapes[n].flops_per_token())
+    while True:
+        measured[name] = speed(name)
+        best = min(
+            (
+                candidate(other, shape, _guess(other, shapes, measured), seconds, text_bytes, batch)
+                for other, shape in shapes.items()
+            ),
+            key=lambda plan: plan.expected_bpb,
+        )
+        if best.config in measured:
+            return best
+        name = best.config
+
+
+def _guess(name: str, shapes: dict[str, ModelConfig], measured: dict[str, float]) -> float:
+    if name in measured:
+        return measured[name]
+    work = shapes[name].flops_per_token()
+    nearest = min(measured, key=lambda other: abs(math.log(shapes[other].flops_per_token() / work)))
+    return measured[nearest] * shapes[nearest].flops_per_token() / work
+
+
+# --- a run with a budget ----------------------------------------------------------------------------------------------------------------
+
+
+def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> TrainConfig:
+    """`config` with all that its budget decides filled in. A run that is there keeps what was decided when it began.
+
+    Errors: UsageError for a budget beside a number of steps.
+    """
+    if config.budget is None:
+        return config
+    if config.max_steps is not None:
+        raise UsageError("--budget and --max_steps both say where training ends", "give one of them")
+    run = existing_run(config, given)
+    if run is not None:
+        return replace(config, out_dir=str(run.path))
+    seconds = parse_duration(config.budget, "budget")
+    devices.set_threads(config.threads)
+    text_bytes = sum(path.stat().st_size for path in list_files(text)) if text.exists() else 1e9
+    shapes = dict(possible(config, given, text_bytes))
+    plan = choose(
+        shapes, lambda name: measured_speed(shapes[name], config.device, config.precision), seconds, text_bytes, config.batch_tokens
+    )
+    say(describe(config.budget, plan, text_bytes))
+    decided: dict[str, Any] = {
+        "config": plan.config,
+        "vocab_size": plan.shape.vocab_size,
+        "context_len": plan.shape.context_len,
+        "batch_tokens": plan.batch_tokens,
+        "max_steps": plan.steps,
+        "lr": default_lr(plan.batch_tokens),
+    }
+    return replace(config, **{name: value for name, value in decided.items() if name not in given})
+
+
+def existing_run(config: TrainConfig, given: frozenset[str]) -> RunFolder | None:
+    """The run that this command goes on with: that of --out_dir, else the newest one with a default name that began with a budget and
+    agrees with the flags that were given."""
+    if config.out_dir is not None:
+        run = RunFolder(Path(config.out_dir))
+        return run if run.read() is not None else None
+    for path in list_runs():
+        recorded = (RunFolder(path).read() or {}).get("config", {})
+        is_alike = all(recorded.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
+        if path.name.endswith("-v1-base") and recorded.get("budget") is not None and is_alike:
+            return RunFolder(path)
+    return None
+
+
+def measured_speed(shape: ModelConfig, device: str = "auto", precision: str = "auto") -> float:
+    """Tokens a second that training a model of this shape would make on this machine, from a moment of it."""
+    choice = devices.choose(devices.this_machine(), device, precision)
+    model = GPT(shape).init_weights(0).to(devices.torch_device(choice.device))
+    return measure_speed(model, choice.device, choice.precision, rows=TRIAL_ROWS, compiled=True)
+
+
+def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
+    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
+    return shape.block_parameters <= text_bytes
+
+
+def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> Iterator[tuple[str, ModelConfig]]:
+    """The shapes to choose from: every preset with its vocabulary here that the text is long enough for, or the one that was named.
+
+    A named tokenizer file decides too.
+    """
+    names = [name for name, known in PRESETS.items() if "config" not in given or known == preset(config.config)]
+    for name in names:
+        path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(VOCABULARY[name])
+        vocab = config.vocab_size or VOCABULARY[name]
+        if path.is_file():
+            vocab = Tokenizer.load(path).vocab_size
+        context_len = config.context_len or max(MIN_CONTEXT_LEN, PRESETS[name].context_len)
+        shape = model_config(replace(config, config=name, context_len=context_len), vocab)
+        if name == names[0] or fits_text(shape, text_bytes):
+            yield name, shape
+
+
+def describe(budget: str, plan: Candidate, text_bytes: float) -> str:
+    """The plan in words."""
+    readings = plan.tokens * bytes_per_token(plan.shape.vocab_size) / text_bytes
+    return (
+        f"budget     {budget}: {plan.config} with {plan.shape.vocab_size:,} pieces, about {plan.steps:,} steps of {plan.batch_tokens:,} "
+        f"tokens; the text is read {readings:.1f} times"
+    )
+
+
+def expectation(
+    recorded: dict[str, Any] | None, shape: ModelConfig, horizon: int | None, step_tokens: int, prepared: Prepared
+) -> tuple[float, str]:
+    """Bits per byte that a run is expected to end with, as it was said when the run began, and the line that says so."""
+    size = bytes_per_token(shape.vocab_size)
+    worth = worth_of_text((horizon or 0) * step_tokens * size, prepared.train.count * size)
+    found = recorded.get("expected_bpb") if recorded is not None else None
+    bits = found if isinstance(found, float) else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
+    return bits, f"expected   {bits:.2f} bits per byte at the end, for stories like TinyStories; other texts end elsewhere"
+
+
+def longer_horizon(run: RunFolder, recorded: dict[str, Any], budget_s: float) -> int | None:
+    """The horizon for a run whose cool-down has begun and whose budget is now larger, by the speed of its log; None for other runs, whose
+    horizon the pacer moves."""
+    rows, before = run.metrics(), recorded["config"].get("budget")
+    cooldown_start = recorded_schedule(recorded["events"]).cooldown_start
+    if before is None or parse_duration(before, "budget") >= budget_s or cooldown_start is None:
+        return None
+    if not rows or rows[-1]["step"] <= cooldown_start or len(rows) < 2:
+        return None
+    first, last = rows[len(rows) // 4], rows[-1]  # without the start-up
+    steps_per_s = (last["step"] - first["step"]) / max(last["elapsed_s"] - first["elapsed_s"], 1e-9)
+    start = next((row for row in reversed(rows) if row["step"] <= cooldown_start), first)
+    wanted = start["step"] + int((budget_s - start["elapsed_s"]) * steps_per_s)
+    planned = recorded_schedule(recorded["events"]).horizon or 0
+    return max(int(wanted), planned + 1)
+
+
+def reached(expected_bpb: float, bpb: float, budget_s: float, elapsed_s: float) -> str:
+    """What came of the plan, in a line."""
+    off = elapsed_s / budget_s - 1
+    return (
+        f"budget     expected {expected_bpb:.2f}, reached {bpb:.2f} bits per byte; {elapsed_s / 60:.1f} of {budget_s / 60:g} minutes "
+        f"({off:+.1%})"
+    )

@@ -1,0 +1,62 @@
+"""The loss of `GPT.loss` without all its logits in memory: a few hundred rows at a time, gradients made on the way.
+
+For a vocabulary of 16,000 the logits are the largest tensor of training, and cross-entropy needs three of them. Here a chunk of rows is
+multiplied with the head, turned into probabilities and into its share of both gradients before the next one begins, while it lies in the
+cache. Rows that predict nothing are left out: in fine-tuning that is most of them. Source of the idea: Wijmans et al. 2024 (arXiv
+2411.09009), there as a GPU kernel.
+
+Shapes: N rows, C = n_embd, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from positron_mini.model import GPT, IGNORED
+
+CHUNK_NUMBERS = 8 << 20  # logits at once, 32 MB: smaller chunks touch the head's gradient too often, larger ones leave the cache
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of -ln softmax(hidden @ weight')[target], and its gradients, one chunk of logits at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """The sum, in nats, for `hidden` (N, C), `weight` (V, C) and `targets` (N,), all different from IGNORED."""
+        wants_gradients = any(ctx.needs_input_grad)
+        total = hidden.new_zeros(())
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if wants_gradients else None
+        size = max(1, CHUNK_NUMBERS // len(weight))
+        for first in range(0, len(hidden), size):
+            rows, wanted = hidden[first : first + size], targets[first : first + size, None]  # (n, C), (n, 1)
+            logprobs = torch.log_softmax(rows @ weight.t(), dim=-1)  # (n, V)
+            total -= logprobs.gather(1, wanted).sum()
+            if d_weight is not None:
+                error = logprobs.exp_()  # the gradient of the logits: probabilities, minus 1 at the target
+                error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
+                torch.mm(error, weight, out=d_hidden[first : first + size])
+                d_weight.addmm_(error.t(), rows)
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of `hidden` and `weight`, made in the forward pass, times that of the sum."""
+        (scale,) = upstream
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden.mul_(scale), d_weight.mul_(scale), None
+
+
+def chunked_loss(model: GPT, hidden: Callable[..., Tensor], ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+    """What `model.loss` returns. `hidden` is `model.hidden`, or the same compiled."""
+    stream = hidden(ids, segments=segments).view(-1, model.config.n_embd)  # (N, C)
+    flat = targets.reshape(-1)
+    trained = (flat != IGNORED).nonzero().flatten()
+    if len(trained) < len(flat):
+        stream, flat = stream[trained], flat[trained]
+    loss: Tensor = ChunkedCrossEntropy.apply(stream, model.model.embed_tokens.weight, flat)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,73 @@
+"""`positron completion bash|zsh|fish`: a script that completes commands and flags, to be read by that shell."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from positron_mini.cli.flags import parse
+
+BASH = """_positron() {{
+  local words
+  if [ "$COMP_CWORD" -eq 1 ]; then words="{commands}"
+  else case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac; fi
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _positron positron
+"""
+
+
+@dataclass(frozen=True)
+class CompletionFlags:
+    """Print a completion script. bash: source <(positron completion bash); zsh the same; fish: positron completion fish | source."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """the shell that will read it"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the script; 0 when done."""
+    flags = parse(CompletionFlags, argv, "completion")
+    print(script(flags.shell, all_flags()), end="")
+    return 0
+
+
+def all_flags() -> dict[str, list[str]]:
+    """The flags of every command, from its own help."""
+    from positron_mini.cli import COMMANDS
+
+    return {command: sorted(set(re.findall(r"^[│ ]*(--[a-z][a-z0-9_]*)", help_of(command), re.M))) for command in COMMANDS}
+
+
+def help_of(command: str) -> str:
+    """What `positron COMMAND -h` prints."""
+    from positron_mini.cli import COMMANDS
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        importlib.import_module(f"positron_mini.cli.{COMMANDS[command][0]}").run(["-h"])
+    return said.getvalue()
+
+
+def script(shell: str, flags: dict[str, list[str]]) -> str:
+    """The completion script for a shell."""
+    if shell == "fish":
+        commands = f"complete -c positron -n __fish_use_subcommand -f -a '{' '.join(flags)}'\n"
+        lines = (
+            f"complete -c positron -n '__fish_seen_subcommand_from {command}' -l {flag.removeprefix('--')}\n"
+            for command, found in flags.items()
+            for flag in found
+        )
+        return commands + "".join(lines)
+    cases = "\n".join(f'    {command}) words="{" ".join(found)}";;' for command, found in flags.items())
+    body = BASH.format(commands=" ".join(flags), cases=cases)
+    return f"autoload -U +X bashcompinit && bashcompinit\n{body}" if shell == "zsh" else body

@@ -1,0 +1,94 @@
+"""`positron new NAME TEXTS`: a look at your own text, what a model of it would be, and the exact command that makes one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from positron_mini.cli.flags import note, parse
+from positron_mini.errors import UsageError
+
+if TYPE_CHECKING:
+    from positron_mini.prepare import Prepared
+
+READINGS = 20  # of a text, after which little more is learned from it
+MOST_MINUTES = 10  # to begin with
+# bytes of text below which so many pieces are enough
+PIECES = ((100_000, 512), (1_000_000, 1_024), (4_000_000, 2_048), (math.inf, 4_096))
+EXPECTATIONS = (
+    (1_000_000, "it will learn spelling, the commonest words and turns of your text, and parts of it by heart"),
+    (5_000_000, "it will write sentences in the manner of your text; whole stories need more text"),
+    (math.inf, "it can learn to write texts that hold together"),
+)
+
+
+@dataclass(frozen=True)
+class NewFlags:
+    """Look at your own text, advise on preset and minutes, and print the command that trains a model of it."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """name of the model: its run is runs/NAME, its tokenizer tokenizer/NAME.model"""
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXTS")]
+    """a .txt, .jsonl, .csv, .parquet or .gz file, or a folder of them"""
+    json: bool = False
+    """print one JSON object"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Look and advise; 0 when done."""
+    flags = parse(NewFlags, argv, "new")
+    if not re.fullmatch(r"\w[\w.-]*", flags.name):
+        raise UsageError(f"{flags.name!r} is no name for a folder", "letters, digits, - and _ only: positron new my-book TEXTS")
+    from positron_mini.corpus.files import list_files
+    from positron_mini.corpus.report import report_lines
+    from positron_mini.prepare import prepare_corpus
+
+    text = Path(flags.text)
+    size = sum(path.stat().st_size for path in list_files(text))
+    tokenizer = Path("tokenizer") / f"{flags.name}.model"
+    vocab = None if tokenizer.is_file() else pieces_for(size)
+    prepared = prepare_corpus(text, tokenizer_path=tokenizer, vocab_size=vocab, say=note)
+    advice = advise(flags.name, text, size, tokenizer, prepared)
+    if flags.json:
+        print(json.dumps({**prepared.report, **advice}, ensure_ascii=False))
+        return 0
+    for line in report_lines(prepared.report):
+        print(line)
+    print(f"\n{advice['config']} suits this text: {advice['expectation']}.")
+    print(f"In {advice['budget']} it reads the text about {advice['readings']:.0f} times. Next:\n\n  {advice['command']}")
+    return 0
+
+
+def pieces_for(text_bytes: int) -> int:
+    """Pieces of a tokenizer for so much text: each should occur often enough to be learned."""
+    return next(pieces for limit, pieces in PIECES if text_bytes < limit)
+
+
+def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared) -> dict[str, Any]:
+    """Preset, minutes, what to expect, and the command, for a text of `size` bytes."""
+    from positron_mini.budget import fits_text, measured_speed
+    from positron_mini.config import PRESETS, TrainConfig, model_config
+
+    shapes = {preset: model_config(TrainConfig(config=preset), prepared.tokenizer.vocab_size) for preset in PRESETS}
+    fitting = [preset for preset in ("PicoGPT", "MicroGPT") if fits_text(shapes[preset], size)]
+    config = fitting[-1] if fitting else "PicoGPT"
+    speed = measured_speed(shapes[config])
+    minutes = max(1, min(MOST_MINUTES, math.ceil(READINGS * prepared.train.count / speed / 60)))
+    program = "positron" if Path(sys.argv[0]).stem == "positron" else "python -m positron_mini"
+    words = ["train", "--dataset_path", str(text), "--tokenizer_path", str(tokenizer), "--config", config]
+    return {
+        "config": config,
+        "budget": f"{minutes}m",
+        "readings": 60 * minutes * speed / max(1, prepared.train.count),
+        "expectation": next(said for limit, said in EXPECTATIONS if size < limit),
+        "command": f"{program} {shlex.join([*words, '--budget', f'{minutes}m', '--out_dir', f'runs/{name}'])}",
+    }

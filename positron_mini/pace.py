@@ -1,0 +1,69 @@
+"""Keeping a run to its time: where it will end by what its steps have cost so far, and the horizon that ends it on time.
+
+A run with `--budget` has a horizon like any other; it only moves. Every move is an event in run.json, so a resumed run has the same rates.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from positron_mini.optim import Schedule, move_horizon
+
+TOLERANCE = 0.01  # share of the budget that the end may be off before the horizon moves
+LOOKS = 50  # times that a run is looked at
+FEWEST_STEPS = 5  # before their times say anything
+LONG_ROWS_COST = 1.08  # of a token in a whole window, in half windows: measured 1.07 (MicroGPT) and 1.08 (TinyGPT), docs/results/recipes.md
+
+
+class Pacer:
+    """Watches the clock of a run. `look` takes the reports in turn and says where the horizon has to go, if it has to move.
+
+    All times are seconds of training (`elapsed_s`), which validation, samples and saving belong to and a closed lid does not.
+    """
+
+    def __init__(self, budget_s: float, short_steps: int, *, cooldown_steps: int | None = None, compiled: bool = False) -> None:
+        self.budget_s, self.short_steps, self.cooldown_steps, self.compiled = budget_s, short_steps, cooldown_steps, compiled
+        self._times: dict[bool, deque[float]] = {True: deque(maxlen=30), False: deque(maxlen=30)}  # by "in half windows"
+        self._begun: set[bool] = set()
+        self._compile_s = 0.0
+        self._other_s: list[float] = []  # beside each step: validation, samples, saving
+
+    def look(self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule) -> Schedule | None:
+        """The schedule with another horizon where this run would not end on time, else None.
+
+        `step` took `step_s` and what was written after it `other_s`; `elapsed_s` have gone by in all.
+        """
+        is_short = step <= self.short_steps
+        if is_short in self._begun:
+            self._times[is_short].append(step_s)
+        elif self.compiled:  # the first step with rows of a new width is compiled
+            self._compile_s = max(self._compile_s, step_s)
+        self._begun.add(is_short)
+        self._other_s.append(other_s)
+        horizon = schedule.horizon
+        if horizon is None or step >= horizon or len(self._times[is_short]) < FEWEST_STEPS:
+            return None
+        if step % max(1, horizon // LOOKS):
+            return None
+        spare = self.budget_s - elapsed_s - self.needed_s(step, horizon)
+        if abs(spare) <= TOLERANCE * self.budget_s:
+            return None
+        last_step_s = self._step_s(horizon <= self.short_steps) + statistics.fmean(self._other_s)
+        wanted = max(step + 1, horizon + round(spare / last_step_s))
+        return None if wanted == horizon else move_horizon(schedule, step, wanted, self.cooldown_steps)
+
+    def needed_s(self, step: int, horizon: int) -> float:
+        """Seconds from the end of `step` to the end of the run, by what its steps have cost so far."""
+        short = max(0, min(horizon, self.short_steps) - step)
+        long = horizon - step - short
+        still_to_compile = self._compile_s if False not in self._begun and long > 0 else 0.0
+        steps = short * self._step_s(True) + long * self._step_s(False)
+        return steps + still_to_compile + (horizon - step) * statistics.fmean(self._other_s) + max(self._other_s)
+
+    def _step_s(self, is_short: bool) -> float:
+        """Seconds of a step in half or whole windows, one kind estimated from the other where it has not been seen."""
+        if self._times[is_short]:
+            return statistics.fmean(self._times[is_short])
+        other = statistics.fmean(self._times[not is_short])
+        return other / LONG_ROWS_COST if is_short else other * LONG_ROWS_COST

@@ -55,8 +55,11 @@ class Processes:
         return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def shared_loss(self, model: nn.Module, loss: Loss) -> Loss:
-        """`loss`, a method of `model`, whose gradients are added up over all processes where `exchange` says so."""
+        """`loss`, a method of `model`, whose gradients are added up over all processes where `exchange` says so; for use after `meet`."""
         return loss
+
+    def meet(self) -> None:
+        """Return when all processes are about to train; each calls it, as often as it likes."""
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[object]:
         """A context for the forward and backward pass of some rows: `now` for the last ones of a step."""
@@ -101,29 +104,35 @@ class Group(Processes):
     size: int
     per_machine: int = 1
     exchanged_bytes: int = 0
-    _shared: Any = None
+    _parts: _LossOf | None = field(default=None, repr=False)
+    _shared: Any = field(default=None, repr=False)
     _control: Any = field(default=None, repr=False)  # a few numbers at a time, on the CPU, whatever computes the rest
     _stopped: bool = False
 
     def shared_loss(self, model: nn.Module, loss: Loss) -> Loss:
-        """`loss` by way of DistributedDataParallel."""
+        """`loss` by way of DistributedDataParallel, which is made by `meet`: a process may be alone here, with the others yet to come."""
+        self._parts = _LossOf(model, loss)
+        return lambda *batch: self._shared(*batch)
+
+    def meet(self) -> None:
+        """Make DistributedDataParallel of the loss, once; it talks to the others as it is made."""
+        if self._shared is not None or self._parts is None:
+            return
         from torch.nn.parallel import DistributedDataParallel
 
         # gradients live in the buffers that are sent: nothing is held twice
-        self._shared = DistributedDataParallel(_LossOf(model, loss), gradient_as_bucket_view=True)
+        self._shared = DistributedDataParallel(self._parts, gradient_as_bucket_view=True)
         self._shared.register_comm_hook(self, lambda group, bucket: _add_up(group, bucket))
-        self._settle_buckets(model)
-        shared: Loss = self._shared
-        return shared
+        self._settle_buckets(self._parts)
 
-    def _settle_buckets(self, model: nn.Module) -> None:
+    def _settle_buckets(self, parts: _LossOf) -> None:
         """Let gradients be sorted into buffers now, which PyTorch does after the first of them have come.
 
         Three numbers have another sum in another order, and the order depends on the buffers: a run that goes on must not sort them anew.
         """
-        nothing = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
+        nothing = torch.zeros(1, 8, dtype=torch.int64, device=next(parts.parameters()).device)
         self._shared(nothing, nothing, None, plain=True).backward()
-        model.zero_grad(set_to_none=True)
+        parts.zero_grad(set_to_none=True)
         self.exchanged_bytes = 0
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[object]:

@@ -173,6 +173,7 @@ class Trainer:
         A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError before the weights are touched,
         OutOfMemoryError (at the first step only when a single row does not fit; before that fewer rows are computed at once).
         """
+        self.processes.meet()
         self.clock.lap_other()
         may_halve = self.processes.size == 1  # the others would go on with more
         while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):

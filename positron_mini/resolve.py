@@ -96,12 +96,15 @@ def _check_record(run: RunFolder, recorded: dict[str, Any], config: TrainConfig 
 def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str, Any] | None, processes: Processes) -> TrainConfig:
     """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
 
-    Errors: UsageError when another number is asked for than was started.
+    Errors: UsageError when processes are asked for that were started already, or that nobody has started.
     """
-    if "nproc" in given and config.nproc not in (None, processes.size):
+    if "nproc" in given and processes.size > 1:
         raise UsageError(
-            f"--nproc {config.nproc}: here {processes.size} {'process is' if processes.size == 1 else 'processes are'} at work",
-            f"positron train --nproc {config.nproc}, or torchrun, starts more",
+            f"--nproc {config.nproc}: these {processes.size:,} processes are there already", "leave out --nproc beside torchrun"
+        )
+    if "nproc" in given and config.nproc not in (None, 1):
+        raise UsageError(
+            f"--nproc {config.nproc}: here 1 process is at work", f"positron train --nproc {config.nproc}, or torchrun, starts more"
         )
     before = 1 if recorded is None else recorded["config"].get("nproc") or 1
     threads = config.threads if "threads" in given or before == processes.size else None

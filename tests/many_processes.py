@@ -1,25 +1,31 @@
-"""Several processes of one run, forked from this one, which has torch loaded already."""
+"""Several processes of one run, forked from this one, which has torch loaded already; or started as a user starts them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tiny_models import lively_model, shape, text_like_ids
-from tiny_runs import TINY, positron
+from tiny_runs import TINY, positron, spawn
 
 from positron_mini import distributed
 from positron_mini.distributed import Processes
 from positron_mini.model import IGNORED
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
+
+PATIENCE_S = 120.0  # what a group of processes that wait for each other may take
 
 
 def free_port() -> int:
@@ -57,8 +63,19 @@ class Together:
             os._exit(code)
 
     def codes(self) -> list[int]:
-        """The exit codes in order of ranks, negative for a signal, when all have ended."""
-        self.ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        """The exit codes in order of ranks, negative for a signal, when all have ended. Fails when one is still there in the end."""
+        codes: dict[int, int] = {}
+        end = time.monotonic() + PATIENCE_S
+        while len(codes) < len(self.pids):
+            for pid in set(self.pids) - codes.keys():
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                self.pids = [pid for pid in self.pids if pid not in codes]
+                raise AssertionError(f"{len(self.pids)} processes still wait after {PATIENCE_S:.0f} s")
+            time.sleep(0.005)
+        self.ended = [codes[pid] for pid in self.pids]
         return self.ended
 
     def __enter__(self) -> Together:
@@ -68,7 +85,22 @@ class Together:
         if not self.ended:
             for pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
-            self.codes()
+            for pid in self.pids:
+                os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own. Leaving ends it, and the processes that it had started by then."""
+    process = spawn(*words)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.communicate()
 
 
 def train_together(count: int, out_dir: str, *words: str, before: Callable[[int], None] = lambda rank: None) -> list[int]:

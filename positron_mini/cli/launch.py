@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ def launch(words: Sequence[str], count: int) -> int:
         torchrun(["--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(count), "-m", "positron_mini", *words])
     except ChildFailedError as error:
         code: int = error.failures.get(0, error.get_first_failure()[1]).exitcode
+        if code == -signal.SIGTERM:  # by torchrun, which ends the others when one has failed
+            return 1
         return code if code > 0 else 128 - code
     except SignalException as stopped:
         return 128 + int(stopped.sigval)

@@ -4,9 +4,9 @@ python benchmarks/scale_model.py check [--configs TinyGPT,SmallGPT,BaseGPT]    p
 python benchmarks/scale_model.py plan                                          tables for one GPU and eight
 
 Memory: weights, gradient, running average, Muon's momentum and AdamW's moments in fp32; what orthogonalising the largest group of matrices
-takes meanwhile; and the activations of the rows computed at once. Time: the products of the model at a share of what the machine does in
-plain products, Muon's own products, and the gradients over the slowest link. `check` takes the share from the first preset and predicts the
-others with it.
+takes meanwhile; the activations of the rows computed at once; and the loss, made in chunks on a CPU and whole on a GPU. Time: the products
+of the model at a share of what the machine does in plain products, Muon's own products, and the gradients over the slowest link. `check`
+takes the share from the first preset and predicts the others with it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import paired
 from paired import Row, say
 
 from positron_mini import device as devices
+from positron_mini.chunked_loss import CHUNK_NUMBERS
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
 
 PROGRAM_BYTES = 330e6  # Python and PyTorch for the CPU, before a model
@@ -50,22 +51,28 @@ def state_bytes(shape: ModelConfig) -> float:
 
 
 def muon_bytes(shape: ModelConfig) -> float:
-    """What orthogonalising the largest group of equal matrices takes: the gradients stacked, two iterates, and two small squares."""
-    return max(4 * count * (3 * rows * columns + 2 * min(rows, columns) ** 2) for rows, columns, count in matrices(shape))
+    """What orthogonalising the largest group of equal matrices takes: the update stacked, scaled, its result, and four small squares."""
+    return max(4 * count * (3 * rows * columns + 4 * min(rows, columns) ** 2) for rows, columns, count in matrices(shape))
 
 
 def activation_bytes(shape: ModelConfig, tokens: int, *, half: bool) -> float:
-    """Activations of that many tokens at once: three copies of the logits in fp32, and of the rest half as much in bf16."""
-    rest = 4 * shape.n_layer * (34 * shape.n_embd + 10 * shape.ffn)
-    return tokens * (12.0 * shape.vocab_size + rest * (0.5 if half else 1.0))
+    """Activations of that many tokens at once, without those of the loss; in bf16 (`half`) half as much."""
+    return tokens * 4 * shape.n_layer * (34 * shape.n_embd + 10 * shape.ffn) * (0.5 if half else 1.0)
+
+
+def loss_bytes(shape: ModelConfig, tokens: int, *, chunked: bool) -> float:
+    """What the loss holds: three copies of the logits in fp32; in chunks two copies of one chunk and the gradient of the head."""
+    if chunked:
+        return 4.0 * (2 * min(CHUNK_NUMBERS, tokens * shape.vocab_size) + shape.vocab_size * shape.n_embd)
+    return 12.0 * tokens * shape.vocab_size
 
 
 def muon_flops(shape: ModelConfig) -> float:
-    """Operations of five Newton-Schulz iterations of all matrices: X X', its square, and its product with X."""
+    """Operations of five Newton-Schulz iterations of all matrices: XX' and the last product with X, and 17 products of small squares."""
     total = 0.0
     for rows, columns, count in matrices(shape):
         small, large = min(rows, columns), max(rows, columns)
-        total += count * 5 * (4 * small**2 * large + 2 * small**3)
+        total += count * (4 * small**2 * large + 17 * 2 * small**3)
     return total
 
 
@@ -89,7 +96,8 @@ def check(configs: list[str], batch_tokens: int) -> tuple[str, list[Row]]:
         shape, found = shape_of(config), measure(config, batch_tokens)
         rows.append(found)
         tokens = found["micro_batch"] * shape.context_len
-        memory = PROGRAM_BYTES + state_bytes(shape) + max(muon_bytes(shape), activation_bytes(shape, tokens, half=False))
+        work = activation_bytes(shape, tokens, half=False) + loss_bytes(shape, tokens, chunked=True)
+        memory = PROGRAM_BYTES + state_bytes(shape) + max(muon_bytes(shape), work)
         operations = found["batch_tokens"] * shape.flops_per_token() + muon_flops(shape)
         done = operations / found["step_s"] / 1e9 / found["matmul_gflops"]
         share = done if share is None else share
@@ -149,7 +157,7 @@ def plan() -> str:
             for count in (1, 8):
                 rows = BATCH_TOKENS // shape.context_len // count
                 micro = devices.micro_batch_rows(shape, shape.context_len, rows, "cuda", int(gpu.memory)) * shape.context_len
-                activations = activation_bytes(shape, micro, half=True)
+                activations = activation_bytes(shape, micro, half=True) + loss_bytes(shape, micro, chunked=False)
                 held = GPU_PROGRAM_BYTES + state_bytes(shape) + max(muon_bytes(shape), activations)
                 memory.append(
                     (

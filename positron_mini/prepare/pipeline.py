@@ -163,7 +163,7 @@ def _existing_tokenizer(path: Path, vocab_size: int | None, *, is_default: bool,
 
 
 def _train(plan: Plan, scan: Scan, vocab_size: int, seed: int, folder: Path | None, threads: int, say: Say) -> Tokenizer:
-    """A tokenizer learned from a sample of the training stories; of a large text in a process apart, because that takes 400 MB."""
+    """A tokenizer learned from a sample of the training stories; of a large text in a process apart, because that takes 300 MB."""
     chosen = sample_of(scan.split.train, scan.table, seed=seed, max_bytes=MAX_SAMPLE_BYTES)
     size = int(scan.table.sizes[chosen].sum(dtype=np.int64))
     say(f"no tokenizer yet: training {vocab_size:,} pieces on {int(chosen.sum()):,} stories ({size / 1e6:,.1f} MB) of this text")

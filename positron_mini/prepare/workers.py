@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from positron_mini.prepare.parts import Part, Sides, Tell, encode_part, routed, 
 from positron_mini.tokenizer import Tokenizer, WordEncoder, train_tokenizer
 
 _TELL_EVERY_S = 0.25
+# for glibc, where a tokenizer is trained: memory that one thread frees serves the others, and goes back to the system (300 MB, not 430)
+_FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
 TOKENIZER_FILE = "tokenizer.model"
 
 
@@ -74,12 +76,21 @@ class Job:
     def _train(self, index: int, part: Part, tell: Tell) -> dict[str, Any]:
         stats = ReadStats()
 
-        def texts() -> Iterator[str]:
+        def write(sample: Any) -> None:
             for _, text in routed(part, self._sides(index), stats):
                 tell(stats.source_bytes)
-                yield text
+                data = text.encode("utf-8")
+                sample.write(len(data).to_bytes(8, "little") + data)
 
-        train_tokenizer(texts(), self.vocab_size, threads=self.threads).save(self.folder / TOKENIZER_FILE)
+        # reading the whole text while the trainer gathers millions of strings would leave holes between them: twice the memory
+        path = self.folder / "sample"
+        files.stream_file(path, write)
+        try:
+            with open(path, "rb") as sample:
+                tokenizer = train_tokenizer(_texts_in(sample), self.vocab_size, threads=self.threads)
+        finally:
+            path.unlink()
+        tokenizer.save(self.folder / TOKENIZER_FILE)
         return asdict(stats)
 
     def _sides(self, index: int) -> Sides:
@@ -101,6 +112,12 @@ class Job:
     @cached_property
     def _encoder(self) -> WordEncoder:
         return WordEncoder(Tokenizer.load(self.folder / TOKENIZER_FILE))
+
+
+def _texts_in(sample: BinaryIO) -> Iterator[str]:
+    """The texts of a file in which the size of each stands before it."""
+    while size := sample.read(8):
+        yield sample.read(int.from_bytes(size, "little")).decode("utf-8")
 
 
 def run(job: Job, parts: dict[int, Part], processes: int, progress: Progress, *, apart: bool = False) -> None:
@@ -158,6 +175,8 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         root = str(Path(__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        if job.stage == "train":
+            environment |= _FRUGAL
         command = [sys.executable, "-m", __package__, job.stage, str(job.folder), str(job.vocab_size), str(job.threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -134,6 +134,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def table(rows: list[Row]) -> str:
+    """What each preparation took; the first is the one whose bytes the others must have."""
+    head = ("workers", "killed", "s", "MB/s", "memory MB", "shared pages once MB", "scan, tokenizer, encoding s", "same bytes", "left over")
+    cells = [
+        (
+            row["workers"], row["killed"], f"{row['seconds']:.1f}", f"{row['bytes'] / 1e6 / row['seconds']:.1f}",
+            f"{row['peak_rss_bytes'] / 1e6:.0f}", f"{row['peak_pss_bytes'] / 1e6:.0f}",
+            ", ".join(f"{row['parts_s'].get(part, 0):.1f}" for part in ("scan", "tokenizer", "encode")),
+            "yes" if row["sha256"] == rows[0]["sha256"] else "NO", ", ".join(row["left_over"]) or "nothing",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return paired.markdown(head, cells)
+
+
 def main() -> None:
     """Make the corpus, or print what was measured and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,13 +183,7 @@ def main() -> None:
                 say(f"{workers} workers, killed {rows[-1]['killed']} times: {rows[-1]['sha256'] == rows[0]['sha256']}")
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    for row in rows:
-        speed = row["bytes"] / 1e6 / row["seconds"]
-        print(
-            f"{row['workers']} workers, killed {row['killed']} times: {row['seconds']:.1f} s, {speed:.1f} MB/s, "
-            f"{row['peak_rss_bytes'] / 1e6:.0f} MB ({row['peak_pss_bytes'] / 1e6:.0f} MB counting shared memory once), "
-            f"same bytes: {row['sha256'] == rows[0]['sha256']}, left over: {row['left_over']}, {row['parts_s']}"
-        )
+    print(table(rows))
     where = paired.circumstances(flags.workers, ("sentencepiece", "pyarrow", "numpy"))
     paired.write({**where, "what": flags.what, "rows": rows}, flags.out)
 

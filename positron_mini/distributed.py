@@ -9,6 +9,7 @@ The first process alone writes. `ALONE` is what a run with one process has in pl
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import math
 import os
@@ -97,13 +98,18 @@ ALONE = Processes()
 
 
 @dataclass
+class _Count:
+    bytes: int = 0
+
+
+@dataclass
 class Group(Processes):
-    """One of several processes. `exchanged_bytes` counts the gradients that it has given to be added up."""
+    """One of several processes."""
 
     rank: int
     size: int
     per_machine: int = 1
-    exchanged_bytes: int = 0
+    _given: _Count = field(default_factory=_Count, repr=False)  # apart, because PyTorch holds on to it, and would to all of this
     _parts: _LossOf | None = field(default=None, repr=False)
     _shared: Any = field(default=None, repr=False)
     _control: Any = field(default=None, repr=False)  # a few numbers at a time, on the CPU, whatever computes the rest
@@ -122,7 +128,7 @@ class Group(Processes):
 
         # gradients live in the buffers that are sent: nothing is held twice
         self._shared = DistributedDataParallel(self._parts, gradient_as_bucket_view=True)
-        self._shared.register_comm_hook(self, lambda group, bucket: _add_up(group, bucket))
+        self._shared.register_comm_hook(self._given, lambda given, bucket: _add_up(given, bucket))
         self._settle_buckets(self._parts)
 
     def _settle_buckets(self, parts: _LossOf) -> None:
@@ -133,7 +139,12 @@ class Group(Processes):
         nothing = torch.zeros(1, 8, dtype=torch.int64, device=next(parts.parameters()).device)
         self._shared(nothing, nothing, None, plain=True).backward()
         parts.zero_grad(set_to_none=True)
-        self.exchanged_bytes = 0
+        self._given.bytes = 0
+
+    @property
+    def exchanged_bytes(self) -> int:
+        """Bytes of gradients that this process has given to be added up."""
+        return self._given.bytes
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[object]:
         """Nothing where gradients are exchanged `now`, which is what happens by itself; else a context in which they wait."""
@@ -189,7 +200,9 @@ class Group(Processes):
         return None
 
     def leave(self) -> None:
-        """Close the connections."""
+        """Close the connections, and let go of what holds on to them."""
+        self._parts = self._shared = self._control = None
+        gc.collect()  # DistributedDataParallel refers to itself
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -211,9 +224,9 @@ class _LossOf(nn.Module):
         return loss(*batch)
 
 
-def _add_up(group: Group, bucket: Any) -> Any:
+def _add_up(given: _Count, bucket: Any) -> Any:
     """Add a bucket of gradients up over all processes; DistributedDataParallel alone would take their mean."""
-    group.exchanged_bytes += bucket.buffer().nbytes
+    given.bytes += bucket.buffer().nbytes
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 

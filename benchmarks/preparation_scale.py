@@ -4,8 +4,8 @@ python benchmarks/preparation_scale.py make --text REAL.txt --out big.txt --mega
 python benchmarks/preparation_scale.py time --text big.txt [--workers 2] [--tokenizer spm.model]
 python benchmarks/preparation_scale.py kill --text big.txt [--workers 2] [--kills 5] [--seed 1]
 
-The corpus: real stories again and again, each copy ending in a sentence with a name that stands nowhere else, and stories of the story
-world, one in five. `kill` prepares it once undisturbed, by one process; then by `--workers`, killed with SIGKILL at random moments and
+The corpus: real stories and, one in five, 10,000 of the story world, again and again, each copy ending in a sentence with a name that
+stands nowhere else. `kill` prepares it once undisturbed, by one process; then by `--workers`, killed with SIGKILL at random moments and
 started again; then by one process, likewise. Every file must have the same bytes.
 """
 
@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import paired
@@ -40,14 +40,11 @@ SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", 
 
 
 def corpus(real: list[str]) -> Iterator[str]:
-    """Stories without end, no two of them equal: four real ones with an ending of their own, one of the story world, and so on."""
-    rng, tales = random.Random(0), storyworld.stories(0)
+    """Stories without end, no two of them equal: four real ones and one of the story world, each with an ending of its own, and so on."""
+    rng, true, told = random.Random(0), cycle(real), cycle([story.text for story in islice(storyworld.stories(0), 10_000)])
     for number in count():
-        if number % 5 == 4:
-            yield next(tales).text
-        else:
-            name = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4))).capitalize()
-            yield f"{real[number % len(real)]} {name} heard it {number} times."
+        name = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4))).capitalize()
+        yield f"{next(told if number % 5 == 4 else true)} {name} heard it {number} times."
 
 
 def make(text: Path, out: Path, megabytes: float) -> None:
@@ -137,6 +134,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def table(rows: list[Row]) -> str:
+    """What each preparation took; the first is the one whose bytes the others must have."""
+    head = ("workers", "killed", "s", "MB/s", "memory MB", "shared pages once MB", "scan, tokenizer, encoding s", "same bytes", "left over")
+    cells = [
+        (
+            row["workers"], row["killed"], f"{row['seconds']:.1f}", f"{row['bytes'] / 1e6 / row['seconds']:.1f}",
+            f"{row['peak_rss_bytes'] / 1e6:.0f}", f"{row['peak_pss_bytes'] / 1e6:.0f}",
+            ", ".join(f"{row['parts_s'].get(part, 0):.1f}" for part in ("scan", "tokenizer", "encode")),
+            "yes" if row["sha256"] == rows[0]["sha256"] else "NO", ", ".join(row["left_over"]) or "nothing",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return paired.markdown(head, cells)
+
+
 def main() -> None:
     """Make the corpus, or print what was measured and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,13 +183,7 @@ def main() -> None:
                 say(f"{workers} workers, killed {rows[-1]['killed']} times: {rows[-1]['sha256'] == rows[0]['sha256']}")
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    for row in rows:
-        speed = row["bytes"] / 1e6 / row["seconds"]
-        print(
-            f"{row['workers']} workers, killed {row['killed']} times: {row['seconds']:.1f} s, {speed:.1f} MB/s, "
-            f"{row['peak_rss_bytes'] / 1e6:.0f} MB ({row['peak_pss_bytes'] / 1e6:.0f} MB counting shared memory once), "
-            f"same bytes: {row['sha256'] == rows[0]['sha256']}, left over: {row['left_over']}, {row['parts_s']}"
-        )
+    print(table(rows))
     where = paired.circumstances(flags.workers, ("sentencepiece", "pyarrow", "numpy"))
     paired.write({**where, "what": flags.what, "rows": rows}, flags.out)
 

@@ -87,13 +87,14 @@ def describe(
 ) -> list[str]:
     """The first lines of a run: model, device and why, tokens a step and how they are made, steps and expected time."""
     assert config.batch_tokens is not None and config.micro_batch is not None
-    exact = rows * shape.context_len
+    exact, processes = rows * shape.context_len, trainer.processes.size
     micro_steps = -(-rows // config.micro_batch)
     speed = measure_speed(trainer.model, config.device, config.precision, rows=config.micro_batch, compiled=config.compile == "on")
+    threads = f"{config.threads} threads" if processes == 1 else f"{processes} processes of {config.threads} threads"
     lines = [
         f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
         f"text       {prepared.train.count:,} training tokens, {prepared.validation.count:,} for validation",
-        f"device     {choice.device}, {choice.precision} ({choice.reason}), {config.threads} threads, compile {config.compile}",
+        f"device     {choice.device}, {choice.precision} ({choice.reason}), {threads}, compile {config.compile}",
         f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
     ]
     if exact != config.batch_tokens:
@@ -102,7 +103,7 @@ def describe(
         lines.append(f"run        {plan.say}")
     if trainer.step:
         lines.append(f"run        going on from step {trainer.step:,} of {run.path}")
-    return lines + _time_lines(shape, exact, plan, speed)
+    return lines + _time_lines(shape, exact, plan, speed * processes)
 
 
 def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) -> list[str]:

@@ -26,6 +26,7 @@ from positron_mini.config import (
     parse_milestones,
     preset,
 )
+from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
@@ -35,8 +36,20 @@ from positron_mini.optim import build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request, recorded_schedule
 from positron_mini.prepare import Prepared, prepare_corpus
-from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import batch_checks, default_out_dir, early_checks, identity, merge_with_run, resolve, same_run, wanted_vocab
+from positron_mini.recorder import Follower, Recorder, Recording
+from positron_mini.resolve import (
+    batch_checks,
+    budget_checks,
+    default_out_dir,
+    early_checks,
+    for_processes,
+    identity,
+    merge_with_run,
+    resolve,
+    rows_for_all,
+    same_run,
+    wanted_vocab,
+)
 from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.tokenizer import Tokenizer
@@ -87,18 +100,26 @@ class TokenBatches:
 
 
 def open_session(
-    config: TrainConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
+    config: TrainConfig,
+    *,
+    given: frozenset[str] | None = None,
+    say: Say = lambda _: None,
+    stop: StopFlag | None = None,
+    processes: Processes = ALONE,
 ) -> Session:
     """The run that `config` asks for, new or continued, after every check has passed; the run folder is not touched yet.
 
-    `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it.
-    Errors: PositronError of every kind.
+    `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it. Of several
+    `processes` the first must be through before the others begin (`processes.in_turn`). Errors: PositronError of every kind.
     """
     began = time.monotonic()
     given = changed_fields(config) if given is None else given
+    budget_checks(config, processes.size)
     config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
+    budget_checks(config, processes.size)
+    config = for_processes(config, given, recorded, processes)
     batch_checks(config)
     early_checks(config, run, recorded)
     machine = devices.this_machine()
@@ -112,7 +133,8 @@ def open_session(
     config, rows, choice = resolve(config, shape, machine, recorded, say)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
-    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began)
+    rows_for_all(rows, processes)
+    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began, processes)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
@@ -140,6 +162,7 @@ def _build(
     say: Say,
     stop: StopFlag,
     began: float,
+    processes: Processes,
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
     horizon = _steps_asked(config, run, recorded)
@@ -166,17 +189,21 @@ def _build(
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     pacer = _pacer(config)
     begun_s = 0.0 if pacer is None else time.monotonic() - began
-    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s)
+    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s, processes=processes)
     restore(trainer, newest, plan)
-    tracker: Tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
+    is_watched = processes.is_first and not plan.finished
+    tracker: Tracker = open_tracker(config.track, run.path) if is_watched else NoTracker()
     planned = planned_horizon(config, recorded, plan.schedule.horizon)
-    recorder = Recorder(run, trainer, _recording(config, run, prepared, shape, rows * shape.context_len, planned), tracker)
+    recording = _recording(config, run, prepared, shape, rows * shape.context_len, planned, processes)
+    recorder = (Recorder if processes.is_first else Follower)(run, trainer, recording, tracker)
     run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
-    lines = [] if plan.finished else describe(config, shape, prepared, plan, choice, rows, trainer, run)
+    lines = describe(config, shape, prepared, plan, choice, rows, trainer, run) if is_watched else []
     if pacer is not None:
         run_json["expected_bpb"], line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
         lines.append(line)
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), pacer=pacer)
+    return Session(
+        config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), pacer=pacer, processes=processes
+    )
 
 
 def _pacer(config: TrainConfig) -> Pacer | None:
@@ -203,7 +230,13 @@ def planned_horizon(config: TrainConfig, recorded: dict[str, Any] | None, horizo
 
 
 def _recording(
-    config: TrainConfig, run: RunFolder, prepared: Prepared, shape: ModelConfig, step_tokens: int, horizon: int | None
+    config: TrainConfig,
+    run: RunFolder,
+    prepared: Prepared,
+    shape: ModelConfig,
+    step_tokens: int,
+    horizon: int | None,
+    processes: Processes,
 ) -> Recording:
     """What is written when, for a pretraining run."""
     # a forward pass costs a third of a training step, so this many tokens take at most 5 % of the time between two validations
@@ -213,7 +246,10 @@ def _recording(
     title = run.path.name
 
     def evaluate(model: GPT) -> Score:
-        return score_documents(model, documents, byte_counts, device=config.device, precision=config.precision)
+        mine = slice(processes.rank, None, processes.size)
+        part = score_documents(model, documents[mine], byte_counts[mine], device=config.device, precision=config.precision)
+        nats, *counts = processes.sums([part.nats, part.tokens, part.bytes, part.documents])
+        return Score(nats, *map(int, counts))
 
     def observe(model: GPT, step: int) -> None:
         texts = milestone_samples(model, prepared.tokenizer, PROMPTS, SAMPLING)

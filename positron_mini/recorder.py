@@ -64,23 +64,28 @@ class Recorder:
     def record(self, report: StepReport) -> StepReport:
         """The report, with validation where it is due, after everything due at its step has been written."""
         step, due = report.step, self.recording
-        horizon, cooldown_start = self.trainer.config.schedule.horizon, self.trainer.config.schedule.cooldown_start
+        horizon = self.trainer.config.schedule.horizon
         if step % due.eval_every == 0 or step == horizon:
             with self.trainer.best_weights() as model:
                 score = due.evaluate(model)
             report = replace(report, val_loss=score.loss, val_bpb=score.bits_per_byte)
         self.last = report
+        self._write(report, is_end=step == horizon)
+        self.trainer.clock.lap_other()
+        return report
+
+    def _write(self, report: StepReport, *, is_end: bool) -> None:
+        """The log line, and the samples, skills and checkpoint that are due."""
+        step, due = report.step, self.recording
         self.run.log("metrics", report.record())
         self.tracker.log(report)
         milestone = is_milestone(step, due.milestones)
-        if milestone or step == horizon:
+        if milestone or is_end:
             with self.trainer.best_weights() as model:
                 due.observe(model, step)
         is_best = due.keep_best and self._is_best(report)
-        if milestone or is_best or step % due.save_every == 0 or step in (horizon, cooldown_start):
+        if milestone or is_best or is_end or step % due.save_every == 0 or step == self.trainer.config.schedule.cooldown_start:
             self.save()
-        self.trainer.clock.lap_other()
-        return report
 
     def _is_best(self, report: StepReport) -> bool:
         """Whether this is the lowest validation loss so far, as the log has it (or going on would decide otherwise); it is remembered."""
@@ -119,6 +124,22 @@ class Recorder:
         """The steps besides the newest that keep their training state."""
         cooldown_start = self.trainer.config.schedule.cooldown_start
         return frozenset(step for step in (cooldown_start, self.best[1] if self.best else None) if step is not None)
+
+
+class Follower(Recorder):
+    """The recorder of a process that is not the first of its run: it takes its part in validation, and writes nothing."""
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def _write(self, report: StepReport, *, is_end: bool) -> None:
+        pass
+
+    def save(self) -> None:
+        """Nothing."""
+
+    def settle(self) -> None:
+        """Nothing."""
 
 
 def _best_saved(run: RunFolder, step: int) -> tuple[float, int] | None:

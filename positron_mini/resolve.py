@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from positron_mini import device as devices
 from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, is_of_type, model_config, preset
+from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
@@ -45,6 +46,14 @@ def batch_checks(config: TrainConfig) -> None:
         raise UsageError(
             f"--batch_tokens {config.batch_tokens:,} is less than one row of {context:,} tokens",
             f"--batch_tokens {8 * context}, or a smaller --context_len",
+        )
+
+
+def budget_checks(config: TrainConfig, count: int) -> None:
+    """Nothing, or UsageError when `count` processes, more than one, are to keep to a time: measuring and pacing know of one only."""
+    if config.budget is not None and count > 1:
+        raise UsageError(
+            f"--budget {config.budget} is for one process, and here are {count:,}", "leave out --nproc, or give --max_steps in its place"
         )
 
 
@@ -83,6 +92,34 @@ def _check_record(run: RunFolder, recorded: dict[str, Any], config: TrainConfig 
         wrong += [] if isinstance(model, dict) and type(model.get("vocab_size")) is int else ["identity.model"]
     if wrong:
         raise RunError(f"{run.run_json}: damaged ({', '.join(wrong[:4])})", "restore it from a copy, or choose another --out_dir")
+
+
+def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str, Any] | None, processes: Processes) -> TrainConfig:
+    """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
+
+    Errors: UsageError when processes are asked for that were started already, or that nobody has started.
+    """
+    if "nproc" in given and processes.size > 1:
+        raise UsageError(
+            f"--nproc {config.nproc}: these {processes.size:,} processes are there already", "leave out --nproc beside torchrun"
+        )
+    if "nproc" in given and config.nproc not in (None, 1):
+        raise UsageError(
+            f"--nproc {config.nproc}: here 1 process is at work", f"positron train --nproc {config.nproc}, or torchrun, starts more"
+        )
+    before = 1 if recorded is None else recorded["config"].get("nproc") or 1
+    threads = config.threads if "threads" in given or before == processes.size else None
+    if threads is None and processes.size > 1:
+        threads = max(1, devices.usable_cores() // processes.per_machine)
+    return replace(config, threads=threads, nproc=processes.size)
+
+
+def rows_for_all(rows: int, processes: Processes) -> None:
+    """Nothing, or UsageError when a step has fewer rows than there are processes."""
+    if rows < processes.size:
+        raise UsageError(
+            f"a step of {rows:,} rows cannot be shared by {processes.size:,} processes", "fewer processes, or a larger --batch_tokens"
+        )
 
 
 def default_out_dir(config: TrainConfig) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
+from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
 from positron_mini.optim import Schedule
 from positron_mini.pace import Pacer
@@ -25,7 +26,7 @@ from positron_mini.trainer import StepReport, StopFlag, Trainer
 
 Say = Callable[[str], None]
 # settings that a run may change when it goes on, and what they change
-CHANGEABLE = dict.fromkeys(("device", "precision", "micro_batch", "threads", "compile"), "results may differ in the last digits")
+CHANGEABLE = dict.fromkeys(("device", "precision", "micro_batch", "threads", "compile", "nproc"), "results may differ in the last digits")
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 
 
@@ -120,25 +121,26 @@ class Session:
     steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
     say: Say = lambda _: None
     pacer: Pacer | None = None  # of a run with a budget
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         recorded = self.run.read()
-        self._changes = changed_settings(recorded, self.run_json) if recorded is not None and not self.plan.finished else []
+        is_going_on = recorded is not None and not self.plan.finished and self.processes.is_first
+        self._changes = changed_settings(recorded, self.run_json) if recorded is not None and is_going_on else []
         self.lines += [f"warning: {change['text']}" for change in self._changes]
         self.trainer.tell = self._note
 
     def steps(self) -> Generator[StepReport, None, None]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
 
-        Errors: Interrupted after a clean save when `stop` was set, OutOfMemoryError and DataError likewise; NonFiniteError with its
-        evidence in events.jsonl, DiskFullError.
+        Errors: Interrupted after a clean save when `stop` was set; OutOfMemoryError, DataError and PeerError likewise; NonFiniteError with
+        its evidence in events.jsonl, DiskFullError. Of several processes only the first writes; all must iterate.
         """
         if self.plan.finished:
             self._settle()
             return
-        with self.run.writing(), self._evidence_kept():
-            self._check_unchanged()
-            self._write_down_plan()
+        with self._writing():
+            self.processes.check_equal(list(self.trainer.parameters.values()))
             self.recorder.begin()
             try:
                 before = self.trainer.clock.elapsed_s
@@ -147,7 +149,7 @@ class Session:
                     self._keep_to_time(report, before)
                     before = self.trainer.clock.elapsed_s
                     yield report
-            except (GeneratorExit, OutOfMemoryError, DataError):  # the steps before it are right
+            except (GeneratorExit, OutOfMemoryError, DataError, PeerError):  # the steps before it are right
                 if self.trainer.is_whole:
                     self.recorder.save()
                 raise
@@ -179,6 +181,17 @@ class Session:
         self.run_json["events"].append(schedule_record(schedule, step, asked))
 
     @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the run folder, set back to where the plan starts; a process that is not the first leaves it alone."""
+        if not self.processes.is_first:
+            yield
+            return
+        with self.run.writing(), self._evidence_kept():
+            self._check_unchanged()
+            self._write_down_plan()
+            yield
+
+    @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
         """Write what is known about a value that is not finite to events.jsonl, before the error that it causes goes on its way."""
         try:
@@ -189,6 +202,8 @@ class Session:
 
     def _note(self, event: dict[str, Any]) -> None:
         """Say and write down what happened besides a step; a smaller micro-batch is obeyed from now on."""
+        if not self.processes.is_first:
+            return
         self.say(event["text"])
         self.run.log("events", event)
         if event["kind"] == "micro_batch":
@@ -197,6 +212,8 @@ class Session:
 
     def _settle(self) -> None:
         """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
+        if not self.processes.is_first:
+            return
         is_tidy = self.recorder.is_settled() and not any(self.run.path.glob(".tmp-*"))
         if self.run.steps()[-1:] == [self.trainer.step] and not is_tidy:
             with self.run.writing():

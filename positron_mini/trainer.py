@@ -21,6 +21,7 @@ from torch import Tensor
 
 from positron_mini import device as devices
 from positron_mini.chunked_loss import chunked_loss
+from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
@@ -139,8 +140,17 @@ def _loss_function(model: GPT, config: LoopConfig) -> Callable[..., Tensor]:
 class Trainer:
     """A model, its optimizer, its running average and the number of finished steps; `run` does the work."""
 
-    def __init__(self, model: GPT, optimizer: Optimizer, source: BatchSource, config: LoopConfig, *, elapsed_s: float = 0.0) -> None:
-        self.model, self.optimizer, self.source, self.config = model, optimizer, source, config
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        source: BatchSource,
+        config: LoopConfig,
+        *,
+        elapsed_s: float = 0.0,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.model, self.optimizer, self.source, self.config, self.processes = model, optimizer, source, config, processes
         self.step = 0
         self.tokens = 0  # tokens read by finished steps
         self.skipped = 0  # steps passed over so far
@@ -149,7 +159,7 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
-        self._loss = _loss_function(model, config)
+        self._loss = processes.shared_loss(model, _loss_function(model, config))
 
     @property
     def is_cooling(self) -> bool:
@@ -163,12 +173,15 @@ class Trainer:
         A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError before the weights are touched,
         OutOfMemoryError (at the first step only when a single row does not fit; before that fewer rows are computed at once).
         """
+        self.processes.meet()
         self.clock.lap_other()
-        may_halve = True
-        while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and stop.signal_number is None:
+        may_halve = self.processes.size == 1  # the others would go on with more
+        while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):
             try:
                 report = self._update(stop)
             except (RuntimeError, MemoryError) as error:
+                if lost := self.processes.explain(error):
+                    raise lost from error
                 if not devices.is_out_of_memory(error):
                     raise
                 self.model.zero_grad(set_to_none=True)
@@ -214,24 +227,33 @@ class Trainer:
     def _gradients(self, batch: Batch, stop: StopFlag) -> tuple[float, float] | None:
         """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when there is to be no update.
 
-        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut.
+        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut, nor on how
+        many processes have a part of it.
         """
         count = max(1, int((batch.targets != IGNORED).sum()))
         total = torch.zeros((), device=self.config.device)
         rows = self.config.micro_batch * max(1, self.model.config.context_len // batch.ids.shape[1])  # shorter rows, as many tokens
-        for first in range(0, len(batch.ids), rows):
+        share = self.processes.share(len(batch.ids))
+        for first in range(share.start, share.stop, rows):
+            last = min(first + rows, share.stop)
+            if stop.signal_number is not None and last < share.stop:
+                continue  # to the last rows, whose exchange the others wait for
             if self.config.dropout:
                 torch.manual_seed(_mix(self.config.seed, self.step, first))
-            part = [None if t is None else t[first : first + rows].to(self.config.device) for t in batch]
-            with devices.autocast(self.config.device, self.config.precision):
-                loss = self._loss(*part)
-            (loss / count).backward()  # type: ignore[no-untyped-call]
+            part = [None if t is None else t[first:last].to(self.config.device) for t in batch]
+            with self.processes.exchange(last == share.stop):
+                with devices.autocast(self.config.device, self.config.precision):
+                    loss = self._loss(*part)
+                (loss / count).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            if stop.signal_number is not None:
-                self.model.zero_grad(set_to_none=True)
-                return None
+            if stop.signal_number is not None and self.processes.size == 1:
+                break
+        summed = self.processes.step_total(total, stop)
+        if self.processes.has_stopped(stop):
+            self.model.zero_grad(set_to_none=True)
+            return None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        mean, grad_norm = float(total) / count, float(norm)  # sync point
+        mean, grad_norm = summed / count, float(norm)
         limit = float("inf") if self.config.grad_limit is None else self.config.grad_limit
         if not (abs(mean) < float("inf") and grad_norm < limit):  # false for NaN too
             self._pass_over(mean, grad_norm)

@@ -93,6 +93,12 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     recorded = run.read()
     if recorded is None:
         raise RunError(f"{run.path}: no run.json there, so nothing says how it was trained", "positron verify runs/NAME")
+    processes = recorded["config"].get("nproc") or 1
+    if processes > 1:
+        raise RunError(
+            f"{run.path}: trained by {processes} processes; one alone adds up in another order and has other last digits",
+            f"positron verify {run.path}   checks every file without a replay",
+        )
     events = recorded.get("events", [])
     schedule_event(events)  # or the error that says what is wrong with them
     start, end = stretch(run, events, steps)

@@ -34,6 +34,7 @@ RANKS = [
     "checkpoint",
     "model_card",
     "runs",
+    "distributed",
     "trainer",
     "packing",
     "evaluate.bits",

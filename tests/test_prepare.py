@@ -18,7 +18,7 @@ from positron_mini import prepare
 from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress, first_sentence
 from positron_mini.errors import DataError, DiskFullError, PositronError, TokenizerError
-from positron_mini.prepare import Prepared, parts, pipeline, prepare_corpus, report_lines
+from positron_mini.prepare import Prepared, parts, prepare_corpus, report_lines, scan
 from positron_mini.tokenizer import Tokenizer, train_tokenizer, words
 from positron_mini.tokens import TokenFile
 
@@ -286,7 +286,7 @@ def test_D9_a_killed_preparation_gives_the_bytes_of_a_clean_one_when_repeated(so
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 3,000 bytes are a part."""
     monkeypatch.setattr(parts, "PART_BYTES", 3_000)
-    monkeypatch.setattr(pipeline, "PART_BYTES", 3_000)
+    monkeypatch.setattr(scan, "PART_BYTES", 3_000)
 
 
 def test_D9_parts_and_processes_change_no_byte(source: Path, model: Path, request: pytest.FixtureRequest) -> None:
@@ -322,8 +322,8 @@ def test_a_tokenizer_trained_from_parts_is_that_of_the_whole(source: Path, tmp_p
     assert done.tokenizer.fingerprint == whole.tokenizer.fingerprint and hashes(done.folder) == hashes(whole.folder)
 
 
-PARTS_SCRIPT = SCRIPT.replace("from positron_mini.prepare import", "from positron_mini.prepare import parts, pipeline,").replace(
-    "prepare_corpus(Path", "parts.PART_BYTES = pipeline.PART_BYTES = 3_000\nprepare_corpus(Path"
+PARTS_SCRIPT = SCRIPT.replace("from positron_mini.prepare import", "from positron_mini.prepare import parts, scan,").replace(
+    "prepare_corpus(Path", "parts.PART_BYTES = scan.PART_BYTES = 3_000\nprepare_corpus(Path"
 )
 
 
@@ -381,7 +381,7 @@ def test_unfinished_parts_of_a_text_that_changed_are_removed_and_others_stay(
     other = source.parent / "other.txt"
     other.write_text(SEP.join(story.replace("Lily", "Lila") for story in STORIES))
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "split_documents", stop)
+        patch.setattr(scan, "split_documents", stop)
         for path in (source, other):
             with pytest.raises(KeyboardInterrupt):
                 run(path, model)

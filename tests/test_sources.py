@@ -131,6 +131,65 @@ def test_without_a_number_the_story_world_has_its_usual_size(monkeypatch: pytest
     assert len(documents(obtain("storyworld", say=lambda _: None))) == 2
 
 
+# --- a mix ------------------------------------------------------------------------------------------------------------------------------
+
+
+def shares_of(texts: list[str], mine: set[str]) -> float:
+    sizes = [len(text.encode()) for text in texts]
+    return sum(size for text, size in zip(texts, sizes, strict=True) if text in mine) / sum(sizes)
+
+
+def test_a_mix_has_the_shares_that_were_asked_for_from_its_beginning_on() -> None:
+    others = [f"A much longer story, number {n}, which tells of a dog. {'The dog ran and ran. ' * (n % 7)}The end." for n in range(300)]
+    Path("others.txt").write_text(SEPARATOR.join(others))
+    said: list[str] = []
+    path = obtain("mine.txt:0.2,others.txt:0.6", say=said.append)
+    texts = documents(path)
+    assert set(texts) <= {*STORIES, *others} and len(set(texts)) == len(texts)
+    assert set(STORIES) <= set(texts)  # the smaller one goes in whole
+    for part in (texts, texts[: len(texts) // 2], texts[: len(texts) // 4]):
+        assert shares_of(part, set(STORIES)) == pytest.approx(0.25, abs=0.03)
+    assert said[0] == "mixing 25% mine.txt, 75% others.txt" and f"{len(texts):,} stories" in said[1]
+    few = documents(obtain("mine.txt:0.2,others.txt:0.6", stories=40, text_out=Path("few.txt"), say=said.append))
+    assert few == texts[:40]
+
+
+def test_a_mix_follows_from_the_texts_and_the_seed_alone(folder: Path) -> None:
+    Path("others.txt").write_text(SEPARATOR.join(f"Another story {n}." for n in range(400)))
+    first = obtain("mine.txt:1,others.txt:1", say=lambda _: None)
+    again = obtain("mine.txt:1,others.txt:1", text_out=Path("again/mix.txt"), say=lambda _: None)
+    assert first != again and first.read_bytes() == again.read_bytes()
+    before = listing(Path("data"))
+    assert obtain("mine.txt:1,others.txt:1", say=lambda _: None) == first and listing(Path("data")) == before
+    other = documents(obtain("mine.txt:1,others.txt:1", seed=1, say=lambda _: None))
+    assert set(other) != set(documents(first)) and len(other) == pytest.approx(len(documents(first)), rel=0.05)
+    Path("others.txt").write_text(SEPARATOR.join(f"Another tale {n}." for n in range(400)))
+    changed = obtain("mine.txt:1,others.txt:1", say=lambda _: None)
+    assert changed == first and changed.read_bytes() != again.read_bytes()
+
+
+def test_a_mix_may_hold_what_has_to_be_made_first() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "STORYWORLD_STORIES", 8)
+        texts = documents(obtain("storyworld:0.5,mine.txt:0.5", say=lambda _: None))
+    assert {storyworld.story(0, 0).text, STORIES[0]} & set(texts) and Path("data/storyworld.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "spec", ["mine.txt,others.txt", "mine.txt:0.5,others.txt", "mine.txt:0,mine.txt:1", ":0.5,mine.txt:1", "a:nan,b:1", "a:-1,b:2"]
+)
+def test_a_mix_without_a_share_for_every_text_is_refused(folder: Path, spec: str) -> None:
+    before = listing(folder)
+    with pytest.raises(UsageError, match="has a share above 0"):
+        obtain(spec, say=unheard)
+    assert listing(folder) == before
+
+
+def test_a_path_with_a_comma_is_a_path() -> None:
+    Path("one, two:1.txt").write_bytes(Path("mine.txt").read_bytes())
+    assert obtain("one, two:1.txt", say=unheard) == Path("one, two:1.txt")
+
+
 # --- the hub ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,17 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
         raise UsageError(sentence, _nearest_flag(sentence, kind) or f"positron {command} -h") from None
 
 
+def flag_words(flags: Any, given: frozenset[str]) -> list[str]:
+    """The command line that says `flags`: those in `given`, and all that are not at their default."""
+    words = []
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if value is None or value is False or (value == field.default and field.name not in given):
+            continue
+        words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+    return words
+
+
 def _sentence(box: str) -> str:
     """What tyro says in a box of several lines, which is drawn with dashes where the terminal is not UTF-8, as one sentence."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title

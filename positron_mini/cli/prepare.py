@@ -16,7 +16,7 @@ class PrepareFlags:
     """Fetch or make a text, clean it, split it, turn it into tokens, and report."""
 
     dataset: str = "tinystories"
-    """tinystories, storyworld, a hub data set as owner/name:split:column, or a path to a file or folder"""
+    """tinystories, storyworld, a hub data set as owner/name:split:column, a path, or a mix of these by bytes: tinystories:0.7,my.txt:0.3"""
     stories: int | None = None
     """only so many stories (default: all; the story world has no end and makes 20,000)"""
     text_out: str | None = None
@@ -28,7 +28,7 @@ class PrepareFlags:
     vocab_size: int | None = None
     """pieces of a new tokenizer (default: the preset's)"""
     seed: int = 0
-    """seed of the story world and of the tokenizer's sample"""
+    """seed of the story world, of a mix and of the tokenizer's sample"""
     workers: int | None = None
     """processes that read and encode a text of more than 32 MB (default: one per core)"""
     json: bool = False

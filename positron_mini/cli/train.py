@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import flag_words, note, parse
 from positron_mini.config import TrainConfig, given_flags
 
 if TYPE_CHECKING:
+    from positron_mini.distributed import Processes
     from positron_mini.runs import RunFolder
     from positron_mini.session import Session
+
+Say = Callable[[str], None]
 
 
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
-    train(parse(TrainConfig, argv, "train"), given_flags(list(argv)))
+    from positron_mini.cli.launch import launch, launched
+    from positron_mini.resolve import budget_checks
+
+    config, given = parse(TrainConfig, argv, "train"), given_flags(list(argv))
+    if config.nproc is not None and config.nproc > 1 and not launched():
+        budget_checks(config, config.nproc)
+        return launch(["train", *flag_words(replace(config, nproc=None), given)], config.nproc)
+    train(config, given)
     return 0
 
 
 def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
     """The run after training by `config`, of which the flags in `given` were spelled out, to the end of the planned steps."""
+    from positron_mini.cli.launch import joined
+
+    with joined(config.device) as processes:
+        return _train(config, given, processes)
+
+
+def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> RunFolder:
     from positron_mini.device import awake
     from positron_mini.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
-    session = open_session(config, given=given, say=note, stop=StopFlag())
+    say = note if processes.is_first else _silent
+    with processes.in_turn():
+        session = open_session(config, given=given, say=say, stop=StopFlag(), processes=processes)
+    if not processes.is_first:
+        with stop_signals(session.stop, _silent):
+            for _ in session.steps():
+                pass
+        return session.run
     with awake(config.keep_awake, note):
         watch(session, f"positron generate --ckpt {session.run.path}")
     return session.run
+
+
+def _silent(_: str) -> None:
+    """What the processes besides the first have to say of things that all of them see."""
 
 
 def watch(session: Session, next_command: str) -> None:
@@ -54,12 +83,12 @@ def watch(session: Session, next_command: str) -> None:
 
 
 @contextmanager
-def stop_signals(stop: Any) -> Iterator[None]:
+def stop_signals(stop: Any, say: Say = note) -> Iterator[None]:
     """While inside, Ctrl-C and SIGTERM set `stop` and change nothing else; a second one is patient too, so that a save is never cut."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.signal_number is None:
-            note("\nstopping after this micro-batch; the last finished step will be saved")
+            say("\nstopping after this micro-batch; the last finished step will be saved")
         stop.signal_number = number
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

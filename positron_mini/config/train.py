@@ -82,7 +82,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: auto uses it where its start-up is repaid"""
     threads: int | None = None
-    """CPU threads (default: all cores)"""
+    """CPU threads of each process (default: all cores, shared among the processes)"""
+    nproc: int | None = None
+    """start this many processes on this machine, which share every step (torchrun does it; default 1)"""
     keep_awake: bool = False
     """on a Mac, prevent sleep while training (caffeinate); a closed lid pauses it all the same, and it goes on when opened"""
     save_every: int = 100
@@ -110,7 +112,7 @@ class TrainConfig:
         at_least = {
             "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
             "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
-            "short_steps": 0, "max_skips": 0,
+            "short_steps": 0, "max_skips": 0, "nproc": 1,
         }  # fmt: skip
         check_ranges(self, at_least)
         check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "embedding_std": 10.0, "grad_clip": 1e9, "grad_limit": 1e9})

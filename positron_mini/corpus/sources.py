@@ -1,7 +1,8 @@
-"""From what `--dataset` names to a text on this disk: a path, the story world, TinyStories, or any data set of the hub."""
+"""From what `--dataset` names to a text on this disk: a path, the story world, TinyStories, any data set of the hub, or a mix of them."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
 from positron_mini.corpus.files import read_documents
+from positron_mini.corpus.memo import signature_of
+from positron_mini.corpus.mix import choose, mixed, parse_mix
 from positron_mini.corpus.reading import ReadStats
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.files import read_json, write_json
@@ -25,6 +28,9 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
     `stories` limits it to the first so many; `text_out` says where it is written (default data/<name>.txt; a path is used as it lies).
     Errors: DataError, UsageError, HubError with the manual way as its hint.
     """
+    shares = parse_mix(dataset)
+    if shares is not None:
+        return write_mix(shares, text_out, stories=stories, seed=seed, say=say)
     if dataset == "storyworld":
         return write_storyworld(text_out or Path("data/storyworld.txt"), STORYWORLD_STORIES if stories is None else stories, seed, say)
     source = resolve_source(dataset)
@@ -53,24 +59,60 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
     """`out`, holding that many stories of the story world, of which `seed` names one. A finished earlier text is kept."""
     from positron_mini.corpus import storyworld
 
+    facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
+    if _is_there(out, facts):
+        say(f"{out} is already there: {stories:,} stories")
+        return out
+    storyworld.write_corpus(out, seed, stories)
+    entropy = storyworld.entropy_bits_per_byte(seed, min(stories, ENTROPY_STORIES))
+    write_json(_note_of(out), {**facts, "entropy_bits_per_byte": round(entropy, 5)})
+    say(f"{out}: {stories:,} stories from the story world, seed {seed}; the generator's entropy is {entropy:.3f} bits per byte")
+    return out
+
+
+def write_mix(shares: list[tuple[str, float]], out: Path | None, *, stories: int | None, seed: int, say: Say) -> Path:
+    """`out`, holding the texts that are named, by their shares of bytes, with at most so many stories. A finished earlier text is kept."""
+    paths = [obtain(name, seed=seed, say=say) for name, _ in shares]
+    facts = {
+        "corpus": "mix",
+        "shares": {name: round(share, 6) for name, share in shares},
+        "texts": [signature_of(path, None) for path in paths],
+        "seed": seed,
+        "stories": stories,
+    }
+    out = out or Path("data") / f"mix-{hashlib.sha256(repr((shares, stories, seed)).encode()).hexdigest()[:8]}.txt"
+    if _is_there(out, facts):
+        say(f"{out} is already there")
+        return out
+    say(f"mixing {', '.join(f'{share:.0%} {name}' for name, share in shares)}")
+    ingredients = choose(paths, [share for _, share in shares], seed)
+    count = write_documents(out, itertools.islice(mixed(ingredients), stories))
+    write_json(_note_of(out), facts)
+    parts = [f"{each.chosen_bytes / 1e6:,.1f} MB of {name}" for (name, _), each in zip(shares, ingredients, strict=True)]
+    say(f"{out}: {count:,} stories{'' if stories is None else ' of a mix'} from {', '.join(parts)}")
+    return out
+
+
+def _note_of(out: Path) -> Path:
+    """The file beside a text that says what it is; it is written last. Errors: UsageError when the text has that name."""
     note = out.with_suffix(".json")
     if note == out:
         raise UsageError(f"{out}: the name is needed for the note on the text", f"--text_out {out.with_suffix('.txt')}")
-    facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
+    return note
+
+
+def _is_there(out: Path, facts: dict[str, Any]) -> bool:
+    """Whether the text with these facts lies there finished; if not, `out` may be written. Errors: UsageError for a file of the user's."""
+    note = _note_of(out)
     found = _read_note(note)
     if note.is_file() and "corpus" not in found:
         raise UsageError(
-            f"{note}: this is no note on a text, and would be written over", f"--text_out {out.with_suffix('')}-storyworld.txt"
+            f"{note}: this is no note on a text, and would be written over", f"--text_out {out.with_suffix('')}-{facts['corpus']}.txt"
         )
     if out.is_file() and facts.items() <= found.items():
-        say(f"{out} is already there: {stories:,} stories")
-        return out
+        return True
     note.unlink(missing_ok=True)
-    storyworld.write_corpus(out, seed, stories)
-    entropy = storyworld.entropy_bits_per_byte(seed, min(stories, ENTROPY_STORIES))
-    write_json(note, {**facts, "entropy_bits_per_byte": round(entropy, 5)})
-    say(f"{out}: {stories:,} stories from the story world, seed {seed}; the generator's entropy is {entropy:.3f} bits per byte")
-    return out
+    return False
 
 
 def generator_entropy(text: Path) -> float | None:

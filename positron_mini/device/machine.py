@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from positron_mini.device.verdict import DeviceName, Verdict, read_verdict, verdict_path
+from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +194,18 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
     elif device == "mps":
         torch.mps.synchronize()
+
+
+def take_local(device: str, number: int) -> None:
+    """Make the `number`-th GPU of this machine the one that "cuda" means in this process. Errors: UsageError when there are fewer."""
+    import torch
+
+    if device != "cuda":
+        return
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise UsageError(f"process {number + 1:,} of this machine has no GPU: there are {count:,}", f"--nproc {count}")
+    torch.cuda.set_device(number)
 
 
 def torch_device(name: str) -> torch.device:

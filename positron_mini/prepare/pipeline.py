@@ -8,26 +8,25 @@ part, by several processes; a part that is done is not done again when the prepa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from positron_mini import files
 from positron_mini.corpus.files import ReadStats
 from positron_mini.corpus.memo import locked, read_memo, remember
-from positron_mini.corpus.report import Progress, Say, reading_report
-from positron_mini.corpus.split import KeyTable, Split, sample_of, split_by_file, split_documents
+from positron_mini.corpus.report import Progress, Say
+from positron_mini.corpus.split import sample_of
 from positron_mini.device import usable_cores
 from positron_mini.errors import DataError, PositronError, TokenizerError
-from positron_mini.prepare.parts import LEFT_OUT, PART_BYTES, TRAIN, VALIDATION, Part, Sides, Tally, list_parts, routed, scan_part
+from positron_mini.prepare.parts import LEFT_OUT, TRAIN, Part, Sides, Tally, routed
+from positron_mini.prepare.scan import FORMAT, Plan, Scan, do_parts, make_plan, scan_text
 from positron_mini.prepare.unfinished import Origin, unfinished_folder
 from positron_mini.prepare.workers import TOKENIZER_FILE, Job, run
 from positron_mini.tokenizer import Tokenizer, train_tokenizer
@@ -35,7 +34,6 @@ from positron_mini.tokens import TokenFile, TokenWriter, token_dtype
 
 DEFAULT_VOCAB_SIZE = 16_000
 MAX_SAMPLE_BYTES = 100_000_000
-_FORMAT = 2  # part of the content fingerprint: raise it when equal stories are to give other files
 _COPIED_IDS = 1 << 20
 
 
@@ -49,47 +47,6 @@ class Prepared:
     tokenizer: Tokenizer
     content_fingerprint: str
     report: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be read. The parts of the text come first, then those of the validation text where there is one."""
-
-    origin: Origin
-    parts: list[Part]
-    n_train_parts: int
-    source_bytes: int
-    stats: ReadStats  # what listing the files found
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is not worth more than one process, nor a folder for what is unfinished."""
-        return self.source_bytes <= PART_BYTES
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What the first pass found out. `kept` are the documents of the validation text, where there is one."""
-
-    content: str
-    table: KeyTable
-    split: Split
-    kept: NDArray[np.bool_] | None
-    counts: list[int]  # documents of each part
-    reading: dict[str, Any]
-    seconds: float
-
-    def sides(self) -> list[Sides]:
-        """What becomes of the documents of each part."""
-        sides = np.where(self.split.train, TRAIN, np.where(self.split.validation, VALIDATION, LEFT_OUT)).astype(np.uint8)
-        if self.kept is not None:
-            sides = np.append(sides, np.where(self.kept, VALIDATION, LEFT_OUT).astype(np.uint8))
-        return _by_part(sides, self.counts)
-
-
-def _by_part(values: NDArray[Any], counts: list[int]) -> list[NDArray[Any]]:
-    """The values of all documents, those of each part apart."""
-    return np.split(values, np.cumsum(counts)[:-1])
 
 
 def prepare_corpus(
@@ -131,7 +88,7 @@ def prepare_corpus(
 
     if found := remembered():
         return found
-    plan = _plan(origin)
+    plan = make_plan(origin)
     with contextlib.ExitStack() as held:
         folder = None
         if not plan.is_small:
@@ -139,11 +96,13 @@ def prepare_corpus(
             if found := remembered():  # another process was at it
                 return found
             folder = unfinished_folder(cache_dir, origin, plan.parts)
-        scan = _scan(plan, folder, workers, say)
+        scan = scan_text(plan, folder, workers, say)
         check_content(scan.content)
         seconds = {"scan": scan.seconds}
         if tokenizer is None:
-            tokenizer, seconds["tokenizer"] = _train(plan, scan, vocab_size or DEFAULT_VOCAB_SIZE, seed, workers, say)
+            began = time.monotonic()
+            tokenizer = _train(plan, scan, vocab_size or DEFAULT_VOCAB_SIZE, seed, folder, workers, say)
+            seconds["tokenizer"] = time.monotonic() - began
             _check_length(plan, scan, tokenizer, min_train_tokens)
             origin.check_unchanged()
             tokenizer.save(path)
@@ -156,7 +115,7 @@ def prepare_corpus(
 
 
 def _finish(
-    plan: _Plan, scan: _Scan, tokenizer: Tokenizer, cache_dir: Path, folder: Path | None, workers: int, seconds: dict[str, float], say: Say
+    plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, folder: Path | None, workers: int, seconds: dict[str, float], say: Say
 ) -> Prepared:
     """The token files from the cache, or made; then remembered, and what was unfinished is removed. The cache is held."""
     found = _open_cached(cache_dir, scan.content, tokenizer, scan.reading, say)
@@ -203,84 +162,20 @@ def _existing_tokenizer(path: Path, vocab_size: int | None, *, is_default: bool,
     return tokenizer
 
 
-def _train(plan: _Plan, scan: _Scan, vocab_size: int, seed: int, threads: int, say: Say) -> tuple[Tokenizer, float]:
+def _train(plan: Plan, scan: Scan, vocab_size: int, seed: int, folder: Path | None, threads: int, say: Say) -> Tokenizer:
+    """A tokenizer learned from a sample of the training stories; of a large text in a process apart, because that takes 300 MB."""
     chosen = sample_of(scan.split.train, scan.table, seed=seed, max_bytes=MAX_SAMPLE_BYTES)
     size = int(scan.table.sizes[chosen].sum(dtype=np.int64))
     say(f"no tokenizer yet: training {vocab_size:,} pieces on {int(chosen.sum()):,} stories ({size / 1e6:,.1f} MB) of this text")
-    progress = Progress(say, "tokenizer", size)
-    sides = _by_part(np.where(chosen, TRAIN, LEFT_OUT).astype(np.uint8), scan.counts[: plan.n_train_parts])
-    texts = (text for _, text in _documents(plan.parts[: plan.n_train_parts], sides))
-    return train_tokenizer(texts, vocab_size, threads=threads), progress.seconds()
-
-
-# --- first pass --------------------------------------------------------------------------------------------------------------------
-
-
-def _plan(origin: Origin) -> _Plan:
-    """The parts of everything. Errors: DataError for what is no text."""
-    stats = ReadStats()
-    parts, size = list_parts(origin.path, stats)
-    n_train_parts = len(parts)
-    if origin.validation is not None:
-        more, more_bytes = list_parts(origin.validation, stats)
-        parts, size = parts + more, size + more_bytes
-    return _Plan(origin, parts, n_train_parts, size, stats)
-
-
-def _scan(plan: _Plan, folder: Path | None, workers: int, say: Say) -> _Scan:
-    """Fingerprint, keys and split of everything, read by `workers` or taken from `folder`. Errors: DataError for fewer than two stories."""
-    started = time.monotonic()
-    blocks: Sequence[bytes | Path]
+    everything = Part(tuple(piece for part in plan.parts[: plan.n_train_parts] for piece in part.pieces))
+    sides = np.where(chosen, TRAIN, LEFT_OUT).astype(np.uint8)
     if folder is None:
-        blocks, results = _scan_here(plan, Progress(say, "reading", plan.source_bytes))
-    else:
-        job = Job("scan", folder / "scan")
-        results = _do(job, plan, workers, "reading", say)
-        blocks = [job.file(index, "keys") for index in range(len(plan.parts))]
-    stats = ReadStats()
-    stats.add(plan.stats)
-    for result in results:
-        stats.add(ReadStats(**result))
-    tables = [KeyTable(blocks[: plan.n_train_parts]), KeyTable(blocks[plan.n_train_parts :])]
-    if plan.origin.validation is None:
-        split, kept = split_documents(tables[0], str(plan.origin.path)), None
-    else:
-        split, kept = split_by_file(tables[0], tables[1], str(plan.origin.path))
-    counts = [*tables[0].counts, *tables[1].counts]
-    return _Scan(_fingerprint(plan, tables), tables[0], split, kept, counts, reading_report(stats), time.monotonic() - started)
-
-
-def _scan_here(plan: _Plan, progress: Progress) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """Packed keys and results of the parts of a small text, of which nothing is written."""
-    blocks, results = [], []
-    for part in plan.parts:
-        keys, result = scan_part(part, progress.update)
-        blocks.append(keys)
-        results.append(result)
-    return blocks, results
-
-
-def _fingerprint(plan: _Plan, tables: list[KeyTable]) -> str:
-    """One hash of all documents in order, which does not depend on how files and parts divide them."""
-    digest = hashlib.sha256(f"positron_mini tokens {_FORMAT}".encode())
-    for table in tables[: 1 if plan.origin.validation is None else 2]:
-        for keys in table.exact_bytes():
-            digest.update(keys)
-        digest.update(len(table).to_bytes(8, "little"))
-    return digest.hexdigest()
-
-
-def _do(job: Job, plan: _Plan, workers: int, what: str, say: Say) -> list[dict[str, Any]]:
-    """The results of all parts, of which those that an earlier process finished are not done again."""
-    everything = range(len(plan.parts))
-    done = {index: result for index in everything if (result := job.result(index)) is not None}
-    before = sum(result["source_bytes"] for result in done.values())
-    if done:
-        say(f"{what}: {before / 1e6:,.0f} of {plan.source_bytes / 1e6:,.0f} MB were done before, going on from there")
-    todo = {index: plan.parts[index] for index in everything if index not in done}
-    run(job, todo, workers, Progress(say, what, plan.source_bytes, before=before))
-    results = [job.result(index) for index in everything]
-    return [result for result in results if result is not None]
+        return train_tokenizer((text for _, text in routed(everything, sides, ReadStats())), vocab_size, threads=threads)
+    job = Job("train", folder / "tokenizer", vocab_size, threads)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    files.write_bytes(job.file(0, "sides"), sides.tobytes())
+    run(job, {0: everything}, 1, Progress(say, "choosing stories", plan.source_bytes), apart=True)
+    return Tokenizer.load(job.folder / TOKENIZER_FILE)
 
 
 def _documents(parts: list[Part], sides: list[Sides]) -> Iterator[tuple[int, str]]:
@@ -289,7 +184,7 @@ def _documents(parts: list[Part], sides: list[Sides]) -> Iterator[tuple[int, str
         yield from routed(part, part_sides, ReadStats())
 
 
-def _check_length(plan: _Plan, scan: _Scan, tokenizer: Tokenizer, least: int) -> None:
+def _check_length(plan: Plan, scan: Scan, tokenizer: Tokenizer, least: int) -> None:
     """Nothing, or DataError when the training documents have fewer than `least` tokens. Reads no further than it must."""
     count = 0
     for side, text in _documents(plan.parts, scan.sides()):
@@ -307,10 +202,10 @@ def _too_short(path: Path, count: int, least: int) -> DataError:
     )
 
 
-# --- second pass -------------------------------------------------------------------------------------------------------------------
+# --- encoding ----------------------------------------------------------------------------------------------------------------------
 
 
-def _encode(plan: _Plan, scan: _Scan, tokenizer: Tokenizer, cache_dir: Path, place: Path, workers: int, say: Say) -> float:
+def _encode(plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, place: Path, workers: int, say: Say) -> float:
     """Seconds taken to write the cache folder. The parts are encoded into `place` first."""
     started = time.monotonic()
     job = Job("encode", place / f"encode-{tokenizer.fingerprint[:16]}")
@@ -321,7 +216,7 @@ def _encode(plan: _Plan, scan: _Scan, tokenizer: Tokenizer, cache_dir: Path, pla
     for index, sides in enumerate(scan.sides()):
         files.write_bytes(job.file(index, "sides"), sides.tobytes())
     tally = Tally()
-    for result in _do(job, plan, 1 if plan.is_small else workers, "encoding", say):
+    for result in do_parts(job, plan, 1 if plan.is_small else workers, "encoding", say):
         tally.add(Tally(**result))
     with files.atomic_folder(_folder(cache_dir, scan.content, tokenizer)) as folder:
         for name in ("train", "validation"):
@@ -341,11 +236,11 @@ def _join(job: Job, name: str, count: int, tokenizer: Tokenizer, handle: BinaryI
     writer.finish()
 
 
-def _report(scan: _Scan, tokenizer: Tokenizer, tally: Tally) -> dict[str, Any]:
+def _report(scan: Scan, tokenizer: Tokenizer, tally: Tally) -> dict[str, Any]:
     """The report without times, so that equal stories give equal files."""
     tokens = sum(tally.tokens)
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "content_fingerprint": scan.content,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,

@@ -15,21 +15,25 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from positron_mini import errors, files
+from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress
 from positron_mini.errors import PositronError
-from positron_mini.prepare.parts import Part, Tell, encode_part, scan_part
-from positron_mini.tokenizer import Tokenizer, WordEncoder
+from positron_mini.prepare.parts import Part, Sides, Tell, encode_part, routed, scan_part
+from positron_mini.tokenizer import Tokenizer, WordEncoder, train_tokenizer
 
 _TELL_EVERY_S = 0.25
+# for glibc, where a tokenizer is trained: memory that one thread frees serves the others, and goes back to the system (300 MB, not 430)
+_FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
 TOKENIZER_FILE = "tokenizer.model"
 
 
@@ -37,11 +41,14 @@ TOKENIZER_FILE = "tokenizer.model"
 class Job:
     """What is done to every part of a text. Results lie in `folder`, the `.json` of a part being written last.
 
-    scan: NNNNN.keys. encode, which needs NNNNN.sides and the tokenizer there: NNNNN.train and NNNNN.validation.
+    scan: NNNNN.keys. train, which takes the whole text as one part: the tokenizer, from what NNNNN.sides chooses.
+    encode, which needs NNNNN.sides and the tokenizer there: NNNNN.train and NNNNN.validation.
     """
 
-    stage: str
+    stage: Literal["scan", "train", "encode"]
     folder: Path
+    vocab_size: int = 0  # of a tokenizer to train, with so many threads
+    threads: int = 0
 
     def file(self, index: int, ending: str) -> Path:
         """The file of a part."""
@@ -57,7 +64,7 @@ class Job:
 
     def do(self, index: int, part: Part, tell: Tell) -> int:
         """Do one part; the bytes that were read. Errors: those of reading and writing."""
-        result = self._scan(index, part, tell) if self.stage == "scan" else self._encode(index, part, tell)
+        result = {"scan": self._scan, "train": self._train, "encode": self._encode}[self.stage](index, part, tell)
         files.write_json(self.file(index, "json"), result)
         return int(result["source_bytes"])
 
@@ -66,8 +73,31 @@ class Job:
         files.write_bytes(self.file(index, "keys"), keys)
         return result
 
+    def _train(self, index: int, part: Part, tell: Tell) -> dict[str, Any]:
+        stats = ReadStats()
+
+        def write(sample: Any) -> None:
+            for _, text in routed(part, self._sides(index), stats):
+                tell(stats.source_bytes)
+                data = text.encode("utf-8")
+                sample.write(len(data).to_bytes(8, "little") + data)
+
+        # reading the whole text while the trainer gathers millions of strings would leave holes between them: twice the memory
+        path = self.folder / "sample"
+        files.stream_file(path, write)
+        try:
+            with open(path, "rb") as sample:
+                tokenizer = train_tokenizer(_texts_in(sample), self.vocab_size, threads=self.threads)
+        finally:
+            path.unlink()
+        tokenizer.save(self.folder / TOKENIZER_FILE)
+        return asdict(stats)
+
+    def _sides(self, index: int) -> Sides:
+        return np.fromfile(self.file(index, "sides"), np.uint8)
+
     def _encode(self, index: int, part: Part, tell: Tell) -> dict[str, Any]:
-        sides = np.fromfile(self.file(index, "sides"), np.uint8)
+        sides = self._sides(index)
         result: dict[str, Any] = {}
 
         def fill_both(train: Any) -> None:
@@ -84,10 +114,19 @@ class Job:
         return WordEncoder(Tokenizer.load(self.folder / TOKENIZER_FILE))
 
 
-def run(job: Job, parts: dict[int, Part], processes: int, progress: Progress) -> None:
-    """Do the parts, each under its number, in this process when one is enough. Errors: those of the work, after all of it has stopped."""
+def _texts_in(sample: BinaryIO) -> Iterator[str]:
+    """The texts of a file in which the size of each stands before it."""
+    while size := sample.read(8):
+        yield sample.read(int.from_bytes(size, "little")).decode("utf-8")
+
+
+def run(job: Job, parts: dict[int, Part], processes: int, progress: Progress, *, apart: bool = False) -> None:
+    """Do the parts, each under its number, in this process when one is enough (`apart`: never, so that it gets no larger).
+
+    Errors: those of the work, after all of it has stopped.
+    """
     done = _Done(progress)
-    if min(processes, len(parts)) <= 1:
+    if min(processes, len(parts)) <= 1 and not apart:
         for index, part in parts.items():
             done.tell(index, job.do(index, part, _seldom(partial(done.tell, index))))
         return
@@ -136,7 +175,9 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         root = str(Path(__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        command = [sys.executable, "-m", __package__, job.stage, str(job.folder)]
+        if job.stage == "train":
+            environment |= _FRUGAL
+        command = [sys.executable, "-m", __package__, job.stage, str(job.folder), str(job.vocab_size), str(job.threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def do(self, index: int, part: Part, tell: Tell) -> None:
@@ -183,7 +224,7 @@ def _drain(worker: _Worker, queue: deque[tuple[int, Part]], done: _Done) -> None
         worker.do(index, part, partial(done.tell, index))
 
 
-def serve(stage: str, folder: str) -> None:
+def serve(job: Job) -> None:
     """Be a worker: do what the lines on stdin name until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that was asked decides
     answers = os.fdopen(os.dup(1), "w")
@@ -196,7 +237,6 @@ def serve(stage: str, folder: str) -> None:
     def answer(is_done: bool, read: int) -> None:
         send(is_done=is_done, read=read)
 
-    job = Job(stage, Path(folder))
     for line in sys.stdin:
         index, _, part = line.partition(" ")
         try:

@@ -72,8 +72,8 @@ class WordEncoder:
             self._forget()
         self._learn([word for word in words if word not in self._row])
         rows = np.fromiter(map(self._row.__getitem__, words), np.int64, len(words))
-        chosen: NDArray[np.int64] = rows[np.asarray(found.indices)]
-        return chosen
+        places: NDArray[np.int64] = rows[found.indices.to_numpy()]
+        return places
 
     def _learn(self, words: list[bytes]) -> None:
         if not words:

@@ -1,0 +1,70 @@
+"""One command, several processes: torchrun starts and watches them, and each finds its place here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from positron_mini.errors import Interrupted
+
+if TYPE_CHECKING:
+    from positron_mini.distributed import Processes
+
+LINGER_S = 2.0  # what a process that lost the first one waits for it to say why
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launch(words: Sequence[str], count: int) -> int:
+    """The exit code of `positron WORDS` as `count` processes on this machine: of the first that failed, 0 when none did."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo asks for the address of the host's name, which not every host knows
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    try:
+        torchrun(["--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(count), "-m", "positron_mini", *words])
+    except ChildFailedError as error:
+        code: int = error.failures.get(0, error.get_first_failure()[1]).exitcode
+        if code == -signal.SIGTERM:  # by torchrun, which ends the others when one has failed
+            return 1
+        return code if code > 0 else 128 - code
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    return 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """This process's place in its run while inside. The first process alone says what all of them meet."""
+    from positron_mini import device as devices
+    from positron_mini.distributed import ALONE, PeerError, join
+
+    if not launched():
+        yield ALONE
+        return
+    kind = devices.choose(devices.this_machine(), device).device
+    devices.take_local(kind, int(os.environ.get("LOCAL_RANK", "0")))
+    processes = join(kind)
+    try:
+        yield processes
+    except Exception as error:  # connections end with the process, not before: the first to end is the one that tells why
+        known = processes.explain(error) or error
+        if isinstance(known, PeerError | Interrupted) and not processes.is_first:
+            time.sleep(LINGER_S)
+            raise SystemExit(known.exit_code) from error
+        if known is error:
+            raise
+        raise known from error
+    processes.leave()

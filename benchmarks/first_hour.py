@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 
 OWN_FILES = ("my.txt", "my_texts.txt", "other.txt", "data/tinystories.txt")
+OURS = ("HOME", "PYTHON", "POSITRON", "VIRTUAL_ENV", "XDG_", "HF_", "OMP_", "MPL", "GIT_")  # of the developer, not of the machine
 TYPED = {"./ask_model.sh": "Who are you?\nWho found the red ball?\n/quit\n"}  # a line that waits for a person -> what they type
 SLOW_STEP_LIMIT = 300  # seconds for a line whose single optimizer step takes minutes on a CPU
 SHOWN_LINES, CHECK_S = 12, 0.2
@@ -119,9 +120,8 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="first-hour-"))
     folder = home / "positron-mini"
     subprocess.run(["git", "clone", "-q", str(Path(flags.repo).resolve()), str(folder)], check=True)
-    environment = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     environment |= {"HOME": str(home), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TERM": "dumb"}
-    environment |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
     outcomes: list[tuple[str, Outcome]] = []
     started = time.monotonic()
     for page in flags.pages:

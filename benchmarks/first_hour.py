@@ -27,7 +27,7 @@ from pathlib import Path
 OWN_FILES = ("my.txt", "my_texts.txt", "other.txt", "data/tinystories.txt")
 OURS = ("HOME", "PYTHON", "POSITRON", "VIRTUAL_ENV", "XDG_", "HF_", "OMP_", "MPL", "GIT_")  # of the developer, not of the machine
 TYPED = {"./ask_model.sh": "Who are you?\nWho found the red ball?\n/quit\n"}  # a line that waits for a person -> what they type
-SLOW_STEP_LIMIT = 300  # seconds for a line whose single optimizer step takes minutes on a CPU
+SLOW_STEP_LIMIT = 180  # seconds for a line whose single optimizer step takes minutes on a CPU
 SHOWN_LINES, CHECK_S = 12, 0.2
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 

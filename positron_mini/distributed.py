@@ -243,6 +243,7 @@ def join(device: str) -> Processes:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_STEP_TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=_START_TIMEOUT)
+        dist.barrier(control)  # the first one may end at once, with an error of its own, while others are still being connected
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"the {size} processes of this run did not find each other ({error})", "start them with torchrun") from error
     return Group(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)), _control=control)

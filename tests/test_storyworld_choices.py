@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from positron_mini.corpus.storyworld import document, entropy_bits_per_byte, recover, stories
+from positron_mini.corpus.storyworld import document, entropy_bits_per_byte, recover, request_for, stories
 from positron_mini.corpus.storyworld.requests import OPENINGS
 from positron_mini.corpus.storyworld.teller import Dice
 
@@ -31,6 +31,9 @@ def test_entropy_is_the_sum_of_nats_over_the_bytes():
     told = list(islice(stories(6), 20))
     bits = sum(one.choice_nats for one in told) / math.log(2) + 20  # of each story, whether a wish stands before it
     bits += 10 * (math.log2(len(OPENINGS)) + 1)  # of each wish, how it begins and whether it names the hero
+    bits -= sum(
+        math.log2(0.85 if "event" in request_for(one).constraints else 0.15) for one in told[::2]
+    )  # and whether it says what happens
     assert entropy_bits_per_byte(6, 20) == pytest.approx(bits / sum(len(document(one).encode()) for one in told))
 
 

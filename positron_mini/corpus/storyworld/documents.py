@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from positron_mini.corpus.storyworld.checker import Verdict, check_story
-from positron_mini.corpus.storyworld.requests import OPENINGS, check_request, read_request, request_for
+from positron_mini.corpus.storyworld.requests import OPENINGS, PLAIN, check_request, read_request, request_for
 from positron_mini.corpus.storyworld.tales import Story
 
-WISH_NATS = math.log(len(OPENINGS)) + math.log(2)  # how the wish begins, and whether it names the hero; the rest is the story's
+WISH_NATS = math.log(len(OPENINGS)) + math.log(2)  # how the wish begins, and whether it names the hero; what happens is the story's
 
 
 def has_wish(index: int) -> bool:
@@ -27,7 +27,10 @@ def document(story: Story) -> str:
 
 def document_nats(story: Story) -> float:
     """The information of the choices that made the document."""
-    return story.choice_nats + math.log(2) + (WISH_NATS if has_wish(story.index) else 0.0)
+    nats = story.choice_nats + math.log(2)
+    if has_wish(story.index):
+        nats += WISH_NATS - math.log(1 - PLAIN if "event" in request_for(story).constraints else PLAIN)
+    return nats
 
 
 def check_document(text: str) -> Verdict:

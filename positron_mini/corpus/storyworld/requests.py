@@ -29,27 +29,28 @@ PLOTS = {
     "seed": ("who plants a seed", "plant", "A"),
 }
 OPENINGS = (
-    "Write a short story about {who} {plot}.",
-    "Tell me a story about {who} {plot}.",
-    "Can you tell a story about {who} {plot}?",
-    "Please write a story about {who} {plot}.",
-    "I would like to hear a story about {who} {plot}.",
-    "Make up a story about {who} {plot}.",
+    "Write a short story about {about}.",
+    "Tell me a story about {about}.",
+    "Can you tell a story about {about}?",
+    "Please write a story about {about}.",
+    "I would like to hear a story about {about}.",
+    "Make up a story about {about}.",
 )
+PLAIN = 0.15  # the share of wishes that leave open what happens
 HOLES = {"a": "an? (?P<object>[a-z]+)", "noun": "(?P<object>[a-z]+)", "fear": "(?P<fear>[a-z ]+)", "food": "(?P<food>[a-z ]+)"}
 NAMED = {"object": "O", "fear": "X", "food": "F"}  # constraint: role of the event
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A wish for a story. Constraints: kind (of the hero), event and, where the text names them, name, object, fear, food."""
+    """A wish for a story. Constraints: kind (of the hero) and, where the text names them, event, name, object, fear, food."""
 
     text: str
     constraints: dict[str, str]
 
 
 def request_for(story: Story) -> Request:
-    """A request that the story fulfils; whether it asks for a name depends on the story alone."""
+    """A request that the story fulfils; whether it asks for a name and for an event depends on the story alone."""
     dice = random.Random(stable_number(f"request {story.text}"))
     hero = next(person for person in story.facts["characters"] if person["name"] == story.facts["hero"])
     plot, event, role = PLOTS[story.facts["arc"]]
@@ -58,9 +59,12 @@ def request_for(story: Story) -> Request:
     if dice.random() < 0.5:
         wanted["name"] = hero["name"]
         who += f" named {hero['name']}"
+    if dice.random() < PLAIN:
+        named = {key: wanted[key] for key in ("kind", "name") if key in wanted}
+        return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(about=who), named)
     noun = wanted.get("object", "")
     filled = plot.format(a=a_or_an(noun), noun=noun, fear=wanted.get("fear", ""), food=wanted.get("food", ""))
-    return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(who=who, plot=filled), wanted)
+    return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(about=f"{who} {filled}"), wanted)
 
 
 @cache
@@ -69,7 +73,8 @@ def _readers() -> list[tuple[re.Pattern[str], str, str]]:
     who = "an? (?P<kind>[a-z]+)(?: named (?P<name>[A-Z][a-z]+))?"
     readers = []
     for opening in OPENINGS:
-        before, after = map(re.escape, opening.split("{who} {plot}"))
+        before, after = map(re.escape, opening.split("{about}"))
+        readers.append((re.compile(f"{before}{who}{after}"), "", ""))
         for plot, event, role in PLOTS.values():
             pattern = re.sub(r"\\{(\w+)\\}", lambda hole: HOLES[hole[1]], re.escape(plot))
             readers.append((re.compile(f"{before}{who} {pattern}{after}"), event, role))
@@ -81,7 +86,8 @@ def read_request(text: str) -> Request | None:
     for pattern, event, role in _readers():
         found = pattern.fullmatch(text)
         if found:
-            return Request(text, {"event": event, "role": role} | {key: value for key, value in found.groupdict().items() if value})
+            what = {"event": event, "role": role} if event else {}
+            return Request(text, what | {key: value for key, value in found.groupdict().items() if value})
     return None
 
 
@@ -93,11 +99,12 @@ def _named(plot: str, event: str, story: Story) -> dict[str, str]:
 
 
 def requests(seed: int, n: int, split: Split = "validation") -> list[Request]:
-    """`n` different wishes; by default such as training stories do not fulfil to the letter."""
+    """`n` different wishes that say what is to happen; by default such as training stories do not fulfil to the letter."""
     found: dict[str, Request] = {}
     for story in islice(stories(seed, 0, split), 20 * n):
         request = request_for(story)
-        found.setdefault(request.text, request)
+        if "event" in request.constraints:
+            found.setdefault(request.text, request)
         if len(found) == n:
             break
     return list(found.values())
@@ -111,7 +118,7 @@ def check_request(request: Request, story_text: str) -> bool:
     wanted = request.constraints
     if hero is None or hero.kind != wanted["kind"] or wanted.get("name", hero.name) != hero.name:
         return False
-    return any(name == wanted["event"] and _fits(roles, wanted, hero.name) for name, roles in replay.events)
+    return "event" not in wanted or any(name == wanted["event"] and _fits(roles, wanted, hero.name) for name, roles in replay.events)
 
 
 def _fits(roles: dict[str, str], wanted: dict[str, str], hero: str) -> bool:

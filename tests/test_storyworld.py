@@ -18,6 +18,7 @@ from positron_mini.corpus.storyworld import (
     instruction_rows,
     read_request,
     request_for,
+    requests,
     stories,
     story,
     write_corpus,
@@ -110,6 +111,20 @@ def test_a_document_is_the_story_and_every_second_one_begins_with_its_wish(told)
         assert not wish or read_request(wish) == request_for(one)
         assert check_document(document(one)).consistent
     assert read_request("Once upon a time, there was a fox.") is None
+
+
+def test_some_wishes_leave_open_what_happens_and_the_suite_asks_none_of_them(told):
+    wishes = [request_for(one) for one in told]
+    open_ones = [wish for wish in wishes if "event" not in wish.constraints]
+    assert len(open_ones) / len(wishes) == pytest.approx(0.15, abs=0.03)
+    assert all(set(wish.constraints) <= {"kind", "name"} and read_request(wish.text) == wish for wish in open_ones)
+    heroes = {one.facts["hero"]: one for one in told}
+    for wish, one in zip(wishes, told, strict=True):
+        if wish in open_ones:
+            assert check_request(wish, one.text)
+            other = next(o for name, o in heroes.items() if name != one.facts["hero"] and wish.constraints["kind"] not in o.text)
+            assert not check_request(wish, other.text)
+    assert all("event" in wish.constraints for wish in requests(3, 60))
 
 
 def test_a_story_that_is_not_the_one_wished_for_is_inconsistent(told):

@@ -60,7 +60,7 @@ def request_for(story: Story) -> Request:
         wanted["name"] = hero["name"]
         who += f" named {hero['name']}"
     if dice.random() < PLAIN:
-        named = {key: wanted[key] for key in ("kind", "name") if key in wanted}
+        named = {key: value for key, value in wanted.items() if key in ("kind", "name")}
         return Request(OPENINGS[int(dice.random() * len(OPENINGS))].format(about=who), named)
     noun = wanted.get("object", "")
     filled = plot.format(a=a_or_an(noun), noun=noun, fear=wanted.get("fear", ""), food=wanted.get("food", ""))

@@ -1,10 +1,12 @@
 """A newcomer's first hour: every command of the README, typed as printed into a fresh clone in an empty home, with the clock beside it.
 
-    python benchmarks/first_hour.py [--repo .] [--pages README.md README_QUICKSTART.md] [--text my.txt] [--limit 60] [--out first-hour.md]
+    python benchmarks/first_hour.py [--repo .] [--pages README.md README_QUICKSTART.md] [--text my.txt] [--tinystories FILE]
+           [--limit 60] [--out first-hour.md]
 
 The bash blocks of the pages run line by line. A person presses Ctrl-C at a command that takes longer than they want; this script does so
 after `--limit` seconds, but not at what the first block of the README says takes minutes. Questions are asked through standard input.
-`--text` stands in for the files that a page calls the reader's own (my.txt, my_texts.txt, other.txt, data/tinystories.txt).
+`--text` stands in for the files that a page calls the reader's own (my.txt, my_texts.txt, other.txt), `--tinystories` for a corpus that the
+hub would give (data/tinystories.txt).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-OWN_FILES = ("my.txt", "my_texts.txt", "other.txt", "data/tinystories.txt")
+OWN_FILES = ("my.txt", "my_texts.txt", "other.txt")
 OURS = ("HOME", "PYTHON", "POSITRON", "VIRTUAL_ENV", "XDG_", "HF_", "OMP_", "MPL", "GIT_")  # of the developer, not of the machine
 TYPED = {"./ask_model.sh": "Who are you?\nWho found the red ball?\n/quit\n"}  # a line that waits for a person -> what they type
 SLOW_STEP_LIMIT = 180  # seconds for a line whose single optimizer step takes minutes on a CPU
@@ -114,6 +116,7 @@ def main() -> int:
     parser.add_argument("--repo", default=".")
     parser.add_argument("--pages", nargs="+", default=["README.md", "README_QUICKSTART.md"])
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--tinystories", type=Path)
     parser.add_argument("--limit", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("first-hour.md"))
     flags = parser.parse_args()
@@ -127,9 +130,11 @@ def main() -> int:
     for page in flags.pages:
         before = ""
         for block, line in typed_lines((folder / page).read_text(encoding="utf-8")):
-            if flags.text is not None and any(name in line for name in OWN_FILES):
-                for name in OWN_FILES:
+            for name in OWN_FILES:
+                if flags.text is not None and name in line:
                     shutil.copy(flags.text, folder / name)
+            if flags.tinystories is not None and "data/tinystories.txt" in line:
+                shutil.copy(flags.tinystories, folder / "data" / "tinystories.txt")
             outcome = run_line(line, before, folder, environment, limit_of(line, block, page, flags.limit))
             outcomes.append((page, outcome))
             print(f"{outcome.seconds:8.1f} s  code {outcome.code:>4}  {line}", file=sys.stderr, flush=True)

@@ -217,6 +217,7 @@ def test_the_story_world_has_settings_of_its_own_which_flags_override(
             Path("data/storyworld.txt").write_text("Once upon a time.\n")
         assert positron("bootstrap", *words, "--threads", "1", "--steps", "5", *more).code == 0
     shapes = [(c.config, c.vocab_size, c.context_len, c.lr, c.embedding_std, c.copy_init, c.align_rows) for c in asked]
+    assert all(c.short_steps == 1_000_000 for c in asked)
     assert shapes == [
         ("PicoGPT", 3_072, 512, 1.2e-2, 0.3, 0.2, True),
         ("PicoGPT", 512, 512, 4e-3, 0.3, 0.2, True),

@@ -15,7 +15,7 @@ from positron_mini.model import GPT
 from positron_mini.plan import Plan
 from positron_mini.prepare import Prepared
 from positron_mini.runs import RunFolder
-from positron_mini.trainer import Trainer
+from positron_mini.trainer import Trainer, loss_function
 
 COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validations take again
 PATIENCE_S = 4.0  # for timing one thing
@@ -43,10 +43,11 @@ def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compile
 
 def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool) -> float:
     batch = torch.zeros(rows, model.config.context_len, dtype=torch.long, device=device)
+    loss_of = loss_function(model, device, compiled=False)
 
     def once() -> None:
         with devices.autocast(device, precision):
-            loss = model.loss(batch, batch)
+            loss = loss_of(batch, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         devices.synchronize(device)
 

@@ -25,30 +25,38 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over rows of -ln softmax(hidden @ weight')[target], and its gradients, one chunk of logits at a time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """The sum, in nats, for `hidden` (N, C), `weight` (V, C) and `targets` (N,), all different from IGNORED."""
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum, in nats, for `hidden` (N, C), `weight` (V, C) and `targets` (N,), all different from IGNORED.
+
+        Products are of `dtype`, the softmax and both gradients of the dtype of `weight`.
+        """
         wants_gradients = any(ctx.needs_input_grad)
-        total = hidden.new_zeros(())
+        total = weight.new_zeros(())
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if wants_gradients else None
-        size = max(1, CHUNK_NUMBERS // len(weight))
-        for first in range(0, len(hidden), size):
-            rows, wanted = hidden[first : first + size], targets[first : first + size, None]  # (n, C), (n, 1)
-            logprobs = torch.log_softmax(rows @ weight.t(), dim=-1)  # (n, V)
-            total -= logprobs.gather(1, wanted).sum()
-            if d_weight is not None:
-                error = logprobs.exp_()  # the gradient of the logits: probabilities, minus 1 at the target
-                error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
-                torch.mm(error, weight, out=d_hidden[first : first + size])
-                d_weight.addmm_(error.t(), rows)
+        factor, size = weight.to(dtype), max(1, CHUNK_NUMBERS // len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first in range(0, len(hidden), size):
+                rows, wanted = hidden[first : first + size].to(dtype), targets[first : first + size, None]  # (n, C), (n, 1)
+                logprobs = torch.log_softmax(rows @ factor.t(), dim=-1, dtype=weight.dtype)  # (n, V)
+                total -= logprobs.gather(1, wanted).sum()
+                if d_weight is not None:
+                    error = logprobs.exp_()  # the gradient of the logits: probabilities, minus 1 at the target
+                    error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
+                    error = error.to(dtype)
+                    d_hidden[first : first + size] = error @ factor
+                    if dtype == weight.dtype:
+                        d_weight.addmm_(error.t(), rows)
+                    else:
+                        d_weight += error.t() @ rows
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The gradients of `hidden` and `weight`, made in the forward pass, times that of the sum."""
         (scale,) = upstream
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden.mul_(scale), d_weight.mul_(scale), None
+        return d_hidden.mul_(scale), d_weight.mul_(scale), None, None
 
 
 def chunked_loss(model: GPT, hidden: Callable[..., Tensor], ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -58,5 +66,8 @@ def chunked_loss(model: GPT, hidden: Callable[..., Tensor], ids: Tensor, targets
     trained = (flat != IGNORED).nonzero().flatten()
     if len(trained) < len(flat):
         stream, flat = stream[trained], flat[trained]
-    loss: Tensor = ChunkedCrossEntropy.apply(stream, model.model.embed_tokens.weight, flat)  # type: ignore[no-untyped-call]
+    weight = model.model.embed_tokens.weight
+    kind = stream.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    loss: Tensor = ChunkedCrossEntropy.apply(stream, weight, flat, dtype)  # type: ignore[no-untyped-call]
     return loss

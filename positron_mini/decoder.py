@@ -2,7 +2,7 @@
 
 Writing one token takes little arithmetic: the time goes into reading every weight once and into starting each operation. Hence:
 - q, k and v are one product, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
-- a matrix lies (in, out): for one row as fast as (out, in), for eight rows nearly twice as fast;
+- a matrix is cut into blocks of columns, which are shared out among the threads;
 - the two channels that RoPE turns together lie side by side, so that a rotation is one complex multiplication;
 - work buffers, and the views of them that the operations want, are made once.
 `GPT` remains the reference: tests hold log-probabilities within 1e-5 of its own, relative.
@@ -25,6 +25,8 @@ from positron_mini.model import GPT, Attention, Block, rope_table
 Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens
 INT8_ROWS = 2  # for more rows at once the products are bound by arithmetic, where PyTorch's int8 kernel loses to f32
+BLOCK_COLUMNS = 16  # of a matrix at once: wider blocks are slower, narrower ones no faster
+BLOCK_ROWS = 128  # for more rows at once a whole matrix is quicker
 BYTES_PER_THREAD = 256 << 10  # a thread that reads less of a product than this waits longer for the others than it helps
 
 
@@ -42,18 +44,44 @@ class Matrix(Protocol):
 
 
 class Dense:
-    """The matrix in fp32."""
+    """The matrix in fp32, cut into blocks of a few columns whose products are one batched product.
+
+    For a few rows MKL multiplies a whole matrix with one thread and reads it at half the rate of memory; blocks as wide as a vector
+    register are shared out among the threads and read two to four times as fast (docs/results/speed.md).
+    """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.contiguous()  # (in, out)
+        inputs, outputs = weight.shape
+        is_cut = torch.backends.mkl.is_available() and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
+        self.width = BLOCK_COLUMNS if is_cut else outputs
+        self.blocks = weight.reshape(inputs, -1, self.width).transpose(0, 1).contiguous()  # (blocks, in, width)
+
+    def _whole(self) -> Tensor:
+        """The matrix (in, out)."""
+        blocks, inputs, width = self.blocks.shape
+        return self.blocks.transpose(0, 1).reshape(inputs, blocks * width)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x @ matrix as (R, blocks, width)."""
+        return torch.bmm(x.expand(len(self.blocks), -1, -1), self.blocks).transpose(0, 1)
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """Write x @ matrix to `out`."""
-        torch.mm(x, self.weight, out=out)
+        if len(x) == 1:
+            torch.bmm(x.expand(len(self.blocks), -1, -1), self.blocks, out=out.view(-1, 1, self.width))
+        elif len(x) <= BLOCK_ROWS:
+            out.view(len(x), -1, self.width).copy_(self._product(x))
+        else:
+            torch.mm(x, self._whole(), out=out)
 
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """Add x @ matrix to `out`."""
-        out.addmm_(x, self.weight)
+        if len(x) == 1:
+            out.view(-1, 1, self.width).baddbmm_(x.expand(len(self.blocks), -1, -1), self.blocks)
+        elif len(x) <= BLOCK_ROWS:
+            out.view(len(x), -1, self.width).add_(self._product(x))
+        else:
+            out.addmm_(x, self._whole())
 
 
 class Int8:

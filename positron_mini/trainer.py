@@ -129,12 +129,12 @@ class Clock:
         self._mark = mark
 
 
-def _loss_function(model: GPT, config: LoopConfig) -> Callable[..., Tensor]:
+def loss_function(model: GPT, device: str, *, compiled: bool) -> Callable[..., Tensor]:
     """`model.loss`, by the quickest way that is known to be right here; all give its values."""
-    if config.device == "cpu" and config.precision == "fp32":  # elsewhere not measured
-        hidden = torch.compile(model.hidden, dynamic=False) if config.compile else model.hidden
+    if device == "cpu":  # elsewhere not measured
+        hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
         return partial(chunked_loss, model, hidden)
-    return torch.compile(model.loss, dynamic=False) if config.compile else model.loss
+    return torch.compile(model.loss, dynamic=False) if compiled else model.loss
 
 
 class Trainer:
@@ -159,7 +159,7 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
-        self._loss = processes.shared_loss(model, _loss_function(model, config))
+        self._loss = processes.shared_loss(model, loss_function(model, config.device, compiled=config.compile))
 
     @property
     def is_cooling(self) -> bool:

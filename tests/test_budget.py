@@ -13,6 +13,7 @@ from tiny_runs import lines_of, positron, trained
 from positron_mini import budget
 from positron_mini.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
+from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError
 from positron_mini.plan import recorded_schedule
 from positron_mini.runs import RunFolder
@@ -49,6 +50,28 @@ def test_the_chosen_plan_is_the_best_of_all_and_no_more_than_needed_is_measured(
     plans = [candidate(name, shape, speeds[name], 60 * minutes, 2e9, None) for name, shape in SHAPES.items()]
     assert found.expected_bpb == min(plan.expected_bpb for plan in plans)
     assert found.config in measured and len(measured) == len(set(measured)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "bf16", "has_verdict", "speeds", "wanted"),
+    [
+        ("auto", ("cpu",), False, {"fp32": 100.0, "bf16": 150.0}, "bf16"),
+        ("auto", ("cpu",), False, {"fp32": 100.0, "bf16": 102.0}, "fp32"),  # within the noise
+        ("auto", (), False, {}, "auto"),  # bf16 would be emulated: not even tried
+        ("auto", ("cpu",), True, {}, "auto"),  # the doctor decides
+        ("fp32", ("cpu",), False, {}, "fp32"),
+        ("bf16", ("cpu",), False, {}, "bf16"),
+    ],
+)
+def test_bf16_on_a_cpu_is_taken_where_it_was_measured_to_be_faster(
+    asked: str, bf16: tuple[str, ...], has_verdict: bool, speeds: dict[str, float], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Verdict((Finding("cpu", "fp32", (), 100.0),), "2026-11-24") if has_verdict else None
+    machine = Machine(("cpu",), bf16, 8 << 30, 2, True, "Linux", verdict=found)  # type: ignore[arg-type]
+    monkeypatch.setattr(budget.devices, "this_machine", lambda: machine)
+    monkeypatch.setattr(budget, "measured_speed", lambda shape, device, precision: speeds[precision])
+    config = TrainConfig(precision=asked)  # type: ignore[arg-type]
+    assert budget.faster_precision(config, SHAPES["PicoGPT"], lambda text: None) == wanted
 
 
 def test_more_time_and_faster_machines_are_worth_larger_models_and_end_lower() -> None:

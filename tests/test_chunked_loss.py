@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from tiny_models import lively_model, shape
@@ -44,3 +47,22 @@ def test_without_gradients_only_the_loss_is_made() -> None:
     ids = torch.arange(10).view(2, 5)
     with torch.no_grad():
         torch.testing.assert_close(chunked_loss(model, model.hidden, ids, ids), model.loss(ids, ids))
+
+
+def test_products_of_bf16_give_the_plain_loss_of_bf16() -> None:
+    """Loss and gradients as close to those of fp32 as the plain path is under the same autocast; gradients stay in fp32."""
+    model = lively_model(shape())
+    ids = torch.randint(0, model.config.vocab_size, (3, 17), generator=torch.Generator().manual_seed(3))
+
+    def found(loss_of: Callable[..., torch.Tensor], bf16: bool) -> tuple[float, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(ids, ids)
+        (loss / 7).backward()
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+        return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (exact, wanted), (plain, plain_gradient) = found(model.loss, False), found(model.loss, True)
+    chunked, gradient = found(partial(chunked_loss, model, model.hidden), True)
+    assert abs(chunked - exact) <= 2 * abs(plain - exact) + 1e-3 * exact
+    assert float((gradient - wanted).norm()) <= 1.5 * float((plain_gradient - wanted).norm())

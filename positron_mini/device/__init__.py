@@ -34,10 +34,11 @@ from positron_mini.device.policy import (
     unsupported,
 )
 from positron_mini.device.power import SpeedWatch, awake, keep_awake_command, share_of_usual_speed
-from positron_mini.device.verdict import DeviceName, Finding, Precision, Verdict, read_verdict, verdict_path, write_verdict
+from positron_mini.device.verdict import BF16_GAIN, DeviceName, Finding, Precision, Verdict, read_verdict, verdict_path, write_verdict
 
 __all__ = [
     "BATCH_TOKENS",
+    "BF16_GAIN",
     "MAX_LOGITS_BYTES",
     "Choice",
     "DeviceName",

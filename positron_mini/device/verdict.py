@@ -20,7 +20,7 @@ DeviceName = Literal["cpu", "mps", "cuda"]
 Precision = Literal["fp32", "bf16"]
 FORMAT = 1
 MAX_BYTES = 1 << 20
-GAIN = 1.03  # bf16 must be this much faster than fp32 to be preferred: less is within the noise of a short measurement
+BF16_GAIN = 1.03  # bf16 must be this much faster than fp32 to be preferred: less is within the noise of a short measurement
 Say = Callable[[str], None]
 
 
@@ -65,7 +65,7 @@ class Verdict:
 
         def rank(finding: Finding) -> float:
             assert finding.tok_per_s is not None
-            return finding.tok_per_s / (GAIN if finding.precision == "bf16" else 1.0)
+            return finding.tok_per_s / (BF16_GAIN if finding.precision == "bf16" else 1.0)
 
         return max(fit, key=rank, default=None)
 

@@ -61,7 +61,8 @@ def main() -> None:
     reasons = Counter(reason for verdict in verdicts if not verdict.consistent for reason in verdict.reasons[:1])
     print(f"consistent: {result['accuracy']:.1%} of {flags.samples} (95 % interval {result['low']:.1%} to {result['high']:.1%}), ", end="")
     print(f"{result['stories_alone']:.1%} leaving wishes aside, ", end="")
-    print(f"temperature {flags.temperature}, min_p {flags.min_p:g}; {result['ended']:.1%} came to their end, {result['distinct']} are different; ", end="")
+    print(f"temperature {flags.temperature}, min_p {flags.min_p:g}; {result['ended']:.1%} came to their end, ", end="")
+    print(f"{result['distinct']} are different; ", end="")
     print(f"{result['sentences_parsed']:.1%} of the sentences were understood by the checker")
     for reason, count in reasons.most_common(8):
         print(f"  {count:>3} x {reason}")

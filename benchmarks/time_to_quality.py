@@ -52,7 +52,13 @@ Steps = Iterator[Callable[[], State]]  # after each step, what gives the state
 def ours(shape: ModelConfig, prepared: Prepared, flags: argparse.Namespace, lr: float, batch: int) -> Steps:
     """Our loop."""
     config = TrainConfig(
-        config=flags.config, batch_tokens=batch, lr=lr, warmup_steps=WARM_UP, compile="off", precision=flags.precision, threads=flags.threads
+        config=flags.config,
+        batch_tokens=batch,
+        lr=lr,
+        warmup_steps=WARM_UP,
+        compile="off",
+        precision=flags.precision,
+        threads=flags.threads,
     )
     _, _, trainer = training(config, shape, say)
     trainer.source = TokenBatches(prepared.train.ids, 0, batch // shape.context_len, shape.context_len, short_steps=10**9)

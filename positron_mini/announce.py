@@ -90,7 +90,10 @@ def describe(
     assert config.batch_tokens is not None and config.micro_batch is not None
     exact, processes = rows * shape.context_len, trainer.processes.size
     micro_steps = -(-rows // config.micro_batch)
-    speed = measure_speed(trainer.model, config.device, config.precision, rows=config.micro_batch, compiled=config.compile == "on")
+    is_compiled = config.compile == "on"
+    # the trial is not compiled, and then needs more memory for a row than training will
+    rows_at_once = (config.micro_batch + 1) // 2 if is_compiled else config.micro_batch
+    speed = measure_speed(trainer.model, config.device, config.precision, rows=rows_at_once, compiled=is_compiled)
     threads = f"{config.threads} threads" if processes == 1 else f"{processes} processes of {config.threads} threads"
     lines = [
         f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",

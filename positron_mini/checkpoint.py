@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,25 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, metadata={"format": "pt"})
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the bytes of `tensor_bytes` for fp32 tensors, one after the other: all of them at once take twice their size in memory."""
+    ordered = {name: tensors[name].detach().float().cpu().contiguous() for name in sorted(tensors)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+
+    def fill(handle: Any) -> None:
+        handle.write(struct.pack("<Q", len(head)) + head)
+        for tensor in ordered.values():
+            handle.write(tensor.numpy().data)
+
+    files.stream_file(path, fill)
+
+
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
     """Write a checkpoint folder atomically, its manifest last. Line files beside it, which tell how it came about, are flushed first.
 
@@ -78,9 +98,9 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
         contents = dict(texts)
         for name, data in contents.items():
             files.write_bytes(temporary / name, data)
-        files.write_bytes(temporary / MODEL_FILE, tensor_bytes(weights))
+        write_tensors(temporary / MODEL_FILE, weights)
         if training is not None:
-            files.write_bytes(temporary / STATE_FILE, tensor_bytes(training.tensors))
+            write_tensors(temporary / STATE_FILE, training.tensors)
             files.write_json(temporary / STATE_JSON, {"format": FORMAT, **training.state})
         write_manifest(temporary)
 

@@ -20,7 +20,7 @@ from tiny_runs import digests, forked, listing, needs_fork
 
 from positron_mini import checkpoint as ckpt
 from positron_mini import files
-from positron_mini.checkpoint import load_model, load_training, open_checkpoint, tensor_bytes, write_checkpoint
+from positron_mini.checkpoint import load_model, load_training, open_checkpoint, tensor_bytes, write_checkpoint, write_tensors
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, PositronError
 from positron_mini.model import GPT
@@ -73,6 +73,15 @@ def test_the_bytes_of_a_weight_file_do_not_depend_on_the_order_or_layout_of_the_
     expected = tensor_bytes({"a": a, "b": b})
     assert tensor_bytes({"b": b, "a": a}) == expected
     assert tensor_bytes({"a": a.T.contiguous().T, "b": torch.stack((b, b), 1)[:, 0]}) == expected
+
+
+def test_streamed_tensors_are_the_bytes_of_the_library(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"z": (3, 5), "adamw.count.x": (1,), "a": (), "model.embed": (7, 2), "empty": (0, 4), 'quote"é': (2,)}
+    tensors = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    tensors["turned"] = torch.randn(4, 3, generator=generator).T
+    write_tensors(tmp_path / "file", tensors)
+    assert (tmp_path / "file").read_bytes() == tensor_bytes(tensors)
     header = json.loads(expected[8 : 8 + struct.unpack("<Q", expected[:8])[0]])
     assert header["__metadata__"] == {"format": "pt"}
 

@@ -121,9 +121,9 @@ def total_memory() -> int:
 def peak_memory(*, of_children: bool = False) -> int:
     """Largest number of bytes this process, or any single one of its ended children, has held in main memory so far."""
     if not of_children:
-        with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux counts what its parent held into ru_maxrss
-            with open("/proc/self/status", encoding="ascii") as status:
-                return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+        with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as status:
+            # on Linux ru_maxrss counts what the parent held when it started this process
+            return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -117,20 +117,16 @@ def unsupported(system: str, machine: str, os_version: str, torch: str) -> tuple
 def memory_limits(model: ModelConfig, device: str, memory_bytes: int) -> dict[str, int]:
     """How many tokens may be computed at once, by reason; the smallest number decides.
 
-    Counted per token, in fp32: three copies of the logits, and about 34 activations of the width and 10 of the ffn per layer. A CPU, which
-    never holds all logits (chunked_loss.py), gains nothing beyond about 2,048 tokens, a GPU wants many; all stay below a quarter of the
-    memory and 1 GiB of logits. A Mac's memory is the system's and all programs' too: a third is theirs, and of what Metal may use, half
-    of what the model and its optimizer leave.
+    Counted per token, in fp32: three copies of the logits (one on a CPU, where chunked_loss.py never holds all of them), and about 34
+    activations of the width and 10 of the ffn per layer. A CPU gains nothing beyond about 2,048 tokens, a GPU wants many; all stay below
+    a quarter of the memory and 1 GiB of logits. A Mac's memory is the system's and all programs' too: a third is theirs, and of what Metal
+    may use, half of what the model and its optimizer leave.
     """
-    logits, activations = 4 * model.vocab_size, 4 * model.n_layer * (34 * model.n_embd + 10 * model.ffn)
-    if device == "cpu":
-        return {
-            "a quarter of the memory": memory_bytes // 4 // activations,
-            "what a CPU's cache holds": 2_048,
-            "1.5 GB of activations": 1_500_000_000 // activations,
-        }
-    per_token = 3 * logits + activations
+    logits = 4 * model.vocab_size
+    per_token = (1 if device == "cpu" else 3) * logits + 4 * model.n_layer * (34 * model.n_embd + 10 * model.ffn)
     limits = {"a quarter of the memory": memory_bytes // 4 // per_token, "1 GiB of logits": MAX_LOGITS_BYTES // logits}
+    if device == "cpu":
+        return {**limits, "what a CPU's cache holds": 2_048, "1.5 GB of activations": 1_500_000_000 // per_token}
     if device == "mps":
         kept = 5 * 4 * model.parameters  # weights, gradient, two moments, running average
         room = max(0, memory_bytes * 2 // 3 - METAL_OVERHEAD_BYTES - kept) // 2

@@ -52,7 +52,8 @@ class Dense:
 
     def __init__(self, weight: Tensor) -> None:
         inputs, outputs = weight.shape
-        is_cut = torch.backends.mkl.is_available() and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
+        has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        is_cut = has_mkl and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
         self.width = BLOCK_COLUMNS if is_cut else outputs
         self.blocks = weight.reshape(inputs, -1, self.width).transpose(0, 1).contiguous()  # (blocks, in, width)
 

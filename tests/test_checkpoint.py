@@ -73,6 +73,8 @@ def test_the_bytes_of_a_weight_file_do_not_depend_on_the_order_or_layout_of_the_
     expected = tensor_bytes({"a": a, "b": b})
     assert tensor_bytes({"b": b, "a": a}) == expected
     assert tensor_bytes({"a": a.T.contiguous().T, "b": torch.stack((b, b), 1)[:, 0]}) == expected
+    header = json.loads(expected[8 : 8 + struct.unpack("<Q", expected[:8])[0]])
+    assert header["__metadata__"] == {"format": "pt"}
 
 
 def test_streamed_tensors_are_the_bytes_of_the_library(tmp_path: Path) -> None:
@@ -82,8 +84,6 @@ def test_streamed_tensors_are_the_bytes_of_the_library(tmp_path: Path) -> None:
     tensors["turned"] = torch.randn(4, 3, generator=generator).T
     write_tensors(tmp_path / "file", tensors)
     assert (tmp_path / "file").read_bytes() == tensor_bytes(tensors)
-    header = json.loads(expected[8 : 8 + struct.unpack("<Q", expected[:8])[0]])
-    assert header["__metadata__"] == {"format": "pt"}
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------------------------

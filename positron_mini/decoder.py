@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from positron_mini import device as devices
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, Attention, Block, rope_table
 
@@ -52,8 +53,7 @@ class Dense:
 
     def __init__(self, weight: Tensor) -> None:
         inputs, outputs = weight.shape
-        has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-        is_cut = has_mkl and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
+        is_cut = devices.multiplies_by_mkl() and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
         self.width = BLOCK_COLUMNS if is_cut else outputs
         self.blocks = weight.reshape(inputs, -1, self.width).transpose(0, 1).contiguous()  # (blocks, in, width)
 

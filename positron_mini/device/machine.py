@@ -110,6 +110,14 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def multiplies_by_mkl() -> bool:
+    """Whether PyTorch's products on the CPU are MKL's."""
+    import torch
+
+    found: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return found
+
+
 def total_memory() -> int:
     """Bytes of main memory; 8 GiB where the system does not tell."""
     try:

@@ -174,6 +174,8 @@ class Session:
             self.run.write(self.run_json)  # before it acts
             text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
             self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
+            if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
+                self.recorder.save()
 
     def _reschedule(self, schedule: Schedule, step: int, asked: int | None = None) -> None:
         self.plan = replace(self.plan, schedule=schedule)

@@ -15,6 +15,8 @@ from positron_mini.budget import TINYSTORIES, batch_for, candidate, choose, wort
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError
+from positron_mini.optim import Schedule, move_horizon
+from positron_mini.pace import Pacer
 from positron_mini.plan import recorded_schedule
 from positron_mini.runs import RunFolder
 
@@ -125,6 +127,22 @@ def test_a_run_keeps_to_its_time_says_what_it_reached_and_is_exact_relative_to_i
     assert again.code == 0, again.err
     result = positron("train", "--out_dir", "runs/timed", "--budget", "15s", "--threads", "1")
     assert result.code == 0 and "going back to step" in result.err and 13.0 < run.metrics()[-1]["elapsed_s"] < 17.5, result.err
+
+
+@pytest.mark.usefixtures("fixed_plan")
+def test_a_cool_down_that_a_move_of_the_horizon_begins_at_once_can_be_gone_back_from(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(self: Pacer, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule) -> Schedule | None:
+        return move_horizon(schedule, step, 11) if step == 9 else None
+
+    monkeypatch.setattr(Pacer, "look", look)
+    assert positron("train", *TINY, "--budget", "10s", "--warmup_steps", "0").code == 0
+    run = RunFolder(Path("runs/timed"))
+    record = run.read()
+    assert record is not None and recorded_schedule(record["events"]).cooldown_start == 9
+    result = positron("train", "--out_dir", "runs/timed", "--budget", "20s", "--until_step", "10", "--threads", "1")
+    assert result.code == 0 and "going back to step 9," in result.err, result.err
 
 
 @pytest.mark.usefixtures("fixed_plan")

@@ -204,9 +204,9 @@ def _order(row: str) -> tuple[int, int]:
 
 BEGINNING = """# What happens when something fails
 
-Training takes hours, and in these hours lids are closed, disks fill up and processes are killed. A model is worth as much as the promise
-that none of this spoils it. This page lists the faults, what is promised for each, and the tests that show it. P0 had to hold before the
-first release; P1 holds; P2 is welcome.
+This page lists every fault that training, loading, preparing and serving must survive, what is promised for each, and the tests that show
+it. Training takes hours, and in these hours lids are closed, disks fill up and processes are killed; a model is worth as much as the
+promise that none of this spoils it. P0 must hold before a release; P1 holds; P2 is welcome.
 
 The page is made by `benchmarks/reliability.py` from the names of the tests and the results they gave; a test fails when it is out of date.
 A *case* is one test with one set of values. A *try* is one fault inside a case, for example one byte at which the disk was full. Property

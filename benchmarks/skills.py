@@ -64,8 +64,9 @@ def page(records: Sequence[RunRecord], checkpoints: Sequence[Checkpoint], timed:
     points = [test.points(model) for model in models]
     parts = [
         "# Skills, measured",
+        f"This page tests the measure itself: {len(SKILLS)} skills, {PAIRS} minimal pairs of each, {test.tokens:,} tokens in all; "
+        "`positron_mini/evaluate/pairs` has them.",
         f"{datetime.date.today().isoformat()}, {machine()}. Made by `benchmarks/skills.py`.",
-        f"{len(SKILLS)} skills, {PAIRS} minimal pairs of each, {test.tokens:,} tokens in all; `positron_mini/evaluate/pairs` has them.",
         "## Who knows nothing is at chance",
         chance(test, records[0], prepared),
         "## Two seeds",

@@ -47,13 +47,13 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
 
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to three sentences about the scene and a game."""
-    if t.coin(0.35):
+    if t.coin(0.7):
         t.tell("view", A=hero)
-    if t.coin(0.2):
+    if t.coin(0.1):
         t.tell("air")
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
-    elif t.coin(0.4):
+    elif t.coin(0.5):
         t.tell("play", A=hero)
 
 
@@ -141,7 +141,8 @@ def lost(t: Teller, hero: str) -> None:
         t.tell("give_back", A=friend, B=hero, O=noun)
     if t.coin(0.35):
         t.tell("glad_found", A=hero, O=noun)
-    thanks(t, hero, friend)
+    if t.coin(0.5):
+        thanks(t, hero, friend)
     together(t, hero, friend)
     ending(t, hero, friend, noun)
 
@@ -165,7 +166,8 @@ def broken(t: Teller, hero: str) -> None:
     else:
         t.tell("mend", A=friend, O=noun)
     t.tell("glad_mended", A=hero, O=noun)
-    thanks(t, hero, friend)
+    if t.coin(0.5):
+        thanks(t, hero, friend)
     together(t, hero, friend)
     ending(t, hero, friend, noun)
 
@@ -188,7 +190,8 @@ def stuck(t: Teller, hero: str) -> None:
     t.tell("give_back", A=friend, B=hero, O=noun)
     if t.coin(0.35):
         t.tell("feel_happy", A=hero)
-    thanks(t, hero, friend)
+    if t.coin(0.5):
+        thanks(t, hero, friend)
     together(t, hero, friend)
     ending(t, hero, friend, noun)
 

@@ -47,7 +47,8 @@ def quarrel(t: Teller, hero: str) -> None:
     t.tell("go_after", A=hero, B=friend, O=noun)
     t.tell("sorry", A=hero, B=friend, O=noun)
     t.tell("make_up", A=friend, B=hero)
-    t.tell("share_thing", A=friend, B=hero, O=noun)
+    if t.coin(0.5):
+        t.tell("share_thing", A=friend, B=hero, O=noun)
     if t.coin(0.3):
         t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
     together(t, hero, friend)
@@ -97,7 +98,8 @@ def afraid(t: Teller, hero: str) -> None:
     t.tell("comfort", A=friend, B=hero)
     t.paragraph()
     t.tell("try_brave", A=hero, X=fear)
-    t.tell("proud_brave", A=hero)
+    if t.coin(0.6):
+        t.tell("proud_brave", A=hero)
     if t.coin(0.35):
         thanks(t, hero, friend)
     together(t, hero, friend)
@@ -109,7 +111,8 @@ def gift(t: Teller, hero: str) -> None:
     t.paragraph()
     friend, kind = someone(t)
     t.tell("plan_gift", A=hero, B=friend, B_kind=kind)
-    t.tell("think_gift", A=hero)
+    if t.coin(0.5):
+        t.tell("think_gift", A=hero)
     if t.coin(0.35):
         set_out_here(t, hero)
     t.paragraph()
@@ -123,7 +126,8 @@ def gift(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("visit", A=hero, B=friend, O=noun)
     t.tell("give_gift", A=hero, B=friend, O=noun)
-    t.tell("love_gift", A=friend, B=hero, O=noun)
+    if t.coin(0.6):
+        t.tell("love_gift", A=friend, B=hero, O=noun)
     if t.coin(0.3):
         t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
     together(t, hero, friend)
@@ -139,23 +143,24 @@ def set_out_here(t: Teller, hero: str) -> None:
 
 
 def astray(t: Teller, hero: str) -> None:
-    """The hero takes somebody small home who has lost the way."""
-    set_out(t, hero, "", "nature", "water", "town")
+    """The hero loses the way, and a friend takes the hero home."""
+    set_out(t, hero)
+    t.tell("stray", A=hero)
     t.paragraph()
-    small, kind = someone(t)
-    t.tell("crying_small", A=small, A_kind=kind, B=hero)
-    console(t, small, hero, "tell_astray")
-    t.tell("offer_guide", A=hero, B=small)
+    friend = friend_of(t, hero)
+    console(t, hero, friend, "tell_astray")
+    t.tell("offer_guide", A=friend, B=hero)
     if t.coin(0.2):
-        t.tell("clue", A=small)
+        t.tell("clue", A=hero)
     t.paragraph()
     for _ in range(1 + t.one_of(2)):
         t.tell("walk_pair")
-    t.tell("home_found", A=small, B=hero)
-    t.tell("mother_thanks", A=small, B=hero)
-    if t.coin(0.4):
-        thanks(t, small, hero)
-    ending(t, hero, small)
+    t.tell("home_found", A=hero, B=friend)
+    if t.coin(0.5):
+        t.tell("mother_thanks", A=hero, B=friend)
+    if t.coin(0.3):
+        thanks(t, hero, friend)
+    ending(t, hero, friend)
 
 
 def hiding(t: Teller, hero: str) -> None:
@@ -164,14 +169,16 @@ def hiding(t: Teller, hero: str) -> None:
     friend = friend_of(t, hero)
     seeker, hider = hero, friend
     t.tell("start_hide", A=seeker, B=hider)
-    t.tell("count", A=seeker)
+    if t.coin(0.6):
+        t.tell("count", A=seeker)
     t.paragraph()
     for _ in range(1 + t.one_of(2)):
         t.tell("seek", A=seeker, S=spot(t))
     if t.coin(0.35):
         t.tell("hear", A=seeker)
     t.tell("spot_hider", A=seeker, B=hider, S=spot(t))
-    t.tell("laugh_found", A=hider, B=seeker)
+    if t.coin(0.6):
+        t.tell("laugh_found", A=hider, B=seeker)
     together(t, hero, friend)
     ending(t, hero, friend)
 
@@ -193,7 +200,8 @@ def cook(t: Teller, hero: str) -> None:
     t.paragraph()
     t.tell("bring_food", A=hero, B=first, F=food)
     t.tell("meal")
-    t.tell("meal_joy", A=hero)
+    if t.coin(0.6):
+        t.tell("meal_joy", A=hero)
     if t.coin(0.4):
         thanks(t, hero, first)
     ending(t, hero, first)
@@ -220,7 +228,8 @@ def seed(t: Teller, hero: str) -> None:
     """A seed takes its time."""
     t.paragraph()
     t.tell("plant", A=hero)
-    t.tell("wait_seed", A=hero)
+    if t.coin(0.7):
+        t.tell("wait_seed", A=hero)
     if t.coin(0.3):
         set_out_here(t, hero)
     t.tell("sad_seed", A=hero)

@@ -14,7 +14,7 @@ from positron_mini.corpus.storyworld.documents import document, document_nats
 from positron_mini.corpus.storyworld.events import Event, Telling
 from positron_mini.corpus.storyworld.grammar import Bindings, Choice, Slot, mark_articles, match
 from positron_mini.corpus.storyworld.lexicon import lexicon
-from positron_mini.corpus.storyworld.slots import pair_ways, read_slot, ways
+from positron_mini.corpus.storyworld.slots import PAIR_WEIGHTS, read_slot, ways
 from positron_mini.corpus.storyworld.tales import stories, tell_story
 from positron_mini.corpus.storyworld.teller import Dice, Teller
 from positron_mini.corpus.storyworld.world import Contradiction, Roles
@@ -146,7 +146,7 @@ class Reteller(Teller):
         if tag == TAGS["A"]:
             return ways(self.state, roles["A"], self.fresh())
         if tag == TAGS["T"]:
-            return pair_ways(self.state, self.fresh())
+            return PAIR_WEIGHTS
         return (1.0,) * len(lexicon().traits)
 
     def _fits(self, roles: Roles, bound: Roles) -> bool:

@@ -191,7 +191,7 @@ ASKERS: dict[str, tuple[Asker, ...]] = {
     "make": (_what("What did {A} make?", "{A} made {full}."),),
     "give_gift": (_who("B", "Who got the {O}?", "{B} got the {O}."), _who("A", "Who made the present?", "{A} made the present.")),
     "advise": (_who("A", "Who gave {B} an idea?", "{A} gave {B} an idea."),),
-    "crying_small": (_who("A", "Who was lost?", "{A} was lost."),),
+    "stray": (_who("A", "Who lost the way home?", "{A} lost the way home."),),
     "home_found": (_who("B", "Who took {A} home?", "{B} took {A} home."),),
     "start_hide": (_who("A", "Who counted?", "{A} counted."), _who("B", "Who hid?", "{B} hid.")),
     "spot_hider": (_where("S", "Where was {B} hiding?", "{B} was {S}."),),

@@ -14,6 +14,7 @@ from positron_mini.corpus.storyworld.world import CHARACTERS, HIM, HIS, OBJECTS,
 
 NAME, PRONOUN, KIND = 0, 1, 2
 WEIGHTS = (5.0, 6.0, 0.25)  # of name, pronoun, "the fox"
+PAIR_WEIGHTS = (1.0, 19.0)  # of "Tim and Mia", "they"
 _NAME = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)?")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 Found = tuple[int, Bindings, tuple[Choice, ...]]
@@ -23,13 +24,8 @@ def ways(state: State, name: str, fresh: bool) -> tuple[float, ...]:
     """The weights of saying the actor as name, pronoun and kind; 0 where it could be misread. `fresh` is a paragraph's first sentence."""
     person = state.cast.get(name)
     pronoun = state.focus == name and not fresh
-    kind = person is not None and person.group != "elder" and state.only_of_kind(name) and state.focus != ""
+    kind = person is not None and person.group == "animal" and state.only_of_kind(name) and state.focus != ""
     return (WEIGHTS[0], WEIGHTS[1] * pronoun, WEIGHTS[2] * kind)
-
-
-def pair_ways(state: State, fresh: bool) -> tuple[float, ...]:
-    """The weights of "Tim and Mia" and "they"."""
-    return (1.0, 0.0 if fresh else 2.0)
 
 
 def say_character(form: str, name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from positron_mini.corpus.storyworld.events import Event, Telling, events
 from positron_mini.corpus.storyworld.grammar import Slot, realise, set_articles
 from positron_mini.corpus.storyworld.lexicon import lexicon
-from positron_mini.corpus.storyworld.slots import KIND, PRONOUN, pair_ways, say_character, say_place, ways
+from positron_mini.corpus.storyworld.slots import KIND, PAIR_WEIGHTS, PRONOUN, say_character, say_place, ways
 from positron_mini.corpus.storyworld.world import CHARACTERS, OBJECTS, PLACES, State, apply
 
 
@@ -141,7 +141,7 @@ class Teller:
     def _pair(self) -> str:
         assert self.state.pair is not None
         both = " and ".join(self.state.pair)
-        self._roles["T"] = ("they", both)[1 - self.dice.weigh(pair_ways(self.state, self.fresh()))]
+        self._roles["T"] = ("they", both)[1 - self.dice.weigh(PAIR_WEIGHTS)]
         return self._roles["T"]
 
     def _thing(self, role: str, form: str, noun: str) -> str:

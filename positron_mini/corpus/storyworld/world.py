@@ -183,7 +183,7 @@ def _check_forms(event: str, state: State, roles: Roles) -> None:
     if "T" in roles:
         if state.pair is None or not all(state.here(name) for name in state.pair):
             raise Contradiction(f"{event}: there are no two here")
-        if roles["T"] not in ("they", " and ".join(state.pair)):
+        if roles["T"] != "they" and sorted(roles["T"].split(" and ")) != sorted(state.pair):
             raise Contradiction(f"{event}: the two are {' and '.join(state.pair)}")
 
 

@@ -152,14 +152,13 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     say(describe(config.budget, plan, text_bytes))
     decided: dict[str, Any] = {
         "config": plan.config,
-        "precision": precision,
         "vocab_size": plan.shape.vocab_size,
         "context_len": plan.shape.context_len,
         "batch_tokens": plan.batch_tokens,
         "max_steps": plan.steps,
         "lr": default_lr(plan.batch_tokens),
     }
-    return replace(config, **{name: value for name, value in decided.items() if name not in given})
+    return replace(config, precision=precision, **{name: value for name, value in decided.items() if name not in given})
 
 
 def existing_run(config: TrainConfig, given: frozenset[str]) -> RunFolder | None:

@@ -115,6 +115,7 @@ def open_session(
     began = time.monotonic()
     given = changed_fields(config) if given is None else given
     budget_checks(config, processes.size)
+    precision_why = "as asked" if config.precision != "auto" else "by measurement"  # a budget may time both and name the faster
     config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
@@ -130,11 +131,11 @@ def open_session(
     began = time.monotonic() - measured_s
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
-    config, rows, choice = resolve(config, shape, machine, recorded, say)
+    config, rows, choice = resolve(config, shape, machine, recorded, say, precision_why=precision_why)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
     rows_for_all(rows, processes)
-    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began, processes)
+    return _build(config, run, recorded, prepared, shape, rows, choice, say, stop or StopFlag(), began, processes)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
@@ -157,7 +158,6 @@ def _build(
     prepared: Prepared,
     shape: ModelConfig,
     rows: int,
-    machine: devices.Machine,
     choice: devices.Choice,
     say: Say,
     stop: StopFlag,

@@ -139,20 +139,43 @@ def wanted_vocab(config: TrainConfig) -> int:
     return config.vocab_size or preset(config.config).vocab_size
 
 
+def choose_device(
+    config: TrainConfig | SFTConfig,
+    machine: devices.Machine,
+    recorded: dict[str, Any] | None,
+    say: Say,
+    *,
+    precision_why: str = "as asked",
+) -> devices.Choice:
+    """Device and precision of a run. One that goes on as it was keeps its recorded reason; a precision that is not to be had is said."""
+    if machine.note:
+        say(machine.note)
+    choice = devices.choose(machine, config.device, config.precision, precision_why=precision_why)
+    before = {} if recorded is None else recorded["device"]
+    if (before.get("device"), before.get("precision")) == (choice.device, choice.precision):
+        choice = replace(choice, reason=before["reason"])
+    if choice.fell_back:
+        say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
+    return choice
+
+
 def resolve(
-    config: TrainConfig, shape: ModelConfig, machine: devices.Machine, recorded: dict[str, Any] | None, say: Say
+    config: TrainConfig,
+    shape: ModelConfig,
+    machine: devices.Machine,
+    recorded: dict[str, Any] | None,
+    say: Say,
+    *,
+    precision_why: str = "as asked",
 ) -> tuple[TrainConfig, int, devices.Choice]:
-    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed."""
+    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed.
+
+    `precision_why` is the reason given for a precision that `config` names.
+    """
     if recorded is not None and config.device not in (*machine.devices, "auto"):
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
         config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
-    if machine.note:
-        say(machine.note)
-    choice = devices.choose(machine, config.device, config.precision)
-    if recorded is not None and choice.device == recorded["device"]["device"]:
-        choice = replace(choice, reason=recorded["device"]["reason"])
-    if choice.fell_back:
-        say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
+    choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
     batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
     rows = max(1, round(batch_tokens / shape.context_len))
     micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)

@@ -23,7 +23,7 @@ from positron_mini.plan import Plan, Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import merge_with_run, same_run
+from positron_mini.resolve import choose_device, merge_with_run, same_run
 from positron_mini.runs import RunFolder, find_checkpoint, list_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.track import NoTracker, open_tracker
@@ -148,11 +148,7 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a fine-tuning."""
     base, machine = material.base, devices.this_machine()
-    if machine.note:
-        say(machine.note)
-    choice = devices.choose(machine, config.device, config.precision)
-    if recorded is not None and choice.device == recorded["device"]["device"]:
-        choice = replace(choice, reason=recorded["device"]["reason"])
+    choice = choose_device(config, machine, recorded, say)
     stories = material.stories
     replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents(), stories.train.check_unchanged)
     source = PackedBatches(

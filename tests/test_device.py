@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from positron_mini import device
 from positron_mini.cli import progress
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.config import PRESETS, ModelConfig, SFTConfig, TrainConfig, model_config
 from positron_mini.device import (
     BATCH_TOKENS,
     MAX_LOGITS_BYTES,
@@ -47,6 +47,7 @@ from positron_mini.device.verdict import cache_folder
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule, build_optimizer
+from positron_mini.resolve import choose_device
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 GIB = 1 << 30
@@ -434,6 +435,24 @@ def test_a_run_obeys_the_verdict_and_says_so_in_its_first_lines(monkeypatch: pyt
     path.write_text("{")
     said = tiny_train("runs/other", "--max_steps", "1").err
     assert f"note: the doctor's verdict {path} is not used" in said and "the exact choice on a CPU" in said
+
+
+def test_a_run_that_goes_on_keeps_its_reason_only_while_device_and_precision_stay() -> None:
+    recorded = {"device": {"device": "cpu", "precision": "bf16", "reason": "why it was so"}}
+
+    def reason(precision: str) -> str:
+        config = TrainConfig(device="cpu", precision=precision)  # type: ignore[arg-type]
+        return choose_device(config, SERVER, recorded, lambda _: None).reason
+
+    assert reason("bf16") == "why it was so"
+    assert reason("fp32") == "as asked; fp32 as asked"
+
+
+@pytest.mark.parametrize("config", [TrainConfig(precision="bf16"), SFTConfig(precision="bf16")])
+def test_a_precision_that_is_not_to_be_had_is_said_for_training_and_for_fine_tuning(config: TrainConfig | SFTConfig) -> None:
+    said: list[str] = []
+    assert choose_device(config, LAPTOP, None, said.append).precision == "fp32"
+    assert len(said) == 1 and said[0].startswith("warning: --precision bf16: training in fp32, ")
 
 
 # --- sleep and heat ----------------------------------------------------------------------------------------------------------------

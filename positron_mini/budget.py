@@ -24,7 +24,7 @@ from positron_mini.errors import UsageError
 from positron_mini.model import GPT
 from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
-from positron_mini.runs import RunFolder, list_runs
+from positron_mini.runs import RunFolder, readable_runs
 from positron_mini.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -140,7 +140,7 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
         return config
     if config.max_steps is not None:
         raise UsageError("--budget and --max_steps both say where training ends", "give one of them")
-    run = existing_run(config, given)
+    run = existing_run(config, given, say)
     if run is not None:
         return replace(config, out_dir=str(run.path))
     seconds = parse_duration(config.budget, "budget")
@@ -161,17 +161,17 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     return replace(config, precision=precision, **{name: value for name, value in decided.items() if name not in given})
 
 
-def existing_run(config: TrainConfig, given: frozenset[str]) -> RunFolder | None:
+def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _: None) -> RunFolder | None:
     """The run that this command goes on with: that of --out_dir, else the newest one with a default name that began with a budget and
     agrees with the flags that were given."""
     if config.out_dir is not None:
         run = RunFolder(Path(config.out_dir))
         return run if run.read() is not None else None
-    for path in list_runs():
-        recorded = (RunFolder(path).read() or {}).get("config", {})
-        is_alike = all(recorded.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
-        if path.name.endswith("-v1-base") and recorded.get("budget") is not None and is_alike:
-            return RunFolder(path)
+    for run, recorded in readable_runs(say=say):
+        settings = recorded.get("config", {})
+        is_alike = all(settings.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
+        if run.path.name.endswith("-v1-base") and settings.get("budget") is not None and is_alike:
+            return run
     return None
 
 

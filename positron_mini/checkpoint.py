@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import CheckpointError, NonFiniteError, TokenizerError
+from positron_mini.errors import CheckpointError, DiskFullError, NonFiniteError, TokenizerError
 from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
     needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
     check_free_space(folder.parent, needed + sum(map(len, texts.values())))
     with files.atomic_folder(folder) as temporary:
-        contents = dict(texts)
-        for name, data in contents.items():
+        for name, data in texts.items():
             files.write_bytes(temporary / name, data)
         write_tensors(temporary / MODEL_FILE, weights)
         if training is not None:
@@ -107,8 +106,6 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
 
 def check_free_space(folder: Path, needed: int) -> None:
     """Nothing, or DiskFullError when fewer than `needed` bytes (and 16 MiB to spare) are free. Looks at the nearest existing folder."""
-    from positron_mini.errors import DiskFullError
-
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + (16 << 20):
@@ -236,13 +233,17 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dic
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             if expected is not None:
                 _compare(path, expected, {name: tuple(part.get_shape()) for name, part in slices.items()})
-            wrong = next((name for name, part in slices.items() if part.get_dtype() not in FLOATS), None)
-            tensors = {} if wrong else {name: handle.get_tensor(name) for name in slices}
+            for name, part in slices.items():
+                if part.get_dtype() not in FLOATS:
+                    raise CheckpointError(
+                        f"{path}: {name} is of the type {part.get_dtype()}, weights are {', '.join(FLOATS)}", "use another step of the run"
+                    )
+            tensors = {name: handle.get_tensor(name) for name in slices}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error!s:.150})", "use another step of the run") from error
-    wrong = wrong or next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
-    if wrong:
-        raise CheckpointError(f"{path}: {wrong} holds values that are not finite numbers", "use an earlier step of the run")
+    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: {bad} holds values that are not finite numbers", "use an earlier step of the run")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 

@@ -273,6 +273,19 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
     return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
 
 
+def readable_runs(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """The runs under `root` with their records, newest first. One whose record cannot be read is said and passed over."""
+    for path in list_runs(root):
+        run = RunFolder(path)
+        try:
+            recorded = run.read()
+        except PositronError as error:
+            say(f"warning: {error.message}; passed over")
+        else:
+            if recorded is not None:
+                yield run, recorded
+
+
 def _known_runs() -> str:
     runs = list_runs()
     return f"runs here: {', '.join(map(str, runs[:8]))}" if runs else "no runs here yet; train one with: positron train --dataset_path FILE"

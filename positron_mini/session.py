@@ -157,11 +157,9 @@ class Session:
                 self.recorder.tracker.close()
             self.recorder.save()
         if self.stop.signal_number is not None:
-            raise Interrupted(
-                f"stopped by a signal; step {self.trainer.step:,} is saved in {self.run.path}",
-                self.resume_command(),
-                signal_number=self.stop.signal_number,
-            )
+            step = self.trainer.step
+            what = f"step {step:,} is saved in {self.run.path}" if step else f"no step of {self.run.path} was finished yet"
+            raise Interrupted(f"stopped by a signal; {what}", self.resume_command(), signal_number=self.stop.signal_number)
 
     def _keep_to_time(self, report: StepReport, before: float) -> None:
         """Move the horizon of a run with a budget where it would not end on time; `before` is what the clock said before this step."""

@@ -24,7 +24,7 @@ from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, merge_with_run, same_run
-from positron_mini.runs import RunFolder, find_checkpoint, list_runs
+from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StepReport, StopFlag, Trainer
@@ -72,12 +72,12 @@ def open_sft_session(
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
-        runs = [run for run in list_runs() if (RunFolder(run).read() or {}).get("kind") == "pretrain"]
-        if not runs:
+        newest = next((run for run, recorded in readable_runs(say=say) if recorded.get("kind") == "pretrain"), None)
+        if newest is None:
             raise CheckpointError(
                 "no base model under runs/ to fine-tune", "./bootstrap_tiny_llm.sh trains one, or name one with --base_ckpt"
             )
-        path = str(runs[0])
+        path = str(newest.path)
         say(f"base model: {path}")
     base = find_checkpoint(path, say=say)
     if base.is_chat:

@@ -184,3 +184,8 @@ def test_without_a_folder_the_newest_run_with_a_budget_goes_on(workshop: Path) -
     assert found is not None and found.path.name == "positron-mini-1M-v1-base"
     assert budget.existing_run(TrainConfig(budget="10m", dataset_path="other.txt"), frozenset({"dataset_path"})) is None
     assert json.loads(Path("runs/base/run.json").read_text())["config"]["budget"] is None  # a run without one is never taken
+    Path("runs/odd").mkdir()
+    Path("runs/odd/run.json").write_text("[")  # another run's damage is said, and stops nothing
+    said: list[str] = []
+    found = budget.existing_run(TrainConfig(budget="10m"), frozenset(), said.append)
+    assert found is not None and len(said) == 1 and "runs/odd/run.json" in said[0]

@@ -200,6 +200,8 @@ CASES: list[tuple[str, Callable[[], None], list[str], int, str, str]] = [
     ("too many samples", nothing, generate("--n", "100000"), 2, "100,000 samples", "--n"),
     ("empty stop string", nothing, generate("--stop", ""), 2, "--stop is an empty string", "--stop"),
     ("penalty of zero", nothing, generate("--repetition_penalty", "0"), 2, "--repetition_penalty is 0", "--repetition_penalty"),
+    ("no threads to score with", nothing, ["score", "--ckpt", "runs/base", "--threads", "-1"], 2, "--threads is -1", "--threads"),
+    ("no threads to examine with", nothing, ["doctor", "--threads", "-1"], 2, "--threads is -1", "--threads"),
     # --- evaluation
     ("nothing to evaluate", nothing, ["eval", "--ckpt", "runs/base"], 2, "--text", "--text FILE"),
     ("missing text to evaluate", nothing, ["eval", "--ckpt", "runs/base", "--text", "none.txt"], 1, "none.txt", ""),

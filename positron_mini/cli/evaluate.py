@@ -39,13 +39,15 @@ class EvalFlags:
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, {"items": 1, "threads": 1})
+        if (self.text is None) == (self.suite is None) and self.suite != "stories":
+            raise UsageError("give either --text or --suite", "--text FILE   or   --suite skills")
+
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate; 0 when done."""
     flags = parse(EvalFlags, argv, "eval")
-    check_ranges(flags, {"items": 1, "threads": 1})
-    if (flags.text is None) == (flags.suite is None) and flags.suite != "stories":
-        raise UsageError("give either --text or --suite", "--text FILE   or   --suite skills")
     return evaluate_text(flags, flags.text) if flags.suite is None and flags.text is not None else evaluate_suite(flags)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.terminal import printable
-from positron_mini.config import SampleConfig, TrainConfig, check_ranges
+from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
 
 
@@ -38,7 +38,7 @@ class GenerateFlags(SampleConfig):
         if self.n > 1024:
             raise UsageError(f"--n {self.n:,} samples at once is more than 1,024", "--n 8")
         if not self.ckpt:
-            raise UsageError("--ckpt is empty", f"--ckpt runs/{TrainConfig().config}")
+            raise UsageError("--ckpt is empty", f"--ckpt {GenerateFlags.ckpt}")
 
 
 def run(argv: Sequence[str]) -> int:

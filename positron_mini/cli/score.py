@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.config import check_ranges
 from positron_mini.errors import DataError
 
 
@@ -21,6 +22,9 @@ class ScoreFlags:
     """accepted for symmetry; the output is always JSON lines"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"threads": 1})
 
 
 def run(argv: Sequence[str]) -> int:

@@ -93,6 +93,12 @@ def test_L3_a_crafted_weight_file_is_refused_in_a_second_and_little_memory(step:
     assert seconds < 1.0 and memory < 200e6, f"{seconds:.2f} s, {memory / 1e6:.0f} MB"
 
 
+def test_whole_numbers_where_weights_belong_are_called_by_their_type(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(CRAFTED["integers"]())
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: a is of the type I64"):
+        read_tensors(tmp_path / "a.safetensors", None)
+
+
 @needs_fork
 @pytest.mark.parametrize("name", [name for name in CRAFTED if "million" not in name and "90 MB" not in name])
 def test_L3_a_crafted_training_state_is_refused_too(step: Path, name: str) -> None:

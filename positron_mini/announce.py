@@ -17,18 +17,18 @@ from positron_mini.prepare import Prepared
 from positron_mini.runs import RunFolder
 from positron_mini.trainer import Trainer, loss_function
 
-COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validations take again
 PATIENCE_S = 4.0  # for timing one thing
 
 
 def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool) -> float:
     """Tokens per second of training, measured on the plain model with `rows` rows for a moment, without changing it.
 
-    Rows that do not fit the memory are halved, as the first step will halve them, saying so. Errors: OutOfMemoryError for a single one.
+    It also stands for `compiled` training: what the compiler saves, the optimizer and the validations take again. Rows that do not fit the
+    memory are halved, as the first step will halve them. Errors: OutOfMemoryError when a single row does not fit.
     """
     while True:
         try:
-            return _measure(model, device, precision, rows, compiled) * (COMPILED_GAIN if compiled else 1.0)
+            return _measure(model, device, precision, rows, compiled)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise

@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000 tensors
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
+CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 
 
 @dataclass(frozen=True)
@@ -310,17 +311,30 @@ def drop_training(folder: Path) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
-def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
-    """The `README.md` of a model folder: what it is, what it was trained on, how to use it. `facts` are shown as they are."""
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["positron-mini", "qwen3", "small-language-model"]}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    verb = "answers questions about what it was trained on" if is_chat else "continues a text"
+def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:
+    """The beginning of every model card: what the hub reads, what the model is and `does`, and a table of its shape and of `facts`."""
+    front = {"library_name": library, "pipeline_tag": "text-generation", "tags": CARD_TAGS}
+    shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, context {config.context_len}"
+    rows = {"shape": shape, "vocabulary": f"{config.vocab_size:,} pieces", **facts}
+    table = "\n".join(f"| {name} | {_cell(str(value))} |" for name, value in rows.items())
     return (
         f"---\n{json.dumps(front)}\n---\n# {title}\n\n"
-        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {verb}.\n"
+        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {does}.\n"
         f"It knows nothing but its training text; do not rely on what it says.\n\n"
-        f"| | |\n|---|---|\n| shape | {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, "
-        f"context {config.context_len} |\n| vocabulary | {config.vocab_size:,} pieces |\n{rows}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+    )
+
+
+def _cell(value: str) -> str:
+    """The value as a table holds it: on one line, its bars escaped."""
+    return " ".join(value.replace("|", "\\|").split())
+
+
+def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
+    """The `README.md` of a model folder: what it is, what it was trained on, how to use it."""
+    does = "answers questions about what it was trained on" if is_chat else "continues a text"
+    return (
+        f"{card_head(title, config, does, facts)}"
         f"```\npositron {'chat' if is_chat else 'generate'} --ckpt .\n```\n\n"
         f"In transformers: `AutoModelForCausalLM.from_pretrained(folder)`"
         f"{f'; a message ends with {IM_END}' if is_chat else ''}.\n"

@@ -16,6 +16,7 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.announce import describe
 from positron_mini.config import (
+    DEFAULT_TEXT,
     ModelConfig,
     SampleConfig,
     TrainConfig,
@@ -56,7 +57,6 @@ from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
-DEFAULT_TEXT = "data/tinystories.txt"
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
 Say = Callable[[str], None]
@@ -166,22 +166,29 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
     horizon = _steps_asked(config, run, recorded)
-    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    request = Request(
+        max_steps=horizon,
+        until_step=config.until_step,
+        more_steps=config.more_steps,
+        resume_from_step=config.resume_from_step,
+        finish=config.finish,
+        cooldown_steps=config.cooldown_steps,
+    )
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
     model = GPT(shape).init_weights(config.seed, config.embedding_std, config.copy_init).to(devices.torch_device(config.device))
     loop = LoopConfig(
-        config.lr,
-        plan.schedule,
-        config.micro_batch,
-        config.grad_clip,
-        config.dropout,
-        config.seed,
-        config.device,
-        config.precision,
-        config.compile == "on",
-        config.grad_limit,
-        config.max_skips if config.on_nan == "skip" else 0,
+        lr=config.lr,
+        schedule=plan.schedule,
+        micro_batch=config.micro_batch,
+        grad_clip=config.grad_clip,
+        dropout=config.dropout,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        compile=config.compile == "on",
+        grad_limit=config.grad_limit,
+        max_skips=config.max_skips if config.on_nan == "skip" else 0,
     )
     train = prepared.train
     documents = train.documents()[:, 0] if config.align_rows else None
@@ -274,7 +281,7 @@ def _recording(
         facts: dict[str, Any] = {
             "step": f"{step:,}",
             "training tokens": f"{seen:,}",
-            "text": Path(config.dataset_path or "data/tinystories.txt").name,
+            "text": Path(config.dataset_path or DEFAULT_TEXT).name,
         }
         if report is not None and report.val_bpb is not None:
             facts["validation"] = f"{report.val_loss:.3f} nats per token, {report.val_bpb:.3f} bits per byte"
@@ -298,10 +305,10 @@ def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, st
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:
     """The first validation documents that fit `most_tokens` (at least 4,096, at most 200,000), as ids, and the bytes of their texts."""
-    budget = min(max(most_tokens, 4_096), 200_000)
+    limit = min(max(most_tokens, 4_096), 200_000)
     documents: list[list[int]] = []
     for start, end in prepared.validation.documents():
-        if documents and sum(map(len, documents)) + end - start > budget:
+        if documents and sum(map(len, documents)) + end - start > limit:
             break
         documents.append(prepared.validation.ids[start:end].tolist())
     return documents, [len(prepared.tokenizer.decode(document).encode()) for document in documents]

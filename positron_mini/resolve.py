@@ -126,12 +126,7 @@ def default_out_dir(config: TrainConfig) -> str:
     """`runs/positron-mini-<N>M-v1-base` for the model that `config` asks for."""
     path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
     vocab = Tokenizer.load(path).vocab_size if path.is_file() else wanted_vocab(config)
-    return f"runs/positron-mini-{run_size(model_config(config, vocab))}-v1-base"
-
-
-def run_size(shape: ModelConfig) -> str:
-    """The parameter count as it stands in a run's name: 15M, 3M, 1M."""
-    return f"{max(1, shape.parameters // 1_000_000)}M"
+    return f"runs/positron-mini-{model_config(config, vocab).size_name}-v1-base"
 
 
 def wanted_vocab(config: TrainConfig) -> int:

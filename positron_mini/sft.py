@@ -10,7 +10,7 @@ from typing import Any
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
-from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
+from positron_mini.config import DEFAULT_TEXT, SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.files import sha256_of
@@ -115,7 +115,7 @@ def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared
     source = config.replay_path
     if source is None:
         record = RunFolder(base.folder.resolve().parent).read() or {}
-        source = record.get("config", {}).get("dataset_path") or ("data/tinystories.txt" if record else None)
+        source = record.get("config", {}).get("dataset_path") or (DEFAULT_TEXT if record else None)
     if config.replay_path is None and (source is None or not Path(source).exists()):
         if config.replay:
             say(f"no replay: the base model's text ({source or 'unknown'}) is not here; name one with --replay_path, or expect forgetting")
@@ -160,7 +160,13 @@ def _build(
         stories=replayed,
     )
     horizon = None if keeps_horizon else config.epochs * source.steps_per_epoch
-    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, cooldown_steps=config.cooldown_steps)
+    request = Request(
+        max_steps=horizon,
+        until_step=config.until_step,
+        more_steps=config.more_steps,
+        resume_from_step=config.resume_from_step,
+        cooldown_steps=config.cooldown_steps,
+    )
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     rows = config.micro_batch or devices.micro_batch_rows(base.config, base.config.context_len, 64, choice.device, machine.memory_bytes)
     threads = devices.set_threads(config.threads)
@@ -168,9 +174,18 @@ def _build(
     model = ckpt.load_model(base).to(devices.torch_device(choice.device)).train()
     # no compiler: rows differ in width from step to step, which it would pay for again and again
     loop = LoopConfig(
-        config.lr, plan.schedule, rows, config.grad_clip, config.dropout, config.seed, choice.device, choice.precision, compile=False,
-        grad_limit=config.grad_limit, max_skips=config.max_skips if config.on_nan == "skip" else 0,
-    )  # fmt: skip
+        lr=config.lr,
+        schedule=plan.schedule,
+        micro_batch=rows,
+        grad_clip=config.grad_clip,
+        dropout=config.dropout,
+        seed=config.seed,
+        device=choice.device,
+        precision=choice.precision,
+        compile=False,
+        grad_limit=config.grad_limit,
+        max_skips=config.max_skips if config.on_nan == "skip" else 0,
+    )
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
     restore(trainer, newest, plan)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import check_ranges
+from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
     from positron_mini.runs import RunFolder
 
     recorded = RunFolder(checkpoint.folder.resolve().parent).read() or {}
-    named = flags.text or recorded.get("config", {}).get("dataset_path") or "data/tinystories.txt"
+    named = flags.text or recorded.get("config", {}).get("dataset_path") or DEFAULT_TEXT
     if flags.text is None and (not recorded or not Path(named).exists()):
         note("copies, consistency and bits per byte are not measured: the training text is not known here; name it with --text FILE")
         return None

@@ -6,11 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.terminal import printable
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
+
+if TYPE_CHECKING:
+    from positron_mini.model import GPT
+    from positron_mini.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _stream(model: object, tokenizer: object, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
+def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
+    """Print the prompt and its continuation as it is drawn; 0 when done."""
     from positron_mini.generate import stream
-    from positron_mini.model import GPT
-    from positron_mini.tokenizer import BOS, Tokenizer
+    from positron_mini.tokenizer import BOS
 
-    assert isinstance(model, GPT)
-    assert isinstance(tokenizer, Tokenizer)
     print(prompt, end="", flush=True)
     for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):
         print(printable(token.text), end="", flush=True)

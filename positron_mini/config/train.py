@@ -10,6 +10,8 @@ from positron_mini.config.checks import check_ranges, check_rates, parse_duratio
 from positron_mini.config.shape import ModelConfig, preset
 from positron_mini.errors import UsageError
 
+DEFAULT_TEXT = "data/tinystories.txt"  # trained on where --dataset_path names none
+
 
 @dataclass(frozen=True)
 class TrainConfig:

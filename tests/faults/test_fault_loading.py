@@ -17,7 +17,7 @@ from faults.harness import cost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chats import write_model
-from tiny_models import lively_model, shape
+from tiny_models import lively_model, shape, write_tokens
 from tiny_runs import needs_fork, positron
 
 from positron_mini import checkpoint as ckpt
@@ -30,7 +30,7 @@ from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.pretrain import open_session
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
-from positron_mini.tokens import HEADER_BYTES, TokenFile, write_tokens
+from positron_mini.tokens import HEADER_BYTES, TokenFile
 from positron_mini.trainer import LoopConfig, Trainer
 from positron_mini.verify import check_run
 

@@ -17,15 +17,15 @@ from positron_mini.errors import PositronError
 # command -> (module of this package, what it does); `positron --help` is made of this
 COMMANDS: dict[str, tuple[str, str]] = {
     "new": ("new", "your own text: a report, advice, and the command that trains a model of it"),
-    "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
+    "prepare": ("prepare", "fetch or make a text, clean it, turn it into tokens, report on it"),
     "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
     "train": ("train", "train a model from a text, or go on with a run"),
-    "incremental": ("incremental", "train in chunks with a person in charge"),
+    "incremental": ("incremental", "train in chunks, and decide after each what comes next"),
     "sft": ("sft", "fine-tune a base model on conversations"),
     "quicksft": ("quicksft", "fine-tune the newest base run on the sample conversations"),
     "generate": ("generate", "continue a prompt"),
     "chat": ("chat", "ask a model: one question, a pipe of them, or a conversation"),
-    "score": ("score", "log-probability of every line read from stdin"),
+    "score": ("score", "the log-probability of every line read from stdin"),
     "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
     "report": ("report", "write the evolution report of a run: curves, samples, skills"),
     "compare": ("compare", "two runs or checkpoints side by side"),

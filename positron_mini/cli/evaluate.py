@@ -27,11 +27,11 @@ class EvalFlags:
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     text: str | None = None
-    """a text file or folder, read like a training text (nothing is split off or dropped); with --suite stories the text that the model was
-    trained on, where its run folder does not say"""
+    """a text file or folder, read like a training text: nothing is split off or dropped
+    (with --suite stories: the text that the model was trained on, where its run folder does not name it)"""
     suite: Literal["skills", "stories", "reading", "requests"] | None = None
-    """skills: minimal pairs, 15 skills; stories: do its stories end, repeat, copy, contradict themselves; reading: questions about unseen
-    stories; requests: stories with constraints; all judged by code"""
+    """skills: minimal pairs, 15 skills; stories: whether its stories end, repeat, copy or contradict themselves;
+    reading: questions about unseen stories; requests: stories with constraints; all judged by code"""
     items: int | None = None
     """tasks of the suite (default: skills 200 pairs of each, stories 20, reading 500, requests 200)"""
     json: bool = False

@@ -23,7 +23,7 @@ class GenerateFlags(SampleConfig):
     """Continue a prompt. A prompt longer than the context is read as bos and its newest three quarters of a context."""
 
     prompt: str = "Once upon a time"
-    """the beginning; - reads it from stdin"""
+    """the text to continue; - reads it from stdin"""
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     tokenizer_path: str | None = None
@@ -33,7 +33,7 @@ class GenerateFlags(SampleConfig):
     json: bool = False
     """print one JSON object instead of text"""
     device: str = "auto"
-    """where to compute: auto, cpu, mps or cuda (auto takes the CPU for small models: it is the fastest for one stream)"""
+    """where to compute: auto, cpu, mps or cuda (auto takes the CPU, which is the fastest for one stream of a small model)"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
 

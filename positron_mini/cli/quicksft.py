@@ -26,7 +26,7 @@ class QuickFlags(SFTConfig):
     rows: int = 6_000
     """story-world rows to generate and add, each about a story of its own"""
     epochs: int = 1
-    """times every row is seen"""
+    """how often every row is seen"""
     lr: float = 8e-3
     """peak learning rate, AdamW scale (default: two thirds of the base model's, at most this)"""
     skip_bad: bool = True

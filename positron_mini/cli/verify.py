@@ -74,9 +74,7 @@ def _raise_for(path: str, steps: Sequence[StepCheck], again: Replay | None) -> N
     if damaged:
         whole = [step.step for step in steps if not step.problem and step.has_training]
         go_on = (
-            f"--resume_from_step {max(whole)} goes on from the newest one that is right"
-            if whole
-            else "start a new run in another --out_dir"
+            f"--resume_from_step {max(whole)} goes on from the newest undamaged one" if whole else "start a new run in another --out_dir"
         )
         raise CheckpointError(f"{path}: {len(damaged)} of {len(steps)} steps are damaged: {', '.join(f'{s:,}' for s in damaged)}", go_on)
     if again is not None and again.differences:

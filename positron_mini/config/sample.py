@@ -14,7 +14,7 @@ class SampleConfig:
     """How the next token is drawn."""
 
     max_tokens: int = 80
-    """tokens to write at the most"""
+    """most tokens to write"""
     temperature: float = 0.7
     """0 always takes the likeliest token; 1 draws from the model's own probabilities"""
     top_k: int = 0

@@ -58,7 +58,8 @@ def load_speaker(checkpoint: Checkpoint) -> Speaker:
 
 
 def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
-    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. Runs that cannot be used are said.
+    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. `say` is told
+    of runs that cannot be used.
 
     Errors: CheckpointError when there is none.
     """

@@ -134,7 +134,7 @@ def tensor_name(name: str) -> str:
 
 
 def _converted(weights: dict[str, Tensor], dtype: Dtype, gguf: Any, say: Say) -> Iterator[tuple[str, tuple[NDArray[Any], Any]]]:
-    """GGUF's name, data and type of every tensor. Fallbacks are said once per reason."""
+    """GGUF's name, data and type of every tensor. `say` is told of fallbacks, once per reason."""
     reasons: dict[str, list[str]] = {}
     for ours, weight in weights.items():
         name, array = tensor_name(ours), weight.detach().float().contiguous().numpy()

@@ -19,7 +19,7 @@ from positron_mini.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}
-)  # they steer a run
+)  # for this call alone, not recorded
 IDENTITY_SETTINGS = (
     "batch_tokens",
     "short_steps",
@@ -50,10 +50,10 @@ def batch_checks(config: TrainConfig) -> None:
 
 
 def budget_checks(config: TrainConfig, count: int) -> None:
-    """Nothing, or UsageError when `count` processes, more than one, are to keep to a time: measuring and pacing know of one only."""
+    """Nothing, or UsageError when more than one process (`count`) is to keep to a time: measuring and pacing are for a single one."""
     if config.budget is not None and count > 1:
         raise UsageError(
-            f"--budget {config.budget} is for one process, and here are {count:,}", "leave out --nproc, or give --max_steps in its place"
+            f"--budget {config.budget} is for one process, not {count:,}", "leave out --nproc, or give --max_steps in its place"
         )
 
 
@@ -101,11 +101,11 @@ def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str
     """
     if "nproc" in given and processes.size > 1:
         raise UsageError(
-            f"--nproc {config.nproc}: these {processes.size:,} processes are there already", "leave out --nproc beside torchrun"
+            f"--nproc {config.nproc}: {processes.size:,} processes have been started already", "leave out --nproc beside torchrun"
         )
     if "nproc" in given and config.nproc not in (None, 1):
         raise UsageError(
-            f"--nproc {config.nproc}: here 1 process is at work", f"positron train --nproc {config.nproc}, or torchrun, starts more"
+            f"--nproc {config.nproc}: there is only this one process", f"positron train --nproc {config.nproc}, or torchrun, starts more"
         )
     before = 1 if recorded is None else recorded["config"].get("nproc") or 1
     threads = config.threads if "threads" in given or before == processes.size else None
@@ -142,7 +142,7 @@ def choose_device(
     *,
     precision_why: str = "as asked",
 ) -> devices.Choice:
-    """Device and precision of a run. One that goes on as it was keeps its recorded reason; a precision that is not to be had is said."""
+    """Device and precision of a run; one that goes on as it was keeps its recorded reason. A precision that cannot be had is reported."""
     if machine.note:
         say(machine.note)
     choice = devices.choose(machine, config.device, config.precision, precision_why=precision_why)

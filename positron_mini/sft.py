@@ -100,7 +100,7 @@ def default_sft_dir(base: ckpt.Checkpoint) -> str:
 
 
 def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Instructions:
-    """The conversations as masked ids, with the report said. Errors: DataError naming file and line."""
+    """The conversations as masked ids; `say` is told the report. Errors: DataError naming file and line."""
     read = read_conversations(config.sft_data, skip_bad=config.skip_bad)
     instructions = encode_conversations(
         base.tokenizer, read, context_len=base.config.context_len, validation_share=config.val_share, skip_bad=config.skip_bad
@@ -111,7 +111,7 @@ def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Ins
 
 
 def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared | None:
-    """The base text, prepared with the base's tokenizer, for replay; None, said aloud, where it is not there and was not named."""
+    """The base text, prepared with the base's tokenizer, for replay; None, with a note, where it is not there and was not named."""
     source = config.replay_path
     if source is None:
         record = RunFolder(base.folder.resolve().parent).read() or {}

@@ -510,8 +510,8 @@ def test_a_slow_down_is_said_once_and_so_is_its_end() -> None:
     speeds = [1_000.0] * 100 + [600.0] * 100 + [1_000.0] * 100
     said = [(i, text) for i, speed in enumerate(speeds) if (text := watch.look(1_000, speed))]
     assert [text.split(":")[0] for _, text in said] == [
-        "training has slowed down to 60% of its speed, 600 tokens a second",
-        "training is back to its speed",
+        "training has slowed down to 60% of its usual speed, 600 tokens a second",
+        "training is back to its usual speed",
     ]
     assert 100 < said[0][0] < 140 and 200 < said[1][0] < 240
     assert "hot, on battery or busy" in said[0][1]

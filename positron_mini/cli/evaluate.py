@@ -107,7 +107,7 @@ def _pairs(items: int | None) -> int:
 
 
 def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
-    """The text that the model was trained on, by --text or by its run folder; None, said aloud, where it is not here."""
+    """The text that the model was trained on, by --text or by its run folder; None, with a note, where it is not here."""
     from positron_mini.prepare import prepare_corpus
     from positron_mini.runs import RunFolder
 

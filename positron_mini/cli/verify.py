@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 def show_steps(steps: Sequence[StepCheck], problems: Sequence[str]) -> None:
     """Print a line per step, then what else is wrong."""
     for step in steps:
-        verdict = step.problem or ("right, can be trained on" if step.has_training else "right")
+        verdict = step.problem or ("undamaged, can be resumed from" if step.has_training else "undamaged")
         print(f"step {step.step:>9,}  {step.files:>2} files  {step.bytes / 1e6:>9,.1f} MB  {verdict}")
     if not steps:
         print("no step is saved yet")

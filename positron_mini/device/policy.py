@@ -60,7 +60,7 @@ def _choose_device(machine: Machine, device: str) -> tuple[DeviceName, str]:
         if best is not None:
             return best.device, "the best device here"
         if all(machine.verdict.of(name, "fp32") is not None for name in machine.devices):
-            return "cpu", "nothing here passed positron doctor, and the CPU is checked best elsewhere"
+            return "cpu", "no device here passed positron doctor, and the CPU is the best tested elsewhere"
     return machine.devices[0], "the fastest device here"
 
 

@@ -159,9 +159,9 @@ def test_the_number_of_processes_is_what_was_started(workshop: Path) -> None:
 
 def test_a_budget_is_for_one_process(workshop: Path) -> None:
     refused = positron("train", *TINY, "--nproc", "2", "--budget", "5m", "--out_dir", "runs/x")
-    assert refused.code == 2 and refused.sentence == "--budget 5m is for one process, and here are 2"
+    assert refused.code == 2 and refused.sentence == "--budget 5m is for one process, not 2"
     assert train_together(2, "runs/x", "--budget", "5m")[0] == 2  # as torchrun starts them
-    assert "--budget 5m is for one process, and here are 2" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
+    assert "--budget 5m is for one process, not 2" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
     assert not Path("runs/x").exists()
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from positron_mini import device as devices
-from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
+from positron_mini.config import ModelConfig, TrainConfig, preset_shape
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.plan import Plan
@@ -117,7 +117,7 @@ def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) 
     seconds = (end - plan.start) * step_tokens / speed
     lines = [f"time       about {spell_time(seconds)} for steps {plan.start + 1:,} to {end:,} at about {speed:,.0f} tokens a second"]
     if seconds > 3_600:
-        micro = model_config(TrainConfig(config="MicroGPT"), preset("MicroGPT").vocab_size)
+        micro = preset_shape("MicroGPT")
         micro_speed = speed * shape.flops_per_token() / micro.flops_per_token()
         steps = max(100, round(600 * micro_speed / 2_048 / 50) * 50)
         lines.append(

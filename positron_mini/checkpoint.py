@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, NonFiniteError, TokenizerError
-from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
+from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,9 @@ class TrainingState:
 
 def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str | None, card: str) -> dict[str, bytes]:
     """Every file of a model folder except the weights, by name. `chat_template` None makes a base model's folder."""
-    ends = [2, tokenizer.im_end_id] if chat_template is not None else [2]
-    settings = {**config.to_huggingface(), "eos_token_id": ends if len(ends) > 1 else 2}
-    generation = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 3, "do_sample": True, "temperature": 0.7}
+    ends = [EOS, tokenizer.im_end_id] if chat_template is not None else [EOS]
+    settings = {**config.to_huggingface(), "eos_token_id": ends if len(ends) > 1 else EOS}
+    generation = {"bos_token_id": BOS, "eos_token_id": ends, "pad_token_id": PAD, "do_sample": True, "temperature": 0.7}
     return {
         "config.json": files.json_text(settings).encode(),
         "generation_config.json": files.json_text(generation).encode(),
@@ -180,7 +180,7 @@ class Checkpoint:
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which the model has finished: eos, and for chat models also the end of a message."""
-        return frozenset({2, self.tokenizer.im_end_id}) if self.is_chat else frozenset({2})
+        return frozenset({EOS, self.tokenizer.im_end_id}) if self.is_chat else frozenset({EOS})
 
 
 def step_number(name: str) -> int | None:

@@ -214,7 +214,7 @@ def _build(
 
 
 def _pacer(config: TrainConfig) -> Pacer | None:
-    """What keeps a run with a budget to its time; None for others, and where only a part of it is asked for."""
+    """What keeps a run with a budget to its time; None for others."""
     if config.budget is None:
         return None
     seconds = parse_duration(config.budget, "budget")

@@ -17,7 +17,7 @@ from positron_mini.trainer import StepReport, Trainer
 
 @dataclass(frozen=True)
 class Recording:
-    """When what is written. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
+    """What is written when. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
 
     save_every: int
     eval_every: int

@@ -26,6 +26,7 @@ from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, merge_with_run, same_run
 from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.tokenizer import EOS
 from positron_mini.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StepReport, StopFlag, Trainer
 
@@ -229,7 +230,7 @@ def _recording(config: SFTConfig, run: RunFolder, material: Material) -> Recordi
         return answer_score(model, rows, tokenizer, device=config.device, precision=config.precision)
 
     def observe(model: GPT, step: int) -> None:
-        ends = frozenset({2, tokenizer.im_end_id})
+        ends = frozenset({EOS, tokenizer.im_end_id})
         for question in QUESTIONS:
             text = answer(model, tokenizer, question, SAMPLING, ends)
             run.log("samples", {"step": step, "prompt": question, "text": text, "seed": SAMPLING.seed, "temperature": SAMPLING.temperature})

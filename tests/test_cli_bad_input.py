@@ -223,8 +223,9 @@ def test_bad_input_gives_one_sentence_and_a_hint_and_writes_nothing(
     assert not Path("unpickled").exists()
 
 
-def test_score_refuses_bytes_that_are_not_text(workshop: Path) -> None:
-    result = positron("score", "--ckpt", "runs/base", stdin=b"a\n\xff\xfe\n")
+@pytest.mark.parametrize("words", [["score"], ["generate", "--prompt", "-"]])
+def test_bytes_on_stdin_that_are_not_text_are_refused(workshop: Path, words: list[str]) -> None:
+    result = positron(*words, "--ckpt", "runs/base", stdin=b"a\n\xff\xfe\n")
     assert result.code == 1 and "byte 2" in result.sentence and result.out == ""
 
 

@@ -21,6 +21,7 @@ from tiny_runs import positron
 
 from positron_mini import device as devices
 from positron_mini.announce import fastest
+from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.doctor import examine as examining
 from positron_mini.doctor import isolate, kernels, report, speed, training
@@ -295,7 +296,7 @@ def test_a_cpu_is_timed_on_one_row_and_a_gpu_on_as_many_as_training_computes(mon
     monkeypatch.setattr(devices, "forget_cached_memory", lambda _: None)
     for device in ("cpu", "mps"):
         speed.measure_pace(Subject(device, "fp32"), "PicoGPT", MAC)  # type: ignore[arg-type]
-    assert rows == [1, speed.rows_at_once(speed.shape_of("PicoGPT"), MAC, "mps")] and rows[1] > 1
+    assert rows == [1, speed.rows_at_once(preset_shape("PicoGPT"), MAC, "mps")] and rows[1] > 1
 
 
 def test_speed_counts_the_optimizer_once_a_step() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.cli.terminal import printable
+from positron_mini.cli.terminal import printable, read_stdin
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
 
@@ -62,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         from positron_mini import device as devices
 
         model = model.to(devices.torch_device(devices.choose(devices.this_machine(), flags.device).device))
-    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
+    prompt = read_stdin().replace("\r\n", "\n") if flags.prompt == "-" else flags.prompt
     if not flags.json and flags.n == 1:
         return _stream(model, checkpoint.tokenizer, prompt, flags, checkpoint.end_ids)
     samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)

@@ -147,6 +147,11 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     )
 
 
+def preset_shape(name: str) -> ModelConfig:
+    """The shape of a preset with the vocabulary it is meant for. Errors: UsageError for an unknown name."""
+    return model_config(TrainConfig(config=name), preset(name).vocab_size)
+
+
 def default_short_steps(max_steps: int | None) -> int:
     """Steps that read half windows: 60 % of the horizon, at most 2,000; 500 for an open-ended run."""
     return 500 if max_steps is None else min(2_000, round(0.6 * max_steps))

@@ -57,7 +57,7 @@ def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool)
 
 
 def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, where none begins after PATIENCE_S.
+    """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, as no call begins after PATIENCE_S.
 
     `warms_up`: the first call may compile something, so the second is always made, and the time runs from its beginning.
     """

@@ -1,6 +1,6 @@
 """A time budget becomes a plan: the preset, vocabulary, batch and steps that end with the best model after that many minutes.
 
-What a model reaches is foretold by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
+What a model reaches is predicted by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
 stories as a function of the weights of its blocks, N, and of the bytes of text it has read, D:
 
     bits per byte = floor + (size / N)^alpha + (text / D)^beta
@@ -49,7 +49,7 @@ class Law:
     beta: float
 
     def bits_per_byte(self, block_parameters: float, text_bytes: float) -> float:
-        """What a model with so many weights in its blocks reaches after so many bytes of fresh text."""
+        """What a model with that many weights in its blocks reaches after that many bytes of fresh text."""
         return self.floor + math.pow(self.size / block_parameters, self.alpha) + math.pow(self.text / text_bytes, self.beta)
 
 
@@ -81,12 +81,12 @@ class Candidate:
 
     @property
     def tokens(self) -> int:
-        """Tokens that it reads."""
+        """The tokens that it reads."""
         return self.steps * self.batch_tokens
 
 
 def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
-    """What training `shape` for so many seconds at that speed would be."""
+    """The plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step as `batch_for` says."""
     batch = batch or batch_for(tok_per_s)
     steps = max(1, int(seconds * TRAINING_SHARE * tok_per_s / batch))
     read = steps * batch * bytes_per_token(shape.vocab_size)
@@ -103,7 +103,7 @@ def batch_for(tok_per_s: float) -> int:
 def choose(
     shapes: dict[str, ModelConfig], speed: Callable[[str], float], seconds: float, text_bytes: float, batch: int | None = None
 ) -> Candidate:
-    """The candidate that is expected to end lowest. Only as many are measured as it takes: the smallest, then whichever leads.
+    """The candidate that is expected to end lowest. Measured are the smallest, then whichever leads, until the leader has been.
 
     The speed of one that has not been measured is taken from the nearest measured one, by operations a token.
     """

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-# the story world lives by its names (docs/results/recipes.md); on a CPU a small model learns to copy them in the time there is
-# a story fits into half a context: rows stay that short, for in a longer one the wish and the names of the story before are in sight
+# a story of the story world depends on its names; these settings let a small model learn to copy them within minutes on a CPU
+# (docs/results/recipes.md). A story fits into half a context, and rows stay that short: a longer one would show the story before it
 STORYWORLD_SETTINGS: dict[str, Any] = {
     "embedding_std": 0.3,
     "copy_init": 0.2,

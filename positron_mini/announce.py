@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from positron_mini import device as devices
-from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
+from positron_mini.config import ModelConfig, TrainConfig, preset_shape
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.plan import Plan
@@ -17,18 +17,18 @@ from positron_mini.prepare import Prepared
 from positron_mini.runs import RunFolder
 from positron_mini.trainer import Trainer, loss_function
 
-COMPILED_GAIN = 1.0  # what torch.compile saves, the optimizer and the validations take again
 PATIENCE_S = 4.0  # for timing one thing
 
 
 def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool) -> float:
     """Tokens per second of training, measured on the plain model with `rows` rows for a moment, without changing it.
 
-    Rows that do not fit the memory are halved, as the first step will halve them, saying so. Errors: OutOfMemoryError for a single one.
+    It also stands for `compiled` training: what the compiler saves, the optimizer and the validations take again. Rows that do not fit the
+    memory are halved, as the first step will halve them. Errors: OutOfMemoryError when a single row does not fit.
     """
     while True:
         try:
-            return _measure(model, device, precision, rows, compiled) * (COMPILED_GAIN if compiled else 1.0)
+            return _measure(model, device, precision, rows, compiled)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -57,7 +57,7 @@ def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool)
 
 
 def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, where none begins after PATIENCE_S.
+    """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, as no call begins after PATIENCE_S.
 
     `warms_up`: the first call may compile something, so the second is always made, and the time runs from its beginning.
     """
@@ -117,7 +117,7 @@ def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) 
     seconds = (end - plan.start) * step_tokens / speed
     lines = [f"time       about {spell_time(seconds)} for steps {plan.start + 1:,} to {end:,} at about {speed:,.0f} tokens a second"]
     if seconds > 3_600:
-        micro = model_config(TrainConfig(config="MicroGPT"), preset("MicroGPT").vocab_size)
+        micro = preset_shape("MicroGPT")
         micro_speed = speed * shape.flops_per_token() / micro.flops_per_token()
         steps = max(100, round(600 * micro_speed / 2_048 / 50) * 50)
         lines.append(

@@ -22,7 +22,7 @@ import torch
 
 from positron_mini import checkpoint
 from positron_mini import device as devices
-from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset
+from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
 from positron_mini.corpus import storyworld
 from positron_mini.corpus.files import list_files
 from positron_mini.decoder import Decoder, Weights
@@ -159,7 +159,7 @@ def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda
 
 def made_model(name: str) -> GPT:
     """A model of a preset with random weights, of which every one counts."""
-    model = GPT(model_config(TrainConfig(config=name), preset(name).vocab_size)).init_weights(0)
+    model = GPT(preset_shape(name)).init_weights(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -307,18 +307,8 @@ def bench_startup(name: str, *, repetitions: int = 3, say: Say = lambda _: None)
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer" / "made.model")
         storyworld.write_corpus(folder / "text.txt", 0, 300)
-        bootstrap = [
-            "bootstrap",
-            "--config",
-            name,
-            "--dataset",
-            "text.txt",
-            "--tokenizer_path",
-            "tokenizer/made.model",
-            "--steps",
-            "100000",
-        ]
-        bootstrap += ["--milestones", "none", "--out_dir", "runs/made"]
+        flags = "--dataset text.txt --tokenizer_path tokenizer/made.model --steps 100000 --milestones none --out_dir runs/made"
+        bootstrap = ["bootstrap", "--config", name, *flags.split()]
         say("first bootstrap start, which prepares the text")
         first_start_s = process_seconds(bootstrap, folder, until="[step ")
         commands: dict[str, tuple[list[str], str | None]] = {

@@ -1,6 +1,6 @@
 """A time budget becomes a plan: the preset, vocabulary, batch and steps that end with the best model after that many minutes.
 
-What a model reaches is foretold by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
+What a model reaches is predicted by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
 stories as a function of the weights of its blocks, N, and of the bytes of text it has read, D:
 
     bits per byte = floor + (size / N)^alpha + (text / D)^beta
@@ -24,7 +24,7 @@ from positron_mini.errors import UsageError
 from positron_mini.model import GPT
 from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
-from positron_mini.runs import RunFolder, list_runs
+from positron_mini.runs import RunFolder, readable_runs
 from positron_mini.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -49,7 +49,7 @@ class Law:
     beta: float
 
     def bits_per_byte(self, block_parameters: float, text_bytes: float) -> float:
-        """What a model with so many weights in its blocks reaches after so many bytes of fresh text."""
+        """What a model with that many weights in its blocks reaches after that many bytes of fresh text."""
         return self.floor + math.pow(self.size / block_parameters, self.alpha) + math.pow(self.text / text_bytes, self.beta)
 
 
@@ -81,12 +81,12 @@ class Candidate:
 
     @property
     def tokens(self) -> int:
-        """Tokens that it reads."""
+        """The tokens that it reads."""
         return self.steps * self.batch_tokens
 
 
 def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
-    """What training `shape` for so many seconds at that speed would be."""
+    """The plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step as `batch_for` says."""
     batch = batch or batch_for(tok_per_s)
     steps = max(1, int(seconds * TRAINING_SHARE * tok_per_s / batch))
     read = steps * batch * bytes_per_token(shape.vocab_size)
@@ -103,7 +103,7 @@ def batch_for(tok_per_s: float) -> int:
 def choose(
     shapes: dict[str, ModelConfig], speed: Callable[[str], float], seconds: float, text_bytes: float, batch: int | None = None
 ) -> Candidate:
-    """The candidate that is expected to end lowest. Only as many are measured as it takes: the smallest, then whichever leads.
+    """The candidate that is expected to end lowest. Measured are the smallest, then whichever leads, until the leader has been.
 
     The speed of one that has not been measured is taken from the nearest measured one, by operations a token.
     """
@@ -140,7 +140,7 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
         return config
     if config.max_steps is not None:
         raise UsageError("--budget and --max_steps both say where training ends", "give one of them")
-    run = existing_run(config, given)
+    run = existing_run(config, given, say)
     if run is not None:
         return replace(config, out_dir=str(run.path))
     seconds = parse_duration(config.budget, "budget")
@@ -152,27 +152,26 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     say(describe(config.budget, plan, text_bytes))
     decided: dict[str, Any] = {
         "config": plan.config,
-        "precision": precision,
         "vocab_size": plan.shape.vocab_size,
         "context_len": plan.shape.context_len,
         "batch_tokens": plan.batch_tokens,
         "max_steps": plan.steps,
         "lr": default_lr(plan.batch_tokens),
     }
-    return replace(config, **{name: value for name, value in decided.items() if name not in given})
+    return replace(config, precision=precision, **{name: value for name, value in decided.items() if name not in given})
 
 
-def existing_run(config: TrainConfig, given: frozenset[str]) -> RunFolder | None:
+def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _: None) -> RunFolder | None:
     """The run that this command goes on with: that of --out_dir, else the newest one with a default name that began with a budget and
     agrees with the flags that were given."""
     if config.out_dir is not None:
         run = RunFolder(Path(config.out_dir))
         return run if run.read() is not None else None
-    for path in list_runs():
-        recorded = (RunFolder(path).read() or {}).get("config", {})
-        is_alike = all(recorded.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
-        if path.name.endswith("-v1-base") and recorded.get("budget") is not None and is_alike:
-            return RunFolder(path)
+    for run, recorded in readable_runs(say=say):
+        settings = recorded.get("config", {})
+        is_alike = all(settings.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
+        if run.path.name.endswith("-v1-base") and settings.get("budget") is not None and is_alike:
+            return run
     return None
 
 

@@ -58,19 +58,15 @@ def load_speaker(checkpoint: Checkpoint) -> Speaker:
 
 
 def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
-    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. Runs that cannot be used are said.
+    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. `say` is told
+    of runs that cannot be used.
 
     Errors: CheckpointError when there is none.
     """
-    from positron_mini.runs import RunFolder, find_checkpoint, list_runs
+    from positron_mini.runs import find_checkpoint, readable_runs
 
-    kinds: dict[bool, list[Path]] = {True: [], False: []}
-    for run in list_runs(root):
-        try:
-            kinds[(RunFolder(run).read() or {}).get("kind") == "sft"].append(run)
-        except PositronError as error:
-            say(f"warning: {error.message}; passed over")
-    for run in kinds[True] + kinds[False]:
+    found = [(recorded.get("kind") == "sft", run.path) for run, recorded in readable_runs(root, say=say)]
+    for _, run in sorted(found, key=lambda item: not item[0]):  # stable: the newest first among fine-tuned runs, then among the others
         best = run / "best"
         try:
             return find_checkpoint(best if best.exists() or best.is_symlink() else run, say=say)

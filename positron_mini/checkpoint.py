@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import CheckpointError, NonFiniteError, TokenizerError
-from positron_mini.tokenizer import IM_END, Tokenizer, huggingface_files
+from positron_mini.errors import CheckpointError, DiskFullError, NonFiniteError, TokenizerError
+from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000 tensors
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
+CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class TrainingState:
 
 def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str | None, card: str) -> dict[str, bytes]:
     """Every file of a model folder except the weights, by name. `chat_template` None makes a base model's folder."""
-    ends = [2, tokenizer.im_end_id] if chat_template is not None else [2]
-    settings = {**config.to_huggingface(), "eos_token_id": ends if len(ends) > 1 else 2}
-    generation = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 3, "do_sample": True, "temperature": 0.7}
+    ends = [EOS, tokenizer.im_end_id] if chat_template is not None else [EOS]
+    settings = {**config.to_huggingface(), "eos_token_id": ends if len(ends) > 1 else EOS}
+    generation = {"bos_token_id": BOS, "eos_token_id": ends, "pad_token_id": PAD, "do_sample": True, "temperature": 0.7}
     return {
         "config.json": files.json_text(settings).encode(),
         "generation_config.json": files.json_text(generation).encode(),
@@ -95,8 +96,7 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
     needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
     check_free_space(folder.parent, needed + sum(map(len, texts.values())))
     with files.atomic_folder(folder) as temporary:
-        contents = dict(texts)
-        for name, data in contents.items():
+        for name, data in texts.items():
             files.write_bytes(temporary / name, data)
         write_tensors(temporary / MODEL_FILE, weights)
         if training is not None:
@@ -107,8 +107,6 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
 
 def check_free_space(folder: Path, needed: int) -> None:
     """Nothing, or DiskFullError when fewer than `needed` bytes (and 16 MiB to spare) are free. Looks at the nearest existing folder."""
-    from positron_mini.errors import DiskFullError
-
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + (16 << 20):
@@ -182,7 +180,7 @@ class Checkpoint:
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which the model has finished: eos, and for chat models also the end of a message."""
-        return frozenset({2, self.tokenizer.im_end_id}) if self.is_chat else frozenset({2})
+        return frozenset({EOS, self.tokenizer.im_end_id}) if self.is_chat else frozenset({EOS})
 
 
 def step_number(name: str) -> int | None:
@@ -236,13 +234,17 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dic
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             if expected is not None:
                 _compare(path, expected, {name: tuple(part.get_shape()) for name, part in slices.items()})
-            wrong = next((name for name, part in slices.items() if part.get_dtype() not in FLOATS), None)
-            tensors = {} if wrong else {name: handle.get_tensor(name) for name in slices}
+            for name, part in slices.items():
+                if part.get_dtype() not in FLOATS:
+                    raise CheckpointError(
+                        f"{path}: {name} is of the type {part.get_dtype()}, weights are {', '.join(FLOATS)}", "use another step of the run"
+                    )
+            tensors = {name: handle.get_tensor(name) for name in slices}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error!s:.150})", "use another step of the run") from error
-    wrong = wrong or next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
-    if wrong:
-        raise CheckpointError(f"{path}: {wrong} holds values that are not finite numbers", "use an earlier step of the run")
+    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: {bad} holds values that are not finite numbers", "use an earlier step of the run")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -309,17 +311,30 @@ def drop_training(folder: Path) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
-def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
-    """The `README.md` of a model folder: what it is, what it was trained on, how to use it. `facts` are shown as they are."""
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["positron-mini", "qwen3", "small-language-model"]}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    verb = "answers questions about what it was trained on" if is_chat else "continues a text"
+def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:
+    """The beginning of every model card: what the hub reads, what the model is and `does`, and a table of its shape and of `facts`."""
+    front = {"library_name": library, "pipeline_tag": "text-generation", "tags": CARD_TAGS}
+    shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, context {config.context_len}"
+    rows = {"shape": shape, "vocabulary": f"{config.vocab_size:,} pieces", **facts}
+    table = "\n".join(f"| {name} | {_cell(str(value))} |" for name, value in rows.items())
     return (
         f"---\n{json.dumps(front)}\n---\n# {title}\n\n"
-        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {verb}.\n"
+        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {does}.\n"
         f"It knows nothing but its training text; do not rely on what it says.\n\n"
-        f"| | |\n|---|---|\n| shape | {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, "
-        f"context {config.context_len} |\n| vocabulary | {config.vocab_size:,} pieces |\n{rows}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+    )
+
+
+def _cell(value: str) -> str:
+    """The value as a table holds it: on one line, its bars escaped."""
+    return " ".join(value.replace("|", "\\|").split())
+
+
+def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
+    """The `README.md` of a model folder: what it is, what it was trained on, how to use it."""
+    does = "answers questions about what it was trained on" if is_chat else "continues a text"
+    return (
+        f"{card_head(title, config, does, facts)}"
         f"```\npositron {'chat' if is_chat else 'generate'} --ckpt .\n```\n\n"
         f"In transformers: `AutoModelForCausalLM.from_pretrained(folder)`"
         f"{f'; a message ends with {IM_END}' if is_chat else ''}.\n"

@@ -68,7 +68,7 @@ def reference_for(config: str, dataset_path: str | None) -> Rows | None:
 
 
 def standing(reference: Rows, tokens: int, val_bpb: float) -> tuple[float, str] | None:
-    """What the reference had in bits per byte after so many tokens, and a warning where this run is far above it, else empty.
+    """The reference's bits per byte after that many tokens, and a warning where this run is far above it, else an empty text.
 
     None beyond the ends of the reference.
     """

@@ -109,7 +109,7 @@ class Group(Processes):
     rank: int
     size: int
     per_machine: int = 1
-    _given: _Count = field(default_factory=_Count, repr=False)  # apart, because PyTorch holds on to it, and would to all of this
+    _given: _Count = field(default_factory=_Count, repr=False)  # an object of its own: PyTorch keeps it alive, and would keep all of this
     _parts: _LossOf | None = field(default=None, repr=False)
     _shared: Any = field(default=None, repr=False)
     _control: Any = field(default=None, repr=False)  # a few numbers at a time, on the CPU, whatever computes the rest

@@ -67,7 +67,7 @@ class Exported:
 
 def model_name(config: ModelConfig, *, is_chat: bool) -> str:
     """The name without spaces: `Positron-Mini-15M-Chat-v1.0`."""
-    return f"Positron-Mini-{max(1, config.parameters // 1_000_000)}M-{'Chat' if is_chat else 'Base'}-{VERSION}"
+    return f"Positron-Mini-{config.size_name}-{'Chat' if is_chat else 'Base'}-{VERSION}"
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def tensor_name(name: str) -> str:
 
 
 def _converted(weights: dict[str, Tensor], dtype: Dtype, gguf: Any, say: Say) -> Iterator[tuple[str, tuple[NDArray[Any], Any]]]:
-    """GGUF's name, data and type of every tensor. Fallbacks are said once per reason."""
+    """GGUF's name, data and type of every tensor. `say` is told of fallbacks, once per reason."""
     reasons: dict[str, list[str]] = {}
     for ours, weight in weights.items():
         name, array = tensor_name(ours), weight.detach().float().contiguous().numpy()
@@ -163,14 +163,14 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
 
     writer = gguf.GGUFWriter(None, "qwen3")
     _add_shape(writer, checkpoint.config, name.replace("-", " "))
-    kinds = {"f32": "ALL_F32"}
-    writer.add_file_type(gguf.LlamaFileType[kinds.get(dtype, f"MOSTLY_{dtype.upper()}")])
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     if dtype.startswith("q"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tokenizer(writer, checkpoint)
     for tensor, (data, kind) in tensors.items():
         writer.add_tensor(tensor, data, raw_dtype=kind)
-    writer.fout, writer.state = [handle], WriterState.EMPTY  # it would open a file by name, ours appears under its name when complete
+    # the writer would open the file by its name; ours gets its name when it is complete
+    writer.fout, writer.state = [handle], WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -181,7 +181,7 @@ def _no_constant(name: str) -> None:
 def join_input(instruction: str, text: str) -> str:
     """The question that an instruction and its input make: the input first, so that what is asked stands right before the answer.
 
-    A small model has then read everything in the light of nothing yet, but needs to look back only a few tokens for the question.
+    A small model then has to look back only a few tokens for the question, though it read the input without knowing it.
     """
     return f"{text.strip()}\n{instruction.strip()}".strip()
 

@@ -48,7 +48,7 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def repeat(self, batch: int) -> None:
-        """Serve `batch` sequences that begin alike, after one of them was read."""
+        """Copy the one sequence that was read, so that `batch` sequences go on from it."""
         self.keys = self.keys.expand(-1, batch, -1, -1, -1).contiguous()
         self.values = self.values.expand(-1, batch, -1, -1, -1).contiguous()
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, K, P + T, D)
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, D) -> (B, T, H*D) -> (B, T, C)
         return out
 
 
@@ -162,33 +162,39 @@ class GPT(nn.Module):
     def init_weights(self, seed: int, embedding_std: float | None = None, copy_init: float = 0.0) -> GPT:
         """This model with fresh weights, the same on every device: drawn on the CPU, one generator, in the order of the parameters.
 
-        Projections that write to the stream start at zero: every block is the identity at first, and the loss starts at ln(V), also with
-        another `embedding_std`, because the final norm makes up for it. Words in equal places, such as names, are pushed the same way by
-        every step: a small table soon holds little else, in a large one they stay apart, so that copying them is learned sooner.
+        Projections that write to the stream start at zero, so that every block is the identity at first and the loss starts at ln(V). With
+        another `embedding_std` it still does: the final norm makes up for it. Words that stand in the same places, such as names, get the
+        same push at every step. In a table of small vectors they soon look alike; in one of large vectors they stay apart, and copying
+        them is learned sooner.
 
-        With `copy_init` attention begins by copying: o_proj is the transpose of v_proj, so scaled that a head adds to the stream what it
-        looks at, `copy_init` times as large as the stream itself. As the head is the embedding table, a token that is looked at becomes
-        likelier at once, and only where to look is left to learn. In the spirit of Trockman and Kolter 2023 (arXiv 2305.09828).
+        With `copy_init` attention begins by copying (see `_copy_values`).
         """
         generator = torch.Generator().manual_seed(seed)
         usual = self_logit_std(self.config.n_embd)
-        spread = usual if embedding_std is None else embedding_std
+        std_of_embedding = usual if embedding_std is None else embedding_std
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             elif parameter.ndim == 2:
-                std = spread if "embed_tokens" in name else MATRIX_STD
+                std = std_of_embedding if "embed_tokens" in name else MATRIX_STD
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             else:
-                parameter.fill_(usual / spread if name == "model.norm.weight" else 1.0)
+                parameter.fill_(usual / std_of_embedding if name == "model.norm.weight" else 1.0)
         if copy_init:
-            heads, groups, size = self.config.n_head, self.config.n_kv_head, self.config.head_dim
-            scale = copy_init * spread / (heads * size * MATRIX_STD**2)
-            for block in self.model.layers:
-                assert isinstance(block, Block)
-                values = block.self_attn.v_proj.weight.view(groups, size, -1).repeat_interleave(heads // groups, dim=0)  # (H, D, C)
-                block.self_attn.o_proj.weight.copy_(values.flatten(0, 1).mT * scale)
+            self._copy_values(copy_init * std_of_embedding)
         return self
+
+    def _copy_values(self, size: float) -> None:
+        """Make each o_proj the transpose of its v_proj, scaled so that the heads add what they look at with a root-mean-square of `size`.
+
+        As the output head is the embedding table, a token that is looked at becomes likelier at once; only where to look is left to
+        learn. In the spirit of Trockman and Kolter 2023 (arXiv 2305.09828).
+        """
+        H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_dim
+        for block in self.model.layers:
+            assert isinstance(block, Block)
+            values = block.self_attn.v_proj.weight.view(K, D, -1).repeat_interleave(H // K, dim=0)  # (H, D, C)
+            block.self_attn.o_proj.weight.copy_(values.flatten(0, 1).mT * (size / (H * D * MATRIX_STD**2)))
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
         """The final, normalised stream, (B, T, C), for `ids` (B, T).

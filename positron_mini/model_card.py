@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import files
-from positron_mini.checkpoint import Checkpoint
+from positron_mini.checkpoint import CARD_TAGS, Checkpoint, card_head
+from positron_mini.config import DEFAULT_TEXT
 from positron_mini.errors import PositronError
 
-TAGS = ("positron-mini", "qwen3", "small-language-model")
-MARK = json.dumps(TAGS[0])  # stands in the first lines of every card of ours
+MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours
 
 
 def model_card(checkpoint: Checkpoint, title: str, use: str, *, library: str) -> str:
@@ -23,22 +23,10 @@ def model_card(checkpoint: Checkpoint, title: str, use: str, *, library: str) ->
 
     `use` is Markdown; `library` is what the hub is told opens the model, such as transformers or gguf.
     """
-    config, run = checkpoint.config, _RunRecord.of(checkpoint)
-    heads = f"{config.n_head} heads of {config.head_dim}"
-    front = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(TAGS)}
-    rows = {
-        "shape": f"{config.n_layer} layers, width {config.n_embd}, {heads}, context {config.context_len}",
-        "vocabulary": f"{config.vocab_size:,} pieces",
-        **run.facts,
-    }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    verb = "answers in a conversation" if checkpoint.is_chat else "continues a text"
-    return (
-        f"---\n{json.dumps(front)}\n---\n# {title}\n\n"
-        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {verb}.\n"
-        f"It knows nothing but its training text; do not rely on what it says.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n## Use\n\n{use}{_samples_section(run.samples)}"
-    )
+    run = _RunRecord.of(checkpoint)
+    does = "answers in a conversation" if checkpoint.is_chat else "continues a text"
+    head = card_head(title, checkpoint.config, does, run.facts, library=library)
+    return f"{head}## Use\n\n{use}{_samples_section(run.samples)}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ def _origin(record: dict[str, Any]) -> dict[str, str]:
         facts["base model"] = str(settings.get("base_ckpt") or "the newest base run of its time")
         texts = {"conversations": settings.get("sft_data")}
     else:
-        texts = {"training text": settings.get("dataset_path") or "data/tinystories.txt"}
+        texts = {"training text": settings.get("dataset_path") or DEFAULT_TEXT}
     for what, text in texts.items():
         facts |= _source(what, Path(str(text)))
     return facts
@@ -115,10 +103,6 @@ def _note_of(text: Path) -> dict[str, Any]:
         if isinstance(note, dict) and note.get("text_bytes", text.stat().st_size) == text.stat().st_size:
             return note
     return {}
-
-
-def _cell(value: str) -> str:
-    return " ".join(value.replace("|", "\\|").split())
 
 
 def _samples_section(samples: Sequence[dict[str, Any]]) -> str:

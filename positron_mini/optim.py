@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Schedule:
     """Warm-up, constant, cool-down, in steps. `horizon` None: open-ended, the rate stays constant.
 
-    A horizon that moves while the rate is falling bends the line: from `bend_step` on it falls from `bend_multiplier` to the new end.
+    A horizon that moves while the rate is falling bends the line: from `bend_step` on it runs from `bend_multiplier` to the new end.
     """
 
     warmup_steps: int
@@ -33,7 +33,7 @@ class Schedule:
 
 
 def make_schedule(warmup_steps: int, cooldown_steps: int | None, horizon: int | None) -> Schedule:
-    """A schedule that fits its horizon: by default 60 % cool-down; warm-up and cool-down shrink in proportion where they do not fit."""
+    """A schedule that fits its horizon: 60 % cool-down by default; warm-up and cool-down shrink in proportion where they do not fit."""
     if horizon is None:
         return Schedule(warmup_steps)
     cooldown = round(0.6 * horizon) if cooldown_steps is None else cooldown_steps
@@ -47,8 +47,8 @@ def make_schedule(warmup_steps: int, cooldown_steps: int | None, horizon: int | 
 def move_horizon(schedule: Schedule, step: int, horizon: int, cooldown_steps: int | None = None) -> Schedule:
     """The schedule that goes on from the rate this one has after finished step `step`, and ends at `horizon`.
 
-    While the rate is constant the cool-down is planned anew, `cooldown_steps` long or 60 % of the whole; once it falls, it falls faster
-    or slower from where it is.
+    While the rate is constant, the cool-down is planned anew, `cooldown_steps` long or 60 % of the whole. Once the rate falls, it goes on
+    falling from where it is, faster or slower.
     """
     start = schedule.cooldown_start
     if start is not None and step > start:
@@ -81,23 +81,23 @@ def lr_at(step: int, schedule: Schedule) -> float:
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """The matrices (G, m, n) with all singular values moved near 1, each keeping its singular vectors.
 
-    A quintic iteration X <- (a + bG + cG²)X with G = XX', whose coefficients favour speed over exactness (values end within about 0.7 to
-    1.2). All its steps are polynomials of the first G, so they are gathered in a small square matrix, and X is read only twice: for
-    feed-forward matrices that is a third less work. It runs in the dtype it is given: fp32 on a CPU, where bf16 may be hundreds of times
-    slower. Source: Jordan et al. 2024 (Muon).
+    A quintic iteration X <- (aI + bG + cG²)X with G = XX', whose coefficients favour speed over exactness (singular values end between
+    about 0.7 and 1.2). Every step is a polynomial of the first G, so the steps are gathered in one small square matrix and X is read only
+    twice: a third less work for feed-forward matrices. It runs in the dtype it is given: fp32 on a CPU, where bf16 may be hundreds of
+    times slower. Source: Jordan et al. 2024 (Muon).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # wide: XX' is then the small one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm at most 1, where the iteration converges
     gram = x @ x.mT  # (G, m, m)
-    gathered: Tensor | None = None  # what all steps so far multiply X with
+    gathered: Tensor | None = None  # (G, m, m), what all steps so far multiply X by
     for step in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # bG + cG²
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         gathered = factor if gathered is None else factor @ gathered
         if step < steps - 1:
-            gram = factor @ (gram @ factor)
+            gram = factor @ (gram @ factor)  # G of the next step
     wide: Tensor = x if gathered is None else gathered @ x
     return wide.mT if tall else wide
 
@@ -118,8 +118,8 @@ class Optimizer(Protocol):
 class Muon:
     """Momentum, orthogonalised: every direction of a weight matrix moves equally far. Source: Jordan et al. 2024.
 
-    Updates are scaled to the size AdamW's have (root-mean-square about 0.2; Liu et al. 2025, arXiv 2502.16982), so both share a learning
-    rate. Matrices of equal shape are stacked and orthogonalised in one batched product.
+    Updates are scaled to the size that AdamW's have (root-mean-square about 0.2; Liu et al. 2025, arXiv 2502.16982), so that one learning
+    rate serves both. Matrices of equal shape are stacked and orthogonalised in one batched product. Shapes: G matrices of m x n.
     """
 
     def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -146,7 +146,7 @@ class Muon:
             torch._foreach_add_(weights, update.unbind())
 
     def state(self) -> dict[str, Tensor]:
-        """Momentum per parameter, so that files do not depend on how matrices are grouped."""
+        """The momentum of each parameter by name: files do not depend on how matrices are grouped."""
         return {
             f"muon.momentum.{name}": self.buffers[shape][i] for shape, group in self.groups.items() for i, (name, _) in enumerate(group)
         }
@@ -187,7 +187,7 @@ class AdamW:
         torch._foreach_addcdiv_(weights, self.mean, divisor, -lr / (1 - self.beta1**count))
 
     def state(self) -> dict[str, Tensor]:
-        """First and second moments per parameter, and the number of updates."""
+        """First and second moments of each parameter by name, and the number of updates."""
         names = [name for name, _ in self.named]
         return {
             **{f"adamw.mean.{name}": tensor for name, tensor in zip(names, self.mean, strict=True)},

@@ -11,7 +11,7 @@ from collections import deque
 from positron_mini.optim import Schedule, move_horizon
 
 TOLERANCE = 0.01  # share of the budget that the end may be off before the horizon moves
-LOOKS = 50  # times that a run is looked at
+LOOKS = 50  # how often in a run the horizon is looked at
 FEWEST_STEPS = 5  # before their times say anything
 LONG_ROWS_COST = 1.08  # of a token in a whole window, in half windows: measured 1.07 (MicroGPT) and 1.08 (TinyGPT), docs/results/recipes.md
 
@@ -32,7 +32,7 @@ class Pacer:
     def look(self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule) -> Schedule | None:
         """The schedule with another horizon where this run would not end on time, else None.
 
-        `step` took `step_s` and what was written after it `other_s`; `elapsed_s` have gone by in all.
+        `step_s` is the time of `step`, `other_s` that of validation, samples and saving after it, `elapsed_s` all training so far.
         """
         is_short = step <= self.short_steps
         if is_short in self._begun:

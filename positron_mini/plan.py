@@ -128,8 +128,9 @@ def _other_cooldown(plan: Plan, request: Request, resumable: list[int]) -> Plan:
     if plan.until is not None:  # a smaller --max_steps: the cool-down that was meant may be another run's
         return replace(plan, say=f"{plan.say}; the cool-down stays {schedule.cooldown_steps:,} steps")
     if plan.start > (schedule.horizon - 1 if begins is None else begins):
-        ended, began = "the run has ended", f"the cool-down over {schedule.cooldown_steps:,} steps began after step "
-        how = ended if begins is None else f"{began}{begins:,}"
+        how = "the run has ended"
+        if begins is not None:
+            how = f"the cool-down over {schedule.cooldown_steps:,} steps began after step {begins:,}"
         back = f", or go back with --resume_from_step {begins}" if begins in (0, *resumable) else ""
         raise UsageError(f"--cooldown_steps {wanted:,}: {how}", f"leave it out{back}")
     moved = move_horizon(schedule, plan.start, schedule.horizon, wanted)
@@ -138,9 +139,9 @@ def _other_cooldown(plan: Plan, request: Request, resumable: list[int]) -> Plan:
 
 
 def _no_horizon(schedule: Schedule, request: Request) -> str:
-    """What is to be said of a cool-down that is asked of an open-ended run."""
+    """What to say about a cool-down for an open-ended run; nothing for other requests."""
     ignored = request.cooldown_steps is not None and schedule.horizon is None
-    return "the run is open-ended: --cooldown_steps acts with --finish or --max_steps" if ignored else ""
+    return "the run is open-ended: --cooldown_steps takes effect with --finish or --max_steps" if ignored else ""
 
 
 def _until(start: int, request: Request, planned: int | None) -> int | None:

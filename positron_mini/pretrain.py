@@ -16,6 +16,7 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.announce import describe
 from positron_mini.config import (
+    DEFAULT_TEXT,
     ModelConfig,
     SampleConfig,
     TrainConfig,
@@ -56,7 +57,6 @@ from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
 
-DEFAULT_TEXT = "data/tinystories.txt"
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
 Say = Callable[[str], None]
@@ -115,6 +115,7 @@ def open_session(
     began = time.monotonic()
     given = changed_fields(config) if given is None else given
     budget_checks(config, processes.size)
+    precision_why = "as asked" if config.precision != "auto" else "by measurement"  # a budget may time both and name the faster
     config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
@@ -130,11 +131,11 @@ def open_session(
     began = time.monotonic() - measured_s
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, out_dir=str(run.path))
-    config, rows, choice = resolve(config, shape, machine, recorded, say)
+    config, rows, choice = resolve(config, shape, machine, recorded, say, precision_why=precision_why)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
     rows_for_all(rows, processes)
-    return _build(config, run, recorded, prepared, shape, rows, machine, choice, say, stop or StopFlag(), began, processes)
+    return _build(config, run, recorded, prepared, shape, rows, choice, say, stop or StopFlag(), began, processes)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
@@ -157,7 +158,6 @@ def _build(
     prepared: Prepared,
     shape: ModelConfig,
     rows: int,
-    machine: devices.Machine,
     choice: devices.Choice,
     say: Say,
     stop: StopFlag,
@@ -166,22 +166,29 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
     horizon = _steps_asked(config, run, recorded)
-    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, config.finish, config.cooldown_steps)
+    request = Request(
+        max_steps=horizon,
+        until_step=config.until_step,
+        more_steps=config.more_steps,
+        resume_from_step=config.resume_from_step,
+        finish=config.finish,
+        cooldown_steps=config.cooldown_steps,
+    )
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     assert config.lr is not None and config.micro_batch is not None and config.batch_tokens is not None
     model = GPT(shape).init_weights(config.seed, config.embedding_std, config.copy_init).to(devices.torch_device(config.device))
     loop = LoopConfig(
-        config.lr,
-        plan.schedule,
-        config.micro_batch,
-        config.grad_clip,
-        config.dropout,
-        config.seed,
-        config.device,
-        config.precision,
-        config.compile == "on",
-        config.grad_limit,
-        config.max_skips if config.on_nan == "skip" else 0,
+        lr=config.lr,
+        schedule=plan.schedule,
+        micro_batch=config.micro_batch,
+        grad_clip=config.grad_clip,
+        dropout=config.dropout,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        compile=config.compile == "on",
+        grad_limit=config.grad_limit,
+        max_skips=config.max_skips if config.on_nan == "skip" else 0,
     )
     train = prepared.train
     documents = train.documents()[:, 0] if config.align_rows else None
@@ -207,7 +214,7 @@ def _build(
 
 
 def _pacer(config: TrainConfig) -> Pacer | None:
-    """What keeps a run with a budget to its time; None for others, and where only a part of it is asked for."""
+    """What keeps a run with a budget to its time; None for others."""
     if config.budget is None:
         return None
     seconds = parse_duration(config.budget, "budget")
@@ -274,7 +281,7 @@ def _recording(
         facts: dict[str, Any] = {
             "step": f"{step:,}",
             "training tokens": f"{seen:,}",
-            "text": Path(config.dataset_path or "data/tinystories.txt").name,
+            "text": Path(config.dataset_path or DEFAULT_TEXT).name,
         }
         if report is not None and report.val_bpb is not None:
             facts["validation"] = f"{report.val_loss:.3f} nats per token, {report.val_bpb:.3f} bits per byte"
@@ -298,10 +305,10 @@ def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, st
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:
     """The first validation documents that fit `most_tokens` (at least 4,096, at most 200,000), as ids, and the bytes of their texts."""
-    budget = min(max(most_tokens, 4_096), 200_000)
+    limit = min(max(most_tokens, 4_096), 200_000)
     documents: list[list[int]] = []
     for start, end in prepared.validation.documents():
-        if documents and sum(map(len, documents)) + end - start > budget:
+        if documents and sum(map(len, documents)) + end - start > limit:
             break
         documents.append(prepared.validation.ids[start:end].tolist())
     return documents, [len(prepared.tokenizer.decode(document).encode()) for document in documents]

@@ -17,7 +17,7 @@ from positron_mini.trainer import StepReport, Trainer
 
 @dataclass(frozen=True)
 class Recording:
-    """When what is written. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
+    """What is written when. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
 
     save_every: int
     eval_every: int
@@ -88,7 +88,7 @@ class Recorder:
             self.save()
 
     def _is_best(self, report: StepReport) -> bool:
-        """Whether this is the lowest validation loss so far, as the log has it (or going on would decide otherwise); it is remembered."""
+        """Whether this is the lowest validation loss so far, rounded as in the log, so that a resumed run decides alike; remembers it."""
         loss = report.record().get("val_loss")
         if loss is None or (self.best is not None and loss >= self.best[0]):
             return False

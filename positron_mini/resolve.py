@@ -19,7 +19,7 @@ from positron_mini.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}
-)  # they steer a run
+)  # for this call alone, not recorded
 IDENTITY_SETTINGS = (
     "batch_tokens",
     "short_steps",
@@ -50,10 +50,10 @@ def batch_checks(config: TrainConfig) -> None:
 
 
 def budget_checks(config: TrainConfig, count: int) -> None:
-    """Nothing, or UsageError when `count` processes, more than one, are to keep to a time: measuring and pacing know of one only."""
+    """Nothing, or UsageError when more than one process (`count`) is to keep to a time: measuring and pacing are for a single one."""
     if config.budget is not None and count > 1:
         raise UsageError(
-            f"--budget {config.budget} is for one process, and here are {count:,}", "leave out --nproc, or give --max_steps in its place"
+            f"--budget {config.budget} is for one process, not {count:,}", "leave out --nproc, or give --max_steps in its place"
         )
 
 
@@ -101,11 +101,11 @@ def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str
     """
     if "nproc" in given and processes.size > 1:
         raise UsageError(
-            f"--nproc {config.nproc}: these {processes.size:,} processes are there already", "leave out --nproc beside torchrun"
+            f"--nproc {config.nproc}: {processes.size:,} processes have been started already", "leave out --nproc beside torchrun"
         )
     if "nproc" in given and config.nproc not in (None, 1):
         raise UsageError(
-            f"--nproc {config.nproc}: here 1 process is at work", f"positron train --nproc {config.nproc}, or torchrun, starts more"
+            f"--nproc {config.nproc}: there is only this one process", f"positron train --nproc {config.nproc}, or torchrun, starts more"
         )
     before = 1 if recorded is None else recorded["config"].get("nproc") or 1
     threads = config.threads if "threads" in given or before == processes.size else None
@@ -126,12 +126,7 @@ def default_out_dir(config: TrainConfig) -> str:
     """`runs/positron-mini-<N>M-v1-base` for the model that `config` asks for."""
     path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
     vocab = Tokenizer.load(path).vocab_size if path.is_file() else wanted_vocab(config)
-    return f"runs/positron-mini-{run_size(model_config(config, vocab))}-v1-base"
-
-
-def run_size(shape: ModelConfig) -> str:
-    """The parameter count as it stands in a run's name: 15M, 3M, 1M."""
-    return f"{max(1, shape.parameters // 1_000_000)}M"
+    return f"runs/positron-mini-{model_config(config, vocab).size_name}-v1-base"
 
 
 def wanted_vocab(config: TrainConfig) -> int:
@@ -139,20 +134,43 @@ def wanted_vocab(config: TrainConfig) -> int:
     return config.vocab_size or preset(config.config).vocab_size
 
 
+def choose_device(
+    config: TrainConfig | SFTConfig,
+    machine: devices.Machine,
+    recorded: dict[str, Any] | None,
+    say: Say,
+    *,
+    precision_why: str = "as asked",
+) -> devices.Choice:
+    """Device and precision of a run; one that goes on as it was keeps its recorded reason. A precision that cannot be had is reported."""
+    if machine.note:
+        say(machine.note)
+    choice = devices.choose(machine, config.device, config.precision, precision_why=precision_why)
+    before = {} if recorded is None else recorded["device"]
+    if (before.get("device"), before.get("precision")) == (choice.device, choice.precision):
+        choice = replace(choice, reason=before["reason"])
+    if choice.fell_back:
+        say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
+    return choice
+
+
 def resolve(
-    config: TrainConfig, shape: ModelConfig, machine: devices.Machine, recorded: dict[str, Any] | None, say: Say
+    config: TrainConfig,
+    shape: ModelConfig,
+    machine: devices.Machine,
+    recorded: dict[str, Any] | None,
+    say: Say,
+    *,
+    precision_why: str = "as asked",
 ) -> tuple[TrainConfig, int, devices.Choice]:
-    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed."""
+    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed.
+
+    `precision_why` is the reason given for a precision that `config` names.
+    """
     if recorded is not None and config.device not in (*machine.devices, "auto"):
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
         config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
-    if machine.note:
-        say(machine.note)
-    choice = devices.choose(machine, config.device, config.precision)
-    if recorded is not None and choice.device == recorded["device"]["device"]:
-        choice = replace(choice, reason=recorded["device"]["reason"])
-    if choice.fell_back:
-        say(f"warning: --precision {config.precision}: training in {choice.precision}, {choice.reason.split('; ')[-1]}")
+    choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
     batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
     rows = max(1, round(batch_tokens / shape.context_len))
     micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)

@@ -65,7 +65,7 @@ class RunFolder:
         return [step for step in self.steps() if _lists_training(self.folder(step))]
 
     def newest(self, *, training: bool, say: Say) -> ckpt.Checkpoint | None:
-        """The newest checkpoint that is complete and undamaged, or None. Each one passed over is said."""
+        """The newest checkpoint that is complete and undamaged, or None. `say` is told of each one passed over."""
         for step in reversed(self.steps()):
             if training and not _lists_training(self.folder(step), damaged=True):
                 continue
@@ -271,6 +271,19 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
     """The run folders under `root`, newest first."""
     found = [path.parent for path in root.glob("*/run.json")] if root.is_dir() else []
     return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+
+
+def readable_runs(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """The runs under `root` with their records, newest first. `say` is told of those whose record cannot be read."""
+    for path in list_runs(root):
+        run = RunFolder(path)
+        try:
+            recorded = run.read()
+        except PositronError as error:
+            say(f"warning: {error.message}; passed over")
+        else:
+            if recorded is not None:
+                yield run, recorded
 
 
 def _known_runs() -> str:

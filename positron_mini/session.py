@@ -106,7 +106,7 @@ def changed_settings(recorded: dict[str, Any], run_json: dict[str, Any]) -> list
 class Session:
     """A run that is ready to train. `lines` tell a person what will happen; iterate `steps()` to make it happen.
 
-    `say` is told what happens besides steps while it is made to happen; it stands in `events.jsonl` too.
+    `say` is told what happens besides steps; `events.jsonl` has it too.
     """
 
     config: TrainConfig | SFTConfig
@@ -157,11 +157,9 @@ class Session:
                 self.recorder.tracker.close()
             self.recorder.save()
         if self.stop.signal_number is not None:
-            raise Interrupted(
-                f"stopped by a signal; step {self.trainer.step:,} is saved in {self.run.path}",
-                self.resume_command(),
-                signal_number=self.stop.signal_number,
-            )
+            step = self.trainer.step
+            what = f"step {step:,} is saved in {self.run.path}" if step else f"no step of {self.run.path} was finished yet"
+            raise Interrupted(f"stopped by a signal; {what}", self.resume_command(), signal_number=self.stop.signal_number)
 
     def _keep_to_time(self, report: StepReport, before: float) -> None:
         """Move the horizon of a run with a budget where it would not end on time; `before` is what the clock said before this step."""
@@ -195,7 +193,7 @@ class Session:
 
     @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
-        """Write what is known about a value that is not finite to events.jsonl, before the error that it causes goes on its way."""
+        """While inside, write the evidence of a NonFiniteError to events.jsonl before the error goes on."""
         try:
             yield
         except NonFiniteError as error:
@@ -203,7 +201,7 @@ class Session:
             raise
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Say and write down what happened besides a step; a smaller micro-batch is obeyed from now on."""
+        """Say and log what happened besides a step; a smaller micro-batch is kept from now on."""
         if not self.processes.is_first:
             return
         self.say(event["text"])

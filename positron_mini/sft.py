@@ -10,7 +10,7 @@ from typing import Any
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
-from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
+from positron_mini.config import DEFAULT_TEXT, SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.files import sha256_of
@@ -23,9 +23,10 @@ from positron_mini.plan import Plan, Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import merge_with_run, same_run
-from positron_mini.runs import RunFolder, find_checkpoint, list_runs
+from positron_mini.resolve import choose_device, merge_with_run, same_run
+from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.tokenizer import EOS
 from positron_mini.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StepReport, StopFlag, Trainer
 
@@ -72,12 +73,12 @@ def open_sft_session(
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
-        runs = [run for run in list_runs() if (RunFolder(run).read() or {}).get("kind") == "pretrain"]
-        if not runs:
+        newest = next((run for run, recorded in readable_runs(say=say) if recorded.get("kind") == "pretrain"), None)
+        if newest is None:
             raise CheckpointError(
                 "no base model under runs/ to fine-tune", "./bootstrap_tiny_llm.sh trains one, or name one with --base_ckpt"
             )
-        path = str(runs[0])
+        path = str(newest.path)
         say(f"base model: {path}")
     base = find_checkpoint(path, say=say)
     if base.is_chat:
@@ -100,7 +101,7 @@ def default_sft_dir(base: ckpt.Checkpoint) -> str:
 
 
 def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Instructions:
-    """The conversations as masked ids, with the report said. Errors: DataError naming file and line."""
+    """The conversations as masked ids; `say` is told the report. Errors: DataError naming file and line."""
     read = read_conversations(config.sft_data, skip_bad=config.skip_bad)
     instructions = encode_conversations(
         base.tokenizer, read, context_len=base.config.context_len, validation_share=config.val_share, skip_bad=config.skip_bad
@@ -111,11 +112,11 @@ def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Ins
 
 
 def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared | None:
-    """The base text, prepared with the base's tokenizer, for replay; None, said aloud, where it is not there and was not named."""
+    """The base text, prepared with the base's tokenizer, for replay; None, with a note, where it is not there and was not named."""
     source = config.replay_path
     if source is None:
         record = RunFolder(base.folder.resolve().parent).read() or {}
-        source = record.get("config", {}).get("dataset_path") or ("data/tinystories.txt" if record else None)
+        source = record.get("config", {}).get("dataset_path") or (DEFAULT_TEXT if record else None)
     if config.replay_path is None and (source is None or not Path(source).exists()):
         if config.replay:
             say(f"no replay: the base model's text ({source or 'unknown'}) is not here; name one with --replay_path, or expect forgetting")
@@ -148,11 +149,7 @@ def _build(
 ) -> Session:
     """Plan, model, trainer and recorder of a fine-tuning."""
     base, machine = material.base, devices.this_machine()
-    if machine.note:
-        say(machine.note)
-    choice = devices.choose(machine, config.device, config.precision)
-    if recorded is not None and choice.device == recorded["device"]["device"]:
-        choice = replace(choice, reason=recorded["device"]["reason"])
+    choice = choose_device(config, machine, recorded, say)
     stories = material.stories
     replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents(), stories.train.check_unchanged)
     source = PackedBatches(
@@ -164,7 +161,13 @@ def _build(
         stories=replayed,
     )
     horizon = None if keeps_horizon else config.epochs * source.steps_per_epoch
-    request = Request(horizon, config.until_step, config.more_steps, config.resume_from_step, cooldown_steps=config.cooldown_steps)
+    request = Request(
+        max_steps=horizon,
+        until_step=config.until_step,
+        more_steps=config.more_steps,
+        resume_from_step=config.resume_from_step,
+        cooldown_steps=config.cooldown_steps,
+    )
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     rows = config.micro_batch or devices.micro_batch_rows(base.config, base.config.context_len, 64, choice.device, machine.memory_bytes)
     threads = devices.set_threads(config.threads)
@@ -172,9 +175,18 @@ def _build(
     model = ckpt.load_model(base).to(devices.torch_device(choice.device)).train()
     # no compiler: rows differ in width from step to step, which it would pay for again and again
     loop = LoopConfig(
-        config.lr, plan.schedule, rows, config.grad_clip, config.dropout, config.seed, choice.device, choice.precision, compile=False,
-        grad_limit=config.grad_limit, max_skips=config.max_skips if config.on_nan == "skip" else 0,
-    )  # fmt: skip
+        lr=config.lr,
+        schedule=plan.schedule,
+        micro_batch=rows,
+        grad_clip=config.grad_clip,
+        dropout=config.dropout,
+        seed=config.seed,
+        device=choice.device,
+        precision=choice.precision,
+        compile=False,
+        grad_limit=config.grad_limit,
+        max_skips=config.max_skips if config.on_nan == "skip" else 0,
+    )
     optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
     restore(trainer, newest, plan)
@@ -218,7 +230,7 @@ def _recording(config: SFTConfig, run: RunFolder, material: Material) -> Recordi
         return answer_score(model, rows, tokenizer, device=config.device, precision=config.precision)
 
     def observe(model: GPT, step: int) -> None:
-        ends = frozenset({2, tokenizer.im_end_id})
+        ends = frozenset({EOS, tokenizer.im_end_id})
         for question in QUESTIONS:
             text = answer(model, tokenizer, question, SAMPLING, ends)
             run.log("samples", {"step": step, "prompt": question, "text": text, "seed": SAMPLING.seed, "temperature": SAMPLING.temperature})

@@ -12,7 +12,6 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini.errors import DataError, from_os_error
-from positron_mini.files import stream_file
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Indices = NDArray[np.int64]
@@ -80,25 +78,6 @@ class TokenWriter:
         self._handle.seek(0)
         self._handle.write(packed + _CHECKSUM.pack(zlib.crc32(packed)))
         self._handle.seek(0, os.SEEK_END)
-
-
-def write_tokens(path: Path, chunks: Iterable[NDArray[np.integer[Any]]], *, vocab_size: int, fingerprint: str) -> int:
-    """The number of ids written to `path`, atomically, from 1-D arrays that are taken one at a time.
-
-    `fingerprint` is the tokenizer's SHA-256 in hexadecimal. Errors: DataError for an id outside the vocabulary; nothing is then written.
-    """
-    count = 0
-
-    def fill(handle: BinaryIO) -> None:
-        nonlocal count
-        writer = TokenWriter(handle, vocab_size=vocab_size, fingerprint=fingerprint)
-        for chunk in chunks:
-            writer.write(chunk)
-        writer.finish()
-        count = writer.count
-
-    stream_file(path, fill)
-    return count
 
 
 @dataclass(frozen=True)

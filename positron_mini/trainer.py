@@ -1,6 +1,6 @@
 """The only training loop. Pretraining and fine-tuning differ in the batches they give it.
 
-Shapes: R rows a step, T time in tokens. A step is one optimizer update from R x T tokens, computed `micro_batch` rows at a time.
+Shapes: R rows of a step, T time in tokens. A step is one optimizer update from R x T tokens, computed `micro_batch` rows at a time.
 Everything a step does is a function of (weights, optimizer state, seed, step): stopping and going on leaves no trace.
 """
 
@@ -92,7 +92,7 @@ class LoopConfig:
     precision: str
     compile: bool
     grad_limit: float | None = None  # a gradient norm above it counts as not finite
-    max_skips: int = 0  # steps of the run that may be passed over because they are not finite
+    max_skips: int = 0  # steps of the run that may be skipped because they are not finite
 
 
 def _mix(*numbers: int) -> int:
@@ -105,7 +105,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 class Clock:
-    """Seconds of work; a pause (a closed lid, SIGSTOP) is recognised by a step that takes far longer than the others and does not count."""
+    """Seconds of work. A step that takes far longer than the others was interrupted (a closed lid, SIGSTOP) and counts as a usual one."""
 
     def __init__(self, elapsed_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self.elapsed_s, self.now = elapsed_s, now
@@ -113,7 +113,7 @@ class Clock:
         self._usual: deque[float] = deque(maxlen=20)
 
     def lap(self) -> float:
-        """Seconds since the last lap, pauses taken out, added to `elapsed_s`."""
+        """Seconds since the last lap without pauses; they are added to `elapsed_s`."""
         mark = self.now()
         seconds, self._mark = mark - self._mark, mark
         if len(self._usual) >= 3 and seconds > max(5.0, 5 * statistics.median(self._usual)):
@@ -130,8 +130,8 @@ class Clock:
 
 
 def loss_function(model: GPT, device: str, *, compiled: bool) -> Callable[..., Tensor]:
-    """`model.loss`, by the quickest way that is known to be right here; all give its values."""
-    if device == "cpu":  # elsewhere not measured
+    """`model.loss`, computed the fastest way that is known to be right on `device`; every way gives the same values."""
+    if device == "cpu":  # not measured elsewhere
         hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
         return partial(chunked_loss, model, hidden)
     return torch.compile(model.loss, dynamic=False) if compiled else model.loss
@@ -153,7 +153,7 @@ class Trainer:
         self.model, self.optimizer, self.source, self.config, self.processes = model, optimizer, source, config, processes
         self.step = 0
         self.tokens = 0  # tokens read by finished steps
-        self.skipped = 0  # steps passed over so far
+        self.skipped = 0  # steps skipped so far
         self.is_whole = True  # False from the first changed weight of an update to its last: an error between leaves a step half made
         self.tell: Callable[[dict[str, Any]], None] = lambda event: None  # told what happens besides steps, for events.jsonl
         self.parameters = dict(model.named_parameters())
@@ -170,12 +170,12 @@ class Trainer:
     def run(self, until: int | None, stop: StopFlag) -> Iterator[StepReport]:
         """One report per finished update, up to step `until` or the horizon, or until `stop` is set.
 
-        A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError before the weights are touched,
-        OutOfMemoryError (at the first step only when a single row does not fit; before that fewer rows are computed at once).
+        A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError, before the weights are touched;
+        OutOfMemoryError. At the first step fewer rows are computed at once first, until a single one does not fit.
         """
         self.processes.meet()
         self.clock.lap_other()
-        may_halve = self.processes.size == 1  # the others would go on with more
+        may_halve = self.processes.size == 1  # several processes must agree on the rows
         while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):
             try:
                 report = self._update(stop)
@@ -201,13 +201,13 @@ class Trainer:
         return end is not None and self.step >= end
 
     def _update(self, stop: StopFlag) -> StepReport | None:
-        """One update; None when `stop` was set on the way, or when the step was passed over because it is not finite."""
+        """One update; None when `stop` was set on the way, or when the step was skipped because it is not finite."""
         batch = self.source.batch(self.step)
         self.model.dropout = self.config.dropout
         try:
             gradients = self._gradients(batch, stop)
         finally:
-            self.model.dropout = 0.0  # whoever uses the model between steps, or after a stop, gets it without
+            self.model.dropout = 0.0  # validation and samples between steps are without dropout
         if gradients is None:
             return None
         loss, grad_norm = gradients
@@ -227,8 +227,8 @@ class Trainer:
     def _gradients(self, batch: Batch, stop: StopFlag) -> tuple[float, float] | None:
         """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when there is to be no update.
 
-        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut, nor on how
-        many processes have a part of it.
+        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut into
+        micro-batches, nor on how many processes share it.
         """
         count = max(1, int((batch.targets != IGNORED).sum()))
         total = torch.zeros((), device=self.config.device)
@@ -256,13 +256,13 @@ class Trainer:
         mean, grad_norm = summed / count, float(norm)
         limit = float("inf") if self.config.grad_limit is None else self.config.grad_limit
         if not (abs(mean) < float("inf") and grad_norm < limit):  # false for NaN too
-            self._pass_over(mean, grad_norm)
+            self._skip(mean, grad_norm)
             return None
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
         return mean, grad_norm
 
-    def _pass_over(self, loss: float, grad_norm: float) -> None:
-        """Count this step as done without an update, where that is allowed. Errors: NonFiniteError where it is not."""
+    def _skip(self, loss: float, grad_norm: float) -> None:
+        """Count this step as done without an update, where `max_skips` allows it. Errors: NonFiniteError where it does not."""
         evidence = self._evidence(loss, grad_norm)
         self.model.zero_grad(set_to_none=True)
         what = f"step {self.step + 1:,}: the loss is {loss:g} and the gradient norm {grad_norm:g}"

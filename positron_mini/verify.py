@@ -75,7 +75,7 @@ def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
 
 @dataclass(frozen=True)
 class Replay:
-    """What training again from step `start` to step `end` gave: `compared` counts log lines and files, `differences` are sentences."""
+    """What training again from step `start` to step `end` gave: `lines` and `files` were compared, each difference is a sentence."""
 
     start: int
     end: int
@@ -85,8 +85,8 @@ class Replay:
 
 
 def replay(run: RunFolder, steps: int, say: Say) -> Replay:
-    """The last stretch of at most `steps` steps between two saved ones, trained again and compared byte for byte; where no two saved steps
-    are that near, `steps` steps from the newest one that has as many behind it, compared by their log lines.
+    """The last stretch of at most `steps` steps between two saved ones, trained again and compared byte for byte. Where no two saved steps
+    are that close, the steps that were logged after the newest suitable one, compared by their log lines.
 
     Errors: UsageError, RunError where there is nothing to replay, and all those of training.
     """
@@ -108,7 +108,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
         _copy(run, twin, start)
         session = _open(recorded, twin, end, say)
         if session.plan.start != start:
-            raise RunError(f"{run.path}: step {start:,} cannot be trained on from", f"positron verify {run.path}")
+            raise RunError(f"{run.path}: training cannot go on from step {start:,}", f"positron verify {run.path}")
         for _ in session.steps():
             pass
         lines, differences = _compare_lines(run, twin, start, end)
@@ -134,9 +134,7 @@ def stretch(run: RunFolder, events: list[dict[str, Any]], steps: int) -> tuple[i
         following = [step for step in sorted(s for s in logged if isinstance(s, int)) if start < step <= start + steps]
         if following and not any(start < step < following[-1] for step in moved):
             return start, following[-1]
-    raise RunError(
-        f"{run.path}: nothing to replay: no step that can be trained on from has logged steps behind it", "train some steps first"
-    )
+    raise RunError(f"{run.path}: nothing to replay: no step with a training state has logged steps after it", "train some steps first")
 
 
 def _copy(run: RunFolder, twin: RunFolder, start: int) -> None:

@@ -153,7 +153,23 @@ def test_a_run_with_a_budget_goes_on_from_where_it_stopped(workshop: Path) -> No
     assert result.code == 0 and "going on from step 20" in result.err and trained(Path("runs/timed"), 20) == first
 
 
+@pytest.mark.usefixtures("fixed_plan")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [([], "fp32 by measurement"), (["--precision", "auto"], "fp32 by measurement"), (["--precision", "fp32"], "fp32 as asked")],
+)
+def test_a_precision_that_the_budget_measured_is_not_said_to_be_asked_for(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], reason: str
+) -> None:
+    monkeypatch.setattr(budget, "faster_precision", lambda config, shape, say: "fp32")
+    result = positron("train", *TINY, "--device", "cpu", "--budget", "10s", "--until_step", "1", *words)
+    record = RunFolder(Path("runs/timed")).read()
+    assert result.code == 0 and f"fp32 (as asked; {reason})" in result.err, result.err
+    assert record is not None and record["device"]["reason"] == f"as asked; {reason}" and record["config"]["precision"] == "fp32"
+
+
 def test_a_budget_and_a_number_of_steps_are_refused_and_nothing_is_written(workshop: Path) -> None:
+
     result = positron("train", *TINY, "--budget", "10s", "--max_steps", "5")
     assert result.code == 2 and "--budget and --max_steps" in result.sentence and not os.path.exists("runs/timed")
 
@@ -168,3 +184,8 @@ def test_without_a_folder_the_newest_run_with_a_budget_goes_on(workshop: Path) -
     assert found is not None and found.path.name == "positron-mini-1M-v1-base"
     assert budget.existing_run(TrainConfig(budget="10m", dataset_path="other.txt"), frozenset({"dataset_path"})) is None
     assert json.loads(Path("runs/base/run.json").read_text())["config"]["budget"] is None  # a run without one is never taken
+    Path("runs/odd").mkdir()
+    Path("runs/odd/run.json").write_text("[")  # another run's damage is said, and stops nothing
+    said: list[str] = []
+    found = budget.existing_run(TrainConfig(budget="10m"), frozenset(), said.append)
+    assert found is not None and len(said) == 1 and "runs/odd/run.json" in said[0]

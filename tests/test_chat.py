@@ -216,7 +216,7 @@ def test_settings_take_texts_and_leave_the_others() -> None:
         ({"temperature": "hot"}, "temperature cannot be 'hot', it takes a number", "/set temperature=0.3"),
         ({"max_tokens": "1.5"}, "max_tokens cannot be '1.5', it takes a whole number", "/set max_tokens=30"),
         ({"max_tokens": "0"}, "max_tokens is 0, it must be at least 1", "/set max_tokens=30"),
-        ({"top_p": "nan"}, "top_p is nan, it must lie between 0 and 1", "/set top_p=0.8"),
+        ({"top_p": "nan"}, "top_p is nan, it must be at least 0 and at most 1", "/set top_p=0.8"),
         ({"top_p": "0.5", "seed": "-1"}, "seed is -1", "/set seed=0"),
     ],
 )

@@ -248,7 +248,7 @@ NORM = "model.norm.weight"
         (lambda w: {**w, NORM: torch.ones(1, 32)}, r"the shape \(1, 32\)"),
         (lambda w: {**w, NORM: w[NORM] * float("nan")}, "not finite"),
         (lambda w: {**w, NORM: w[NORM] / 0}, "not finite"),
-        (lambda w: {**w, NORM: w[NORM].long()}, "not finite"),
+        (lambda w: {**w, NORM: w[NORM].long()}, "is of the type I64, weights are F64"),
     ],
 )
 def test_C10_weights_that_do_not_fit_config_json_are_refused(step: Path, make: Any, said: str) -> None:

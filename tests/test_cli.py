@@ -18,6 +18,7 @@ from tiny_runs import SEPARATOR, TINY, positron, spawn, tiny_train
 from positron_mini import __version__
 from positron_mini.checkpoint import load_model
 from positron_mini.cli import COMMANDS, main
+from positron_mini.cli.completion import help_of
 from positron_mini.cli.generate import printable
 from positron_mini.cli.progress import plain_line
 from positron_mini.evaluate.bits import line_logprobs
@@ -81,6 +82,13 @@ def test_train_help_shows_snake_case_flags_with_defaults() -> None:
     for flag in ("--dataset_path", "--batch_tokens", "--max_steps", "--until_step", "--more_steps", "--resume_from_step", "--finish"):
         assert flag in done.stdout
     assert "--batch-tokens" not in done.stdout and done.stderr == ""
+
+
+def test_help_does_not_show_what_the_parser_makes_of_a_flag_that_may_be_left_out() -> None:
+    for command in ("train", "bench", "eval"):
+        text = help_of(command)
+        assert "None" not in text and re.search(r"--threads INT ", text)
+    assert "--suite {skills,stories,reading,requests}" in help_of("eval")
 
 
 def test_the_version_is_the_package_s() -> None:

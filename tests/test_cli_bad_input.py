@@ -128,10 +128,10 @@ CASES: list[tuple[str, Callable[[], None], list[str], int, str, str]] = [
     # --- presets and numbers
     ("unknown preset", nothing, train("--config", "TinyGTP"), 2, "unknown preset 'TinyGTP'", "--config TinyGPT"),
     ("unknown preset in other letters", nothing, train("--config", "pico"), 2, "unknown preset 'pico'", "--config PicoGPT"),
-    ("negative rate", nothing, new_tokenizer("--lr", "-1"), 2, "--lr -1.0", "--lr"),
-    ("rate of zero", nothing, new_tokenizer("--lr", "0"), 2, "--lr 0.0", "--lr"),
-    ("rate that is no number", nothing, new_tokenizer("--lr", "nan"), 2, "--lr nan", "--lr"),
-    ("infinite rate", nothing, new_tokenizer("--lr", "inf"), 2, "--lr inf", "--lr"),
+    ("negative rate", nothing, new_tokenizer("--lr", "-1"), 2, "--lr is -1.0", "--lr"),
+    ("rate of zero", nothing, new_tokenizer("--lr", "0"), 2, "--lr is 0.0", "--lr"),
+    ("rate that is no number", nothing, new_tokenizer("--lr", "nan"), 2, "--lr is nan", "--lr"),
+    ("infinite rate", nothing, new_tokenizer("--lr", "inf"), 2, "--lr is inf", "--lr"),
     ("rate in words", nothing, new_tokenizer("--lr", "fast"), 2, "--lr", "positron train -h"),
     ("no tokens a step", nothing, new_tokenizer("--batch_tokens", "0"), 2, "--batch_tokens is 0", "--batch_tokens"),
     ("too many tokens a step", nothing, new_tokenizer("--batch_tokens", str(10**15)), 2, "1,000,000,000,000,000", "--batch_tokens"),
@@ -154,9 +154,9 @@ CASES: list[tuple[str, Callable[[], None], list[str], int, str, str]] = [
     ("never validating", nothing, new_tokenizer("--eval_every", "0"), 2, "--eval_every is 0", "--eval_every"),
     ("negative seed", nothing, new_tokenizer("--seed", "-1"), 2, "--seed is -1", "--seed"),
     ("no threads", nothing, new_tokenizer("--threads", "0"), 2, "--threads is 0", "--threads"),
-    ("all dropped", nothing, new_tokenizer("--dropout", "1"), 2, "--dropout 1.0", "--dropout"),
-    ("negative decay", nothing, new_tokenizer("--weight_decay", "-0.1"), 2, "--weight_decay -0.1", "--weight_decay"),
-    ("no gradient", nothing, new_tokenizer("--grad_clip", "0"), 2, "--grad_clip 0.0", "--grad_clip"),
+    ("all dropped", nothing, new_tokenizer("--dropout", "1"), 2, "--dropout is 1.0", "--dropout"),
+    ("negative decay", nothing, new_tokenizer("--weight_decay", "-0.1"), 2, "--weight_decay is -0.1", "--weight_decay"),
+    ("no gradient", nothing, new_tokenizer("--grad_clip", "0"), 2, "--grad_clip is 0.0", "--grad_clip"),
     ("milestones in words", nothing, new_tokenizer("--milestones", "some"), 2, "--milestones 'some'", "--milestones"),
     ("negative milestone", nothing, new_tokenizer("--milestones", "0,-5"), 2, "negative", "--milestones"),
     ("two pauses", nothing, new_tokenizer("--until_step", "5", "--more_steps", "5"), 2, "--until_step and --more_steps", ""),
@@ -200,6 +200,8 @@ CASES: list[tuple[str, Callable[[], None], list[str], int, str, str]] = [
     ("too many samples", nothing, generate("--n", "100000"), 2, "100,000 samples", "--n"),
     ("empty stop string", nothing, generate("--stop", ""), 2, "--stop is an empty string", "--stop"),
     ("penalty of zero", nothing, generate("--repetition_penalty", "0"), 2, "--repetition_penalty is 0", "--repetition_penalty"),
+    ("no threads to score with", nothing, ["score", "--ckpt", "runs/base", "--threads", "-1"], 2, "--threads is -1", "--threads"),
+    ("no threads to examine with", nothing, ["doctor", "--threads", "-1"], 2, "--threads is -1", "--threads"),
     # --- evaluation
     ("nothing to evaluate", nothing, ["eval", "--ckpt", "runs/base"], 2, "--text", "--text FILE"),
     ("missing text to evaluate", nothing, ["eval", "--ckpt", "runs/base", "--text", "none.txt"], 1, "none.txt", ""),
@@ -221,8 +223,9 @@ def test_bad_input_gives_one_sentence_and_a_hint_and_writes_nothing(
     assert not Path("unpickled").exists()
 
 
-def test_score_refuses_bytes_that_are_not_text(workshop: Path) -> None:
-    result = positron("score", "--ckpt", "runs/base", stdin=b"a\n\xff\xfe\n")
+@pytest.mark.parametrize("words", [["score"], ["generate", "--prompt", "-"]])
+def test_bytes_on_stdin_that_are_not_text_are_refused(workshop: Path, words: list[str]) -> None:
+    result = positron(*words, "--ckpt", "runs/base", stdin=b"a\n\xff\xfe\n")
     assert result.code == 1 and "byte 2" in result.sentence and result.out == ""
 
 

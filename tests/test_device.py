@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from positron_mini import device
 from positron_mini.cli import progress
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.config import PRESETS, ModelConfig, SFTConfig, TrainConfig, model_config
 from positron_mini.device import (
     BATCH_TOKENS,
     MAX_LOGITS_BYTES,
@@ -47,6 +47,7 @@ from positron_mini.device.verdict import cache_folder
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule, build_optimizer
+from positron_mini.resolve import choose_device
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 GIB = 1 << 30
@@ -436,6 +437,24 @@ def test_a_run_obeys_the_verdict_and_says_so_in_its_first_lines(monkeypatch: pyt
     assert f"note: the doctor's verdict {path} is not used" in said and "the exact choice on a CPU" in said
 
 
+def test_a_run_that_goes_on_keeps_its_reason_only_while_device_and_precision_stay() -> None:
+    recorded = {"device": {"device": "cpu", "precision": "bf16", "reason": "why it was so"}}
+
+    def reason(precision: str) -> str:
+        config = TrainConfig(device="cpu", precision=precision)  # type: ignore[arg-type]
+        return choose_device(config, SERVER, recorded, lambda _: None).reason
+
+    assert reason("bf16") == "why it was so"
+    assert reason("fp32") == "as asked; fp32 as asked"
+
+
+@pytest.mark.parametrize("config", [TrainConfig(precision="bf16"), SFTConfig(precision="bf16")])
+def test_a_precision_that_is_not_to_be_had_is_said_for_training_and_for_fine_tuning(config: TrainConfig | SFTConfig) -> None:
+    said: list[str] = []
+    assert choose_device(config, LAPTOP, None, said.append).precision == "fp32"
+    assert len(said) == 1 and said[0].startswith("warning: --precision bf16: training in fp32, ")
+
+
 # --- sleep and heat ----------------------------------------------------------------------------------------------------------------
 
 
@@ -491,8 +510,8 @@ def test_a_slow_down_is_said_once_and_so_is_its_end() -> None:
     speeds = [1_000.0] * 100 + [600.0] * 100 + [1_000.0] * 100
     said = [(i, text) for i, speed in enumerate(speeds) if (text := watch.look(1_000, speed))]
     assert [text.split(":")[0] for _, text in said] == [
-        "training has slowed down to 60% of its speed, 600 tokens a second",
-        "training is back to its speed",
+        "training has slowed down to 60% of its usual speed, 600 tokens a second",
+        "training is back to its usual speed",
     ]
     assert 100 < said[0][0] < 140 and 200 < said[1][0] < 240
     assert "hot, on battery or busy" in said[0][1]

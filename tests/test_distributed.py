@@ -150,18 +150,18 @@ def test_C8_a_lost_process_ends_the_others_and_what_was_done_is_saved(workshop: 
 
 
 def test_the_number_of_processes_is_what_was_started(workshop: Path) -> None:
-    with pytest.raises(UsageError, match="--nproc 3: here 1 process is at work"):
+    with pytest.raises(UsageError, match="--nproc 3: there is only this one process"):
         open_session(TrainConfig(dataset_path="text.txt", tokenizer_path="spm.model", nproc=3))
     assert tiny_train("runs/x", "--max_steps", "2", "--nproc", "1").code == 0
     assert train_together(2, "runs/y", "--max_steps", "2", "--nproc", "2")[0] == 2
-    assert "--nproc 2: these 2 processes are there already" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
+    assert "--nproc 2: 2 processes have been started already" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
 
 
 def test_a_budget_is_for_one_process(workshop: Path) -> None:
     refused = positron("train", *TINY, "--nproc", "2", "--budget", "5m", "--out_dir", "runs/x")
-    assert refused.code == 2 and refused.sentence == "--budget 5m is for one process, and here are 2"
+    assert refused.code == 2 and refused.sentence == "--budget 5m is for one process, not 2"
     assert train_together(2, "runs/x", "--budget", "5m")[0] == 2  # as torchrun starts them
-    assert "--budget 5m is for one process, and here are 2" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
+    assert "--budget 5m is for one process, not 2" in Path("rank0.err").read_text() and Path("rank1.err").read_text() == ""
     assert not Path("runs/x").exists()
 
 

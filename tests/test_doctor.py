@@ -21,6 +21,7 @@ from tiny_runs import positron
 
 from positron_mini import device as devices
 from positron_mini.announce import fastest
+from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.doctor import examine as examining
 from positron_mini.doctor import isolate, kernels, report, speed, training
@@ -295,7 +296,7 @@ def test_a_cpu_is_timed_on_one_row_and_a_gpu_on_as_many_as_training_computes(mon
     monkeypatch.setattr(devices, "forget_cached_memory", lambda _: None)
     for device in ("cpu", "mps"):
         speed.measure_pace(Subject(device, "fp32"), "PicoGPT", MAC)  # type: ignore[arg-type]
-    assert rows == [1, speed.rows_at_once(speed.shape_of("PicoGPT"), MAC, "mps")] and rows[1] > 1
+    assert rows == [1, speed.rows_at_once(preset_shape("PicoGPT"), MAC, "mps")] and rows[1] > 1
 
 
 def test_speed_counts_the_optimizer_once_a_step() -> None:
@@ -390,7 +391,7 @@ OUTCOMES = [
     ((FAST, BAD), (FAST, BAD, BAD), (SLOW,), "cpu fp32", "mps bf16 computes wrong here (causality and 1 more)"),
     ((FAST, UNSTEADY), (SLOW,), (SLOW,), "mps fp32", "right"),
     ((None, BAD), (None, BAD), (SLOW,), "cpu fp32", "mps fp32 computes wrong here"),
-    ((FAST, BAD), (FAST, BAD), (SLOW, BAD), "cpu fp32", "nothing here passed"),
+    ((FAST, BAD), (FAST, BAD), (SLOW, BAD), "cpu fp32", "no device here passed"),
 ]
 
 
@@ -412,7 +413,7 @@ def test_the_doctor_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     # 98,304 tokens take 98,304 / 20,000 + 0.5 = 5.4152 s, 5,000 such steps 7.5 h; 2,048 of MicroGPT 0.03048 s: 29,527 steps in 15 minutes
     assert found.sentence() == (
         "Train with --device mps --precision fp32: expect about 18,153 tokens a second with TinyGPT, 7.5 h for its 5,000 steps of 98,304 "
-        "tokens; for 15 minutes: positron train --budget 15m, which chooses model and steps itself (they are enough for 29,500 steps of "
+        "tokens; for 15 minutes: positron train --budget 15m, which chooses model and steps itself (enough for 29,500 steps of "
         "MicroGPT with 2,048 tokens, about 67,192 tokens a second)."
     )
     assert "  mps bf16: causality: attention sees later tokens" in said

@@ -298,6 +298,7 @@ def test_a_stop_before_the_first_step_saves_nothing_and_says_where_it_is(worksho
     with pytest.raises(PositronError) as caught:
         list(session.steps())
     assert caught.value.exit_code == 130 and RunFolder(Path("runs/new")).steps() == [0]
+    assert caught.value.message == "stopped by a signal; no step of runs/new was finished yet"
 
 
 def test_a_batch_that_is_no_multiple_of_the_row_is_rounded_and_said(workshop: Path) -> None:

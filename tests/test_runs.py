@@ -150,7 +150,7 @@ def test_a_new_run_begins_at_step_0_with_the_schedule_it_was_given() -> None:
     assert plan_new(Request(max_steps=100, resume_from_step=0), 10) == Plan(0, None, RUN)
     assert plan_new(Request(max_steps=100, until_step=7), 10) == Plan(0, 7, RUN)
     assert plan_new(Request(max_steps=100, more_steps=8, cooldown_steps=20), 10) == Plan(0, 8, Schedule(10, 20, 100), asked=20)
-    assert "acts with --finish or --max_steps" in plan_new(Request(cooldown_steps=20), 10).say
+    assert "takes effect with --finish or --max_steps" in plan_new(Request(cooldown_steps=20), 10).say
     for impossible in (Request(finish=True), Request(resume_from_step=3)):
         with pytest.raises(UsageError, match="no run to go on with"):
             plan_new(impossible, 10)

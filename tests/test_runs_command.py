@@ -75,7 +75,7 @@ def test_pruning_shows_what_it_would_remove_and_removes_it_only_when_told(worksh
     (BASE / ".tmp-step_000040-9/model.safetensors").write_bytes(b"x" * 1000)
     before, kept = listing(workshop), digests(BASE)
     text = positron("runs", "prune").out
-    assert "superseded/001  (set back)" in text and "left by a process that was killed" in text and "add --yes to remove it" in text
+    assert "superseded/001  (superseded)" in text and "left by a process that was killed" in text and "add --yes to remove it" in text
     found = prune()
     assert names(found) == ["runs/base/.tmp-step_000040-9", "runs/base/superseded/001"] and not found["removed"]
     assert listing(workshop) == before
@@ -104,7 +104,7 @@ def test_the_newest_step_that_is_right_stays_whatever_is_asked(workshop: Path) -
         (BASE / f"step_0000{step}/manifest.json").unlink()
     before = listing(BASE)
     result = positron("runs", "prune", "--keep", "1", "--yes")
-    assert result.code == 0 and "no step of it is right; its steps are left alone" in result.err and listing(BASE) == before
+    assert result.code == 0 and "every step is damaged; all are left alone" in result.err and listing(BASE) == before
 
 
 def test_a_run_that_is_being_trained_is_left_alone(workshop: Path) -> None:

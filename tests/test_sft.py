@@ -455,6 +455,14 @@ def test_the_quick_start_learns_more_gently_than_its_base_did(bench: Path, base_
     assert quicksft.gentle_lr(quicksft.QuickFlags(base_ckpt=FLAGS["base_ckpt"])) == pytest.approx(expected)
 
 
+def test_a_damaged_run_is_passed_over_in_the_search_for_a_base_model(bench: Path) -> None:
+    Path("runs/odd").mkdir()
+    Path("runs/odd/run.json").write_text("[")
+    said: list[str] = []
+    sft.find_base(None, said.append)
+    assert "runs/odd/run.json" in said[0] and said[-1].startswith("base model: runs/")
+
+
 # --- packed rows ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import write_tokens
 
 from positron_mini.errors import DataError
 from positron_mini.tokens import (
@@ -22,7 +23,6 @@ from positron_mini.tokens import (
     rows_at,
     step_windows,
     window_count,
-    write_tokens,
 )
 
 FINGERPRINT = "ab" * 32

@@ -29,7 +29,7 @@ def test_a_whole_run_is_right_and_stays_as_it_is(workshop: Path) -> None:
     assert result.code == 0 and result.err == "" and listing(workshop) == before
     lines = result.out.splitlines()
     assert [line.split()[1] for line in lines] == ["0", "12", "20", "25", "30"]
-    assert [line.endswith("can be trained on") for line in lines] == [False, True, False, True, True]
+    assert [line.endswith("can be resumed from") for line in lines] == [False, True, False, True, True]
 
 
 def test_a_damaged_file_is_named_and_the_way_on_is_one_that_works(workshop: Path) -> None:

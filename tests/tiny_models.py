@@ -1,13 +1,19 @@
-"""Small models whose every weight matters, and ids that are spread like those of a text."""
+"""Small models whose every weight matters, ids that are spread like those of a text, and token files of given ids."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from positron_mini.config import ModelConfig
+from positron_mini.files import stream_file
 from positron_mini.model import GPT
+from positron_mini.tokens import TokenWriter
 
 
 def shape(**changes: int) -> ModelConfig:
@@ -32,3 +38,19 @@ def text_like_ids(vocab_size: int, rows: int, length: int, seed: int = 0) -> Ten
     weights = 1 / (ranks + 2.7)
     drawn = np.random.default_rng(seed).choice(len(ranks), (rows, length), p=weights / weights.sum())
     return torch.from_numpy(drawn + 6)
+
+
+def write_tokens(path: Path, chunks: Iterable[Any], *, vocab_size: int, fingerprint: str) -> int:
+    """The number of ids written to the token file `path`, atomically, from 1-D arrays; `fingerprint` is the tokenizer's SHA-256."""
+    count = 0
+
+    def fill(handle: BinaryIO) -> None:
+        nonlocal count
+        writer = TokenWriter(handle, vocab_size=vocab_size, fingerprint=fingerprint)
+        for chunk in chunks:
+            writer.write(chunk)
+        writer.finish()
+        count = writer.count
+
+    stream_file(path, fill)
+    return count

@@ -12,20 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from positron_mini import __version__
+from positron_mini.cli.terminal import marked
 from positron_mini.errors import PositronError
 
 # command -> (module of this package, what it does); `positron --help` is made of this
 COMMANDS: dict[str, tuple[str, str]] = {
     "new": ("new", "your own text: a report, advice, and the command that trains a model of it"),
-    "prepare": ("prepare", "fetch or make a text, clean it, report on it"),
+    "prepare": ("prepare", "fetch or make a text, clean it, turn it into tokens, report on it"),
     "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
     "train": ("train", "train a model from a text, or go on with a run"),
-    "incremental": ("incremental", "train in chunks with a person in charge"),
+    "incremental": ("incremental", "train in chunks, and decide after each what comes next"),
     "sft": ("sft", "fine-tune a base model on conversations"),
     "quicksft": ("quicksft", "fine-tune the newest base run on the sample conversations"),
     "generate": ("generate", "continue a prompt"),
     "chat": ("chat", "ask a model: one question, a pipe of them, or a conversation"),
-    "score": ("score", "log-probability of every line read from stdin"),
+    "score": ("score", "the log-probability of every line read from stdin"),
     "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
     "report": ("report", "write the evolution report of a run: curves, samples, skills"),
     "compare": ("compare", "two runs or checkpoints side by side"),
@@ -86,7 +87,7 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         from positron_mini.cli.where import where_you_are
 
-        sys.stdout.write(_printable(where_you_are()))
+        sys.stdout.write(marked(where_you_are()))
         return 0
     if words[0] in ("-h", "--help", "help"):
         sys.stdout.write(top_help())
@@ -107,11 +108,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _show(message: str, hint: str, code: int) -> int:
+    """`code`, after writing the error to stderr; a damaged file may have chosen a name in it."""
     sys.stdout.flush()
-    sys.stderr.write(f"error: {_printable(message)}\n" + (f"  hint: {_printable(hint)}\n" if hint else ""))
+    sys.stderr.write(f"error: {marked(message)}\n" + (f"  hint: {marked(hint)}\n" if hint else ""))
     return code
-
-
-def _printable(text: str) -> str:
-    """The text without what a terminal would obey: a damaged file may have chosen a name in it."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

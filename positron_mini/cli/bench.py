@@ -38,7 +38,7 @@ class BenchFlags:
     batch_tokens: int = 8_192
     """train: tokens per optimizer step"""
     micro_batch: int | None = None
-    """train: rows that are computed at once (default: from the memory model)"""
+    """train: rows computed at once (default: as many as suit the memory)"""
     compile: Literal["auto", "on", "off"] = "auto"
     """train: torch.compile, as for an open-ended run"""
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
@@ -48,7 +48,7 @@ class BenchFlags:
     threads: int | None = None
     """CPU threads (default: all cores; decode: as many as help a model of this size)"""
     seconds: float = 10.0
-    """how long to measure, at least; the first step comes on top"""
+    """seconds to measure at least; the first step comes on top"""
     json: bool = False
     """print one JSON object"""
     out: str | None = None

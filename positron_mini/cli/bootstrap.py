@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import TrainConfig, check_ranges, given_flags
+from positron_mini.config import DEFAULT_TEXT, TrainConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-# the story world lives by its names (docs/results/recipes.md); on a CPU a small model learns to copy them in the time there is
-# a story fits into half a context: rows stay that short, for in a longer one the wish and the names of the story before are in sight
+# a story of the story world depends on its names; these settings let a small model learn to copy them within minutes on a CPU
+# (docs/results/recipes.md). A story fits into half a context, and rows stay that short: a longer one would show the story before it
 STORYWORLD_SETTINGS: dict[str, Any] = {
     "embedding_std": 0.3,
     "copy_init": 0.2,
@@ -90,9 +90,7 @@ def small_steps(flags: Any, given: frozenset[str], device: str) -> Any:
 
 def train_flags(flags: TrainConfig, text: Path) -> TrainConfig:
     """The flags of `positron train` in those of bootstrap."""
-    import dataclasses
-
-    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(TrainConfig)}
+    values = {field.name: getattr(flags, field.name) for field in fields(TrainConfig)}
     return TrainConfig(**{**values, "dataset_path": str(text)})
 
 
@@ -138,7 +136,7 @@ def find_text(flags: Any, recorded: dict[str, Any] | None, device: str) -> Path:
     if flags.dataset_path is not None:
         return Path(flags.dataset_path)
     if recorded is not None and flags.dataset == "auto":
-        return Path(recorded["config"]["dataset_path"] or "data/tinystories.txt")
+        return Path(recorded["config"]["dataset_path"] or DEFAULT_TEXT)
     dataset = choose_dataset(flags.dataset)
     part = CPU_STORIES if device == "cpu" and dataset == "tinystories" else None
     return obtain(dataset, stories=part, seed=flags.seed, say=note)

@@ -34,7 +34,7 @@ class ChatFlags(SampleConfig):
     system: str | None = None
     """a text that stands before the conversation"""
     max_tokens: int = CHAT_SETTINGS.max_tokens
-    """tokens to write at the most"""
+    """most tokens to write"""
     temperature: float = CHAT_SETTINGS.temperature
     """0 always takes the likeliest token; 1 draws from the model's own probabilities"""
     top_p: float = CHAT_SETTINGS.top_p

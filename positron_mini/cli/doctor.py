@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class DoctorFlags:
     """CPU threads (default: all cores)"""
     json: bool = False
     """print one JSON object"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"threads": 1})
 
 
 def run(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import check_ranges
+from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class EvalFlags:
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     text: str | None = None
-    """a text file or folder, read like a training text (nothing is split off or dropped); with --suite stories the text that the model was
-    trained on, where its run folder does not say"""
+    """a text file or folder, read like a training text: nothing is split off or dropped
+    (with --suite stories: the text that the model was trained on, where its run folder does not name it)"""
     suite: Literal["skills", "stories", "reading", "requests"] | None = None
-    """skills: minimal pairs, 15 skills; stories: do its stories end, repeat, copy, contradict themselves; reading: questions about unseen
-    stories; requests: stories with constraints; all judged by code"""
+    """skills: minimal pairs, 15 skills; stories: whether its stories end, repeat, copy or contradict themselves;
+    reading: questions about unseen stories; requests: stories with constraints; all judged by code"""
     items: int | None = None
     """tasks of the suite (default: skills 200 pairs of each, stories 20, reading 500, requests 200)"""
     json: bool = False
@@ -39,13 +39,15 @@ class EvalFlags:
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, {"items": 1, "threads": 1})
+        if (self.text is None) == (self.suite is None) and self.suite != "stories":
+            raise UsageError("give either --text or --suite", "--text FILE   or   --suite skills")
+
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate; 0 when done."""
     flags = parse(EvalFlags, argv, "eval")
-    check_ranges(flags, {"items": 1, "threads": 1})
-    if (flags.text is None) == (flags.suite is None) and flags.suite != "stories":
-        raise UsageError("give either --text or --suite", "--text FILE   or   --suite skills")
     return evaluate_text(flags, flags.text) if flags.suite is None and flags.text is not None else evaluate_suite(flags)
 
 
@@ -105,12 +107,12 @@ def _pairs(items: int | None) -> int:
 
 
 def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
-    """The text that the model was trained on, by --text or by its run folder; None, said aloud, where it is not here."""
+    """The text that the model was trained on, by --text or by its run folder; None, with a note, where it is not here."""
     from positron_mini.prepare import prepare_corpus
     from positron_mini.runs import RunFolder
 
     recorded = RunFolder(checkpoint.folder.resolve().parent).read() or {}
-    named = flags.text or recorded.get("config", {}).get("dataset_path") or "data/tinystories.txt"
+    named = flags.text or recorded.get("config", {}).get("dataset_path") or DEFAULT_TEXT
     if flags.text is None and (not recorded or not Path(named).exists()):
         note("copies, consistency and bits per byte are not measured: the training text is not known here; name it with --text FILE")
         return None

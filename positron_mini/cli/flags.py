@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import dropwhile, takewhile
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from positron_mini.errors import UsageError
 
@@ -26,7 +26,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                kind,
+                _for_help(kind) if {"-h", "--help"} & set(argv) else kind,
                 args=list(argv),
                 prog=f"positron {command}",
                 use_underscores=True,
@@ -37,6 +37,24 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
             raise
         sentence = _sentence(said.getvalue())
         raise UsageError(sentence, _nearest_flag(sentence, kind) or f"positron {command} -h") from None
+
+
+def _for_help(kind: type[T]) -> type[T]:
+    """A twin of `kind` whose help shows `--threads INT` where tyro would say `{None}|INT` and `(default: None)`: the field's own text says
+    what happens without the flag."""
+    import tyro
+
+    hints = get_type_hints(kind, include_extras=True)
+    open_fields = [field.name for field in dataclasses.fields(cast(Any, kind)) if field.default is None]
+    shown = {name: Annotated[hints[name], tyro.conf.arg(metavar=_metavar(hints[name]), help_behavior_hint="")] for name in open_fields}
+    body = {"__annotations__": shown, "__doc__": kind.__doc__, **dict.fromkeys(open_fields)}
+    return dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), body))
+
+
+def _metavar(hint: Any) -> str:
+    """What stands behind an optional flag in its help: STR, INT, or {a,b} for a choice."""
+    (inner,) = (part for part in get_args(hint) if part is not type(None))
+    return f"{{{','.join(get_args(inner))}}}" if get_origin(inner) is Literal else inner.__name__.upper()
 
 
 def flag_words(flags: Any, given: frozenset[str]) -> list[str]:

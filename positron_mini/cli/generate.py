@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.cli.terminal import printable
-from positron_mini.config import SampleConfig, TrainConfig, check_ranges
+from positron_mini.cli.terminal import printable, read_stdin
+from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
+
+if TYPE_CHECKING:
+    from positron_mini.model import GPT
+    from positron_mini.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class GenerateFlags(SampleConfig):
     """Continue a prompt. A prompt longer than the context is read as bos and its newest three quarters of a context."""
 
     prompt: str = "Once upon a time"
-    """the beginning; - reads it from stdin"""
+    """the text to continue; - reads it from stdin"""
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     tokenizer_path: str | None = None
@@ -28,7 +32,7 @@ class GenerateFlags(SampleConfig):
     json: bool = False
     """print one JSON object instead of text"""
     device: str = "auto"
-    """where to compute: auto, cpu, mps or cuda (auto takes the CPU for small models: it is the fastest for one stream)"""
+    """where to compute: auto, cpu, mps or cuda (auto takes the CPU, which is the fastest for one stream of a small model)"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
@@ -38,7 +42,7 @@ class GenerateFlags(SampleConfig):
         if self.n > 1024:
             raise UsageError(f"--n {self.n:,} samples at once is more than 1,024", "--n 8")
         if not self.ckpt:
-            raise UsageError("--ckpt is empty", f"--ckpt runs/{TrainConfig().config}")
+            raise UsageError("--ckpt is empty", f"--ckpt {GenerateFlags.ckpt}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         from positron_mini import device as devices
 
         model = model.to(devices.torch_device(devices.choose(devices.this_machine(), flags.device).device))
-    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
+    prompt = read_stdin().replace("\r\n", "\n") if flags.prompt == "-" else flags.prompt
     if not flags.json and flags.n == 1:
         return _stream(model, checkpoint.tokenizer, prompt, flags, checkpoint.end_ids)
     samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)
@@ -80,13 +84,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _stream(model: object, tokenizer: object, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
+def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
+    """Print the prompt and its continuation as it is drawn; 0 when done."""
     from positron_mini.generate import stream
-    from positron_mini.model import GPT
-    from positron_mini.tokenizer import BOS, Tokenizer
+    from positron_mini.tokenizer import BOS
 
-    assert isinstance(model, GPT)
-    assert isinstance(tokenizer, Tokenizer)
     print(prompt, end="", flush=True)
     for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):
         print(printable(token.text), end="", flush=True)

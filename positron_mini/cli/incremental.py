@@ -1,4 +1,4 @@
-"""`positron incremental`: training in chunks with a person in charge. After each one: the short form of the report, and what next?"""
+"""`positron incremental`: training in chunks; after each one a short report, and a person decides what comes next."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class IncrementalFlags(TrainConfig):
     chunk: int = 1_000
     """steps per chunk"""
     budget: str | None = None
-    """time per chunk, as 5m, instead of a number of steps"""
+    """time per chunk, such as 5m, instead of a number of steps"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.config import PRESETS, ModelConfig, preset_shape
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         checkpoint = find_checkpoint(flags.ckpt, say=note)
         shapes = {checkpoint.folder.name: checkpoint.config}
     else:
-        shapes = {name: model_config(TrainConfig(config=name), preset.vocab_size) for name, preset in PRESETS.items()}
+        shapes = {name: preset_shape(name) for name in PRESETS}
     if flags.json:
         print(json.dumps({name: {**asdict(shape), "parameters": shape.parameters} for name, shape in shapes.items()}))
         return 0

@@ -25,7 +25,7 @@ MOST_MINUTES = 10  # to begin with
 # bytes of text below which so many pieces are enough
 PIECES = ((100_000, 512), (1_000_000, 1_024), (4_000_000, 2_048), (math.inf, 4_096))
 EXPECTATIONS = (
-    (1_000_000, "it will learn spelling, the commonest words and turns of your text, and parts of it by heart"),
+    (1_000_000, "it will learn spelling, the commonest words and phrases of your text, and parts of it by heart"),
     (5_000_000, "it will write sentences in the manner of your text; whole stories need more text"),
     (math.inf, "it can learn to write texts that hold together"),
 )

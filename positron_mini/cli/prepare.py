@@ -18,13 +18,13 @@ class PrepareFlags:
     dataset: str = "tinystories"
     """tinystories, storyworld, a hub data set as owner/name:split:column, a path, or a mix of these by bytes: tinystories:0.7,my.txt:0.3"""
     stories: int | None = None
-    """only so many stories (default: all; the story world has no end and makes 20,000)"""
+    """how many stories (default: all; the story world, which has no end, makes 20,000)"""
     text_out: str | None = None
     """write the plain text here, stories separated by <|endoftext|>, and stop; no tokens are made"""
     config: str = "TinyGPT"
     """preset whose vocabulary a new tokenizer gets"""
     tokenizer_path: str | None = None
-    """SentencePiece model; trained from the text if it is missing (default tokenizer/spm.bpe[.<V>].model)"""
+    """SentencePiece model; trained from the text if it is missing (default: tokenizer/spm.bpe[.<V>].model)"""
     vocab_size: int | None = None
     """pieces of a new tokenizer (default: the preset's)"""
     seed: int = 0

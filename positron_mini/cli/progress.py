@@ -70,8 +70,9 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
+        wait = " (compiling takes up to a minute)" if self.session.trainer.config.compile else ""
         self._bar = Bar(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task("first step (compiling takes up to a minute)", total=self.end, completed=self.first)
+        self._task = self._bar.add_task(f"first step{wait}", total=self.end, completed=self.first)
         self._bar.start()
 
     def show(self, report: StepReport) -> None:
@@ -102,7 +103,7 @@ class Progress:
             self.session.trainer.tell({"kind": "curve", "step": report.step, "reference_bpb": round(found[0], 4), "text": found[1]})
 
     def _watch_speed(self, report: StepReport) -> None:
-        """Say, and write to events.jsonl, that training has become slow, or that it is itself again."""
+        """Say, and write to events.jsonl, that training has slowed down, or is as fast again."""
         remark = self._speed.look(report.tokens - self._tokens, report.tok_per_s)
         self._tokens = report.tokens
         if remark:

@@ -26,7 +26,7 @@ class QuickFlags(SFTConfig):
     rows: int = 6_000
     """story-world rows to generate and add, each about a story of its own"""
     epochs: int = 1
-    """times every row is seen"""
+    """how often every row is seen"""
     lr: float = 8e-3
     """peak learning rate, AdamW scale (default: two thirds of the base model's, at most this)"""
     skip_bad: bool = True
@@ -70,7 +70,7 @@ def gentle_lr(flags: QuickFlags) -> float:
 def mix(sample: Path, rows: int, seed: int) -> int:
     """The number of rows of `sample`, after writing them and `rows` story-world rows to data/sft_quickstart.jsonl.
 
-    Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and one look at it is too few.
+    Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and seeing it once is too little.
     """
     from positron_mini.corpus.storyworld import conversation_rows
     from positron_mini.files import write_text

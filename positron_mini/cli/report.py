@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _folder(given: str | None) -> Path:
-    """The run that was named, also by one of its steps or `latest`; the newest one, said aloud, when none was. Errors: RunError."""
+    """The run that was named, also by one of its steps or `latest`; the newest one, with a note, when none was. Errors: RunError."""
     from positron_mini.runs import list_runs
 
     if given is not None:

@@ -27,9 +27,9 @@ class RunsFlags:
 
 @dataclass(frozen=True)
 class PruneFlags:
-    """Show what can be removed from runs, and with --yes remove it: steps that were set back, leftovers, and with --keep old steps.
+    """Show what can be removed from runs, and with --yes remove it: superseded steps, leftovers, and with --keep old steps.
 
-    The newest step that is right, and what `latest` and `best` name, always stay.
+    The newest undamaged step, and those that `latest` and `best` name, always stay.
     """
 
     run: str | None = None
@@ -37,7 +37,7 @@ class PruneFlags:
     root: str = "runs"
     """folder that holds run folders"""
     keep: int | None = None
-    """also remove all steps, milestones too, but this many of the newest (default: all steps stay)"""
+    """keep only this many of the newest steps; milestones go too (default: all steps stay)"""
     yes: bool = False
     """remove; without it nothing is changed"""
     json: bool = False
@@ -141,20 +141,20 @@ def prune(flags: PruneFlags) -> int:
 
 
 def removable(run: Any, keep: int | None) -> list[tuple[Path, str]]:
-    """What the run can do without, and why: leftovers and steps that were set back, and with `keep` its older steps.
+    """What the run can do without, and why: leftovers and superseded steps, and with `keep` its older steps.
 
-    The newest `keep` steps stay, those that `latest` and `best` name, the one before the cool-down, and the newest that is right.
+    What stays: the newest `keep` steps, those that `latest` and `best` name, the one before the cool-down, and the newest undamaged one.
     """
     from positron_mini import checkpoint as ckpt
     from positron_mini.plan import recorded_schedule
 
     found = [(path, "left by a process that was killed") for path in sorted(run.path.glob(".tmp-*"))]
-    found += [(path, "set back") for path in sorted((run.path / "superseded").glob("*"))]
+    found += [(path, "superseded") for path in sorted((run.path / "superseded").glob("*"))]
     if keep is None:
         return found
     right = run.newest(training=True, say=lambda _: None) or run.newest(training=False, say=lambda _: None)
     if right is None:
-        note(f"{run.path}: no step of it is right; its steps are left alone (positron verify {run.path})")
+        note(f"{run.path}: every step is damaged; all are left alone (positron verify {run.path})")
         return found
     named = {run.points_to("latest"), run.points_to("best"), right.folder.name}
     kept = {*run.steps()[-keep:], recorded_schedule(run.read()["events"]).cooldown_start}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.errors import DataError
+from positron_mini.cli.terminal import read_stdin
+from positron_mini.config import check_ranges
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class ScoreFlags:
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, {"threads": 1})
+
 
 def run(argv: Sequence[str]) -> int:
     """Score; 0 when done."""
@@ -34,11 +37,7 @@ def run(argv: Sequence[str]) -> int:
     checkpoint = find_checkpoint(flags.ckpt, say=note)
     set_threads(flags.threads)
     model = load_model(checkpoint)
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not UTF-8 (byte {error.start:,})", "convert it first, for example with iconv -t utf-8") from error
-    lines = text.split("\n")
+    lines = read_stdin().split("\n")
     if lines[-1] == "":
         lines.pop()  # the end of the last line, not a line of its own
     for line, (logprob, count) in zip(lines, line_logprobs(model, checkpoint.tokenizer, lines), strict=True):

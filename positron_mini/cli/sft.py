@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import marked
 from positron_mini.config import SFTConfig, given_flags
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def show_mask(config: SFTConfig) -> int:
     for conversation in read.conversations[:MASK_ROWS]:
         line = Text()
         for span in show_mask_lines(base.tokenizer, encode_chat(base.tokenizer, conversation.messages)):
-            text = "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in span.text)
+            text = marked(span.text)
             if span.trained:
                 line.append(f"[[{text}]]" if is_plain else text, style="bold green")
             else:

@@ -26,6 +26,19 @@ def printable(text: str) -> str:
     return text.translate(_DROPPED)
 
 
+def marked(text: str) -> str:
+    """The text with U+FFFD for every character that a terminal would obey or not show, so that it is seen to be there. Newlines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def read_stdin() -> str:
+    """All of stdin. Errors: DataError when it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 (byte {error.start:,})", "convert it first, for example with iconv -t utf-8") from error
+
+
 class Keyboard(Protocol):
     """Where lines come from. Errors of both: EOFError when nothing will come, KeyboardInterrupt for Ctrl-C."""
 

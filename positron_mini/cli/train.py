@@ -60,7 +60,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> 
 
 
 def _silent(_: str) -> None:
-    """What the processes besides the first have to say of things that all of them see."""
+    """Nothing: of what all processes see, the first one alone tells."""
 
 
 def watch(session: Session, next_command: str) -> None:

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 def show_steps(steps: Sequence[StepCheck], problems: Sequence[str]) -> None:
     """Print a line per step, then what else is wrong."""
     for step in steps:
-        verdict = step.problem or ("right, can be trained on" if step.has_training else "right")
+        verdict = step.problem or ("undamaged, can be resumed from" if step.has_training else "undamaged")
         print(f"step {step.step:>9,}  {step.files:>2} files  {step.bytes / 1e6:>9,.1f} MB  {verdict}")
     if not steps:
         print("no step is saved yet")
@@ -74,9 +74,7 @@ def _raise_for(path: str, steps: Sequence[StepCheck], again: Replay | None) -> N
     if damaged:
         whole = [step.step for step in steps if not step.problem and step.has_training]
         go_on = (
-            f"--resume_from_step {max(whole)} goes on from the newest one that is right"
-            if whole
-            else "start a new run in another --out_dir"
+            f"--resume_from_step {max(whole)} goes on from the newest undamaged one" if whole else "start a new run in another --out_dir"
         )
         raise CheckpointError(f"{path}: {len(damaged)} of {len(steps)} steps are damaged: {', '.join(f'{s:,}' for s in damaged)}", go_on)
     if again is not None and again.differences:

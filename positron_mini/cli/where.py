@@ -30,7 +30,12 @@ def where_you_are(root: Path = Path("runs")) -> str:
 
 def _look(folder: Path) -> dict[str, Any]:
     """Name, kind, state and whether a run has reached its end; a damaged one says so."""
-    found: dict[str, Any] = {"name": str(folder), "kind": None, "is_done": False, "state": "its record is damaged: positron verify"}
+    found: dict[str, Any] = {
+        "name": str(folder),
+        "kind": None,
+        "is_done": False,
+        "state": f"its record is damaged: positron verify {folder}",
+    }
     try:
         record, rows = files.read_json(folder / "run.json"), files.read_lines(folder / "metrics.jsonl")
         horizon = [event["horizon"] for event in record["events"] if event["kind"] == "schedule"][-1]

@@ -17,9 +17,10 @@ from positron_mini.config.checks import (
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
-from positron_mini.config.train import TrainConfig, default_lr, default_short_steps, model_config
+from positron_mini.config.train import DEFAULT_TEXT, TrainConfig, default_lr, default_short_steps, model_config, preset_shape
 
 __all__ = [
+    "DEFAULT_TEXT",
     "MAX_PARAMETERS",
     "PRESETS",
     "ModelConfig",
@@ -39,5 +40,6 @@ __all__ = [
     "parse_duration",
     "parse_milestones",
     "preset",
+    "preset_shape",
     "self_logit_std",
 ]

@@ -26,9 +26,7 @@ def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value >= 0 if zero else value > 0) and value <= most):
             least = "at least 0" if zero else "above 0"
-            raise UsageError(
-                f"--{name} {value} is out of range; it must be {least} and at most {most:g}", f"leave --{name} out for the default"
-            )
+            raise UsageError(f"--{name} is {value}, it must be {least} and at most {most:g}", f"leave --{name} out for the default")
 
 
 def parse_duration(text: str, flag: str) -> float:

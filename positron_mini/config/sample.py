@@ -14,7 +14,7 @@ class SampleConfig:
     """How the next token is drawn."""
 
     max_tokens: int = 80
-    """tokens to write at the most"""
+    """most tokens to write"""
     temperature: float = 0.7
     """0 always takes the likeliest token; 1 draws from the model's own probabilities"""
     top_k: int = 0
@@ -42,7 +42,7 @@ class SampleConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise UsageError(
-                    f"--{name} is {value}, it must lie between {low:g} and {high:g}", f"--{name} {getattr(SampleConfig, name)}"
+                    f"--{name} is {value}, it must be at least {low:g} and at most {high:g}", f"--{name} {getattr(SampleConfig, name)}"
                 )
         if any(not text for text in self.stop):
             raise UsageError("--stop is an empty string, which every text contains", 'name a string, such as --stop "The end"')

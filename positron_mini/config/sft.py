@@ -22,7 +22,7 @@ class SFTConfig:
     out_dir: str | None = None
     """run folder (default: the base run's with -sft for -base)"""
     epochs: int = 2
-    """times every conversation is seen"""
+    """how often every conversation is seen"""
     batch_size: int = 8
     """conversations per optimizer step"""
     lr: float = 1e-3
@@ -32,15 +32,15 @@ class SFTConfig:
     warmup_steps: int = 10
     """steps of linear warm-up"""
     cooldown_steps: int | None = None
-    """steps of linear cool-down at the end (default 60 % of all)"""
+    """steps of linear cool-down at the end (default: 60 % of all)"""
     weight_decay: float = 0.1
     """decoupled weight decay of the matrices"""
     grad_clip: float = 1.0
     """gradient norm above which the gradient is scaled down"""
     on_nan: Literal["stop", "skip"] = "stop"
-    """a loss or gradient that is not finite: stop before the update, or leave that step out"""
+    """a loss or gradient that is not finite: stop before the update, or leave that step out and go on"""
     max_skips: int = 3
-    """steps of the run that --on_nan skip leaves out before it stops all the same"""
+    """how many steps of a run --on_nan skip may leave out before training stops after all"""
     grad_limit: float | None = None
     """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
     dropout: float = 0.0
@@ -48,9 +48,9 @@ class SFTConfig:
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for matrices and AdamW for the rest; adamw: AdamW for all"""
     replay: float = 0.1
-    """share of trained tokens that are whole stories of the base text, against forgetting"""
+    """share of trained tokens that come from whole stories of the base text, against forgetting"""
     replay_path: str | None = None
-    """text of these stories (default: the one the base model was trained on)"""
+    """text of these stories (default: the one that the base model was trained on)"""
     val_share: float = 0.05
     """share of the conversations held out for validation"""
     skip_bad: bool = False
@@ -72,13 +72,13 @@ class SFTConfig:
     threads: int | None = None
     """CPU threads (default: all cores)"""
     micro_batch: int | None = None
-    """rows that are computed at once (default: from the memory model)"""
+    """rows computed at once (default: as many as suit the memory)"""
     save_every: int = 100
     """steps between checkpoints"""
     eval_every: int = 50
     """steps between validations on the held-out conversations"""
     milestones: str = "none"
-    """steps kept for ever, as 0,100,1000, none or auto"""
+    """steps whose model is kept for ever: 0,100,1000, none or auto"""
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """also send the metrics to this local tracker"""
 

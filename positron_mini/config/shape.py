@@ -61,6 +61,11 @@ class ModelConfig:
         """All weights, the tied embedding counted once."""
         return self.vocab_size * self.n_embd + self.block_parameters + self.n_embd
 
+    @property
+    def size_name(self) -> str:
+        """The parameter count as it stands in the names of runs and exports: 15M, 3M, 1M."""
+        return f"{max(1, self.parameters // 1_000_000)}M"
+
     def flops_per_token(self, context_len: int | None = None) -> float:
         """Floating-point operations of one training token, forward and backward: 6 x weights used in products + causal attention.
 

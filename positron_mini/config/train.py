@@ -10,6 +10,8 @@ from positron_mini.config.checks import check_ranges, check_rates, parse_duratio
 from positron_mini.config.shape import ModelConfig, preset
 from positron_mini.errors import UsageError
 
+DEFAULT_TEXT = "data/tinystories.txt"  # trained on where --dataset_path names none
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -18,15 +20,15 @@ class TrainConfig:
     config: str = "TinyGPT"
     """preset: PicoGPT, MicroGPT, TinyGPT, SmallGPT or BaseGPT"""
     dataset_path: str | None = None
-    """a .txt, .jsonl, .parquet, .csv or .gz file, or a folder of them (default data/tinystories.txt)"""
+    """a .txt, .jsonl, .parquet, .csv or .gz file, or a folder of them (default: data/tinystories.txt)"""
     tokenizer_path: str | None = None
-    """SentencePiece model; trained from the text if it is missing (default tokenizer/spm.bpe[.<V>].model)"""
+    """SentencePiece model; trained from the text if it is missing (default: tokenizer/spm.bpe[.<V>].model)"""
     vocab_size: int | None = None
     """pieces of a new tokenizer (default: the preset's; an existing tokenizer file decides for itself)"""
     out_dir: str | None = None
-    """run folder (default runs/positron-mini-<N>M-v1-base)"""
+    """run folder (default: runs/positron-mini-<N>M-v1-base)"""
     budget: str | None = None
-    """time to train, as 15m or 1h30m: preset, batch and steps are chosen for the best model in it, and the end keeps to the clock"""
+    """time to train, such as 15m or 1h30m: preset, batch and steps are chosen for the best model in that time, and the run ends on time"""
     max_steps: int | None = None
     """horizon in steps: the cool-down ends there (default: open-ended, stop with Ctrl-C, end with --finish)"""
     until_step: int | None = None
@@ -40,13 +42,13 @@ class TrainConfig:
     batch_tokens: int | None = None
     """tokens per optimizer step (default: CPU 65,536, MPS 98,304, CUDA 131,072; 2,048 learns fastest on a CPU)"""
     micro_batch: int | None = None
-    """rows of context_len tokens that are computed at once (default: from the memory model)"""
+    """rows of context_len tokens computed at once (default: as many as suit the memory)"""
     context_len: int | None = None
     """tokens the model sees at once (default: the preset's)"""
     short_steps: int | None = None
-    """first steps, in which rows are half a context long, which learns faster (default 60 % of --max_steps, at most 2,000)"""
+    """first steps, in which rows are half a context long: that learns faster (default: 60 % of --max_steps, at most 2,000)"""
     align_rows: bool = False
-    """begin every row with a document, so that the names a story gives early are in sight; beginnings are then read more often"""
+    """begin every row with a document, so that the names a story gives early are in sight; beginnings are then read more often than ends"""
     lr: float | None = None
     """peak learning rate, AdamW scale (default: by --batch_tokens)"""
     muon_lr: float | None = None
@@ -54,21 +56,21 @@ class TrainConfig:
     warmup_steps: int = 20
     """steps of linear warm-up"""
     cooldown_steps: int | None = None
-    """steps of linear cool-down at the end (default 60 % of --max_steps; with --finish a quarter of the steps done)"""
+    """steps of linear cool-down at the end (default: 60 % of --max_steps; with --finish a quarter of the steps done)"""
     weight_decay: float = 0.1
     """decoupled weight decay of the matrices"""
     grad_clip: float = 1.0
     """gradient norm above which the gradient is scaled down"""
     on_nan: Literal["stop", "skip"] = "stop"
-    """a loss or gradient that is not finite: stop before the update, or leave that step out"""
+    """a loss or gradient that is not finite: stop before the update, or leave that step out and go on"""
     max_skips: int = 3
-    """steps of the run that --on_nan skip leaves out before it stops all the same"""
+    """how many steps of a run --on_nan skip may leave out before training stops after all"""
     grad_limit: float | None = None
     """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
     embedding_std: float | None = None
-    """spread of the new embedding table (default: 0.02, less beyond a width of 200); 0.3 learns to copy names sooner"""
+    """standard deviation of the new embedding table (default: 0.02, less beyond a width of 200; with 0.3 names are copied sooner)"""
     copy_init: float = 0.0
-    """how strongly attention copies what it looks at before it has learned anything; 0: not at all; 0.2 learns to copy sooner"""
+    """how strongly a new model's attention copies what it looks at (0: not at all; with 0.2 it learns to copy sooner)"""
     dropout: float = 0.0
     """share of residual activations dropped while training"""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -84,15 +86,15 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads of each process (default: all cores, shared among the processes)"""
     nproc: int | None = None
-    """start this many processes on this machine, which share every step (torchrun does it; default 1)"""
+    """start this many processes on this machine, which share every step, by torchrun (default: 1)"""
     keep_awake: bool = False
-    """on a Mac, prevent sleep while training (caffeinate); a closed lid pauses it all the same, and it goes on when opened"""
+    """on a Mac, prevent sleep while training (caffeinate); closing the lid still pauses it, and opening the lid goes on"""
     save_every: int = 100
     """steps between checkpoints"""
     eval_every: int = 100
     """steps between validations; validation takes at most 5 % of the time"""
     milestones: str = "auto"
-    """steps kept for ever, as 0,100,1000 or none (default 0, 100, ... 1000, then every 500)"""
+    """steps whose model is kept for ever: 0,100,1000 or none (auto: 0, 100, ... 1000, then every 500)"""
     n_layer: int | None = None
     """override: layers"""
     n_embd: int | None = None
@@ -143,6 +145,11 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
         context_len=chosen("context_len", base.context_len),
         vocab_size=vocab_size,
     )
+
+
+def preset_shape(name: str) -> ModelConfig:
+    """The shape of a preset with the vocabulary it is meant for. Errors: UsageError for an unknown name."""
+    return model_config(TrainConfig(config=name), preset(name).vocab_size)
 
 
 def default_short_steps(max_steps: int | None) -> int:

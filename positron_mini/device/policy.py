@@ -29,8 +29,8 @@ class Choice:
     fell_back: bool = False  # the precision is not the one that was asked for
 
 
-def choose(machine: Machine, device: str = "auto", precision: str = "auto") -> Choice:
-    """Device and precision for `machine`, by the doctor's verdict where there is one.
+def choose(machine: Machine, device: str = "auto", precision: str = "auto", *, precision_why: str = "as asked") -> Choice:
+    """Device and precision for `machine`, by the doctor's verdict where there is one. `precision_why`: where a named precision comes from.
 
     Errors: UsageError when a device is asked for that is not there.
     """
@@ -44,7 +44,7 @@ def choose(machine: Machine, device: str = "auto", precision: str = "auto") -> C
     asked: Precision = "bf16" if precision == "bf16" else "fp32"
     found = machine.verdict.of(chosen, asked) if machine.verdict is not None else None
     warning = f", though positron doctor found that it {found.trouble}" if found is not None and found.faults else ""
-    return Choice(chosen, asked, f"{why}; {asked} as asked{warning}")
+    return Choice(chosen, asked, f"{why}; {asked} {precision_why}{warning}")
 
 
 def _choose_device(machine: Machine, device: str) -> tuple[DeviceName, str]:
@@ -60,7 +60,7 @@ def _choose_device(machine: Machine, device: str) -> tuple[DeviceName, str]:
         if best is not None:
             return best.device, "the best device here"
         if all(machine.verdict.of(name, "fp32") is not None for name in machine.devices):
-            return "cpu", "nothing here passed positron doctor, and the CPU is checked best elsewhere"
+            return "cpu", "no device here passed positron doctor, and the CPU is the best tested elsewhere"
     return machine.devices[0], "the fastest device here"
 
 

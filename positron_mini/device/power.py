@@ -1,4 +1,4 @@
-"""Sleep and heat: keeping a Mac awake on request, and noticing that training has become slow."""
+"""Sleep and heat: keeping a Mac awake on request, and noticing that training has slowed down."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SLOW = 0.75  # share of the usual speed below which it is said
 def keep_awake_command(system: str, pid: int) -> list[str] | None:
     """The command that keeps the computer from sleeping while process `pid` lives; None where there is no such program.
 
-    -i: no sleep for want of activity; -m: nor of the disks; -s: nor of the system while on mains power. A closed lid sleeps all the
-    same, which only pauses the training.
+    -i: no sleep when nobody is active; -m: the disks stay awake; -s: so does the system while on mains power. A closed lid still sleeps,
+    which only pauses the training.
     """
     return ["/usr/bin/caffeinate", "-i", "-m", "-s", "-w", str(pid)] if system == "Darwin" else None
 
@@ -58,7 +58,7 @@ def share_of_usual_speed(speeds: Sequence[float]) -> float | None:
 
 @dataclass
 class SpeedWatch:
-    """Notices that training has become much slower than it was, and when it is itself again. It looks at speeds only, never at a clock."""
+    """Notices that training has become much slower than it was, and when it is as fast again. It looks at speeds only, never at a clock."""
 
     speeds: list[float] = field(default_factory=list)  # tokens a second, one for every BUCKET_S of training
     is_slow: bool = False
@@ -66,7 +66,7 @@ class SpeedWatch:
     _seconds: float = 0.0
 
     def look(self, tokens: int, tok_per_s: float) -> str:
-        """Take one step's tokens and speed; what there is to say about it, which is nearly always nothing."""
+        """What there is to say after one more step's tokens and speed; nearly always nothing."""
         if tokens <= 0 or tok_per_s <= 0:
             return ""
         self._tokens += tokens
@@ -81,8 +81,8 @@ class SpeedWatch:
         self.is_slow = not self.is_slow
         now = f"{statistics.median(self.speeds[-WINDOW:]):,.0f} tokens a second"
         if not self.is_slow:
-            return f"training is back to its speed: {now}"
+            return f"training is back to its usual speed: {now}"
         return (
-            f"training has slowed down to {share:.0%} of its speed, {now}: the computer is hot, on battery or busy with something else; "
-            "results do not change, only the time they take"
+            f"training has slowed down to {share:.0%} of its usual speed, {now}: the computer is hot, on battery or busy with "
+            "something else; results do not change, only the time they take"
         )

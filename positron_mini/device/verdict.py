@@ -136,7 +136,7 @@ def _parse(data: Any, key: Mapping[str, str]) -> Verdict:
         raise ValueError("its findings are not a list")
     findings = tuple(_finding(item) for item in data["findings"])
     if len({(f.device, f.precision) for f in findings}) != len(findings):
-        raise ValueError("a device stands in it twice")
+        raise ValueError("it lists a device twice")
     return Verdict(findings, data["day"])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from positron_mini import device as devices
+from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine
 from positron_mini.doctor import kernels, speed, training
 from positron_mini.doctor.subject import Check, Subject, one_thread
@@ -70,7 +71,7 @@ def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Chec
 
     A CPU computes the operations and one small pass on all its threads, against results of one thread; then one thread is enough.
     """
-    shape = speed.shape_of("TinyGPT")
+    shape = preset_shape("TinyGPT")
     yield from kernels.check_kernels(subject, speed.rows_at_once(shape, machine, subject.device) * shape.context_len)
     with one_thread():
         yield from _guarded("causality", lambda: training.check_causality(subject))

@@ -105,7 +105,7 @@ def advice(choice: Choice, paces: dict[str, Pace]) -> str:
     steps = max(50, int(SHORT_MINUTES * 60 * micro / SHORT_BATCH_TOKENS / 50) * 50)
     return (
         f"{said}; for {SHORT_MINUTES} minutes: positron train --budget {SHORT_MINUTES}m, which chooses model and steps itself "
-        f"(they are enough for {steps:,} steps of MicroGPT with {SHORT_BATCH_TOKENS:,} tokens, about {micro:,.0f} tokens a second)."
+        f"(enough for {steps:,} steps of MicroGPT with {SHORT_BATCH_TOKENS:,} tokens, about {micro:,.0f} tokens a second)."
     )
 
 

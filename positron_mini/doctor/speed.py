@@ -10,7 +10,7 @@ import torch
 
 from positron_mini import device as devices
 from positron_mini.announce import fastest, measure_speed
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.config import ModelConfig, preset_shape
 from positron_mini.device import Machine
 from positron_mini.doctor.subject import Check, Subject, one_thread
 from positron_mini.model import GPT
@@ -66,11 +66,6 @@ def judge_quiet(wall_s: float, cpu_s: float, threads: int) -> Check:
     return Check("a quiet machine", False, detail, condemns=False)
 
 
-def shape_of(preset: str) -> ModelConfig:
-    """The shape of a preset with its own vocabulary."""
-    return model_config(TrainConfig(config=preset), PRESETS[preset].vocab_size)
-
-
 def rows_at_once(shape: ModelConfig, machine: Machine, device: str) -> int:
     """Rows that training computes at once with the device's tokens a step."""
     rows = max(1, round(devices.BATCH_TOKENS[device] / shape.context_len))
@@ -82,7 +77,7 @@ def measure_pace(subject: Subject, preset: str, machine: Machine, *, compiled: b
 
     A CPU computes one row at a time as fast as several, within a few per cent, so it is timed on one.
     """
-    shape = shape_of(preset)
+    shape = preset_shape(preset)
     model = GPT(shape).init_weights(0).to(devices.torch_device(subject.device))
     rows = 1 if subject.device == "cpu" else rows_at_once(shape, machine, subject.device)
     if compiled:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from positron_mini import device as devices
-from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
+from positron_mini.config import ModelConfig, preset_shape
 from positron_mini.doctor.subject import REFERENCE, Check, Subject, drawn, one_thread
 from positron_mini.model import GPT, IGNORED, KVCache
 from positron_mini.optim import Optimizer, Schedule, build_optimizer, lr_at
 
 ODD = ModelConfig(n_layer=3, n_embd=96, n_head=3, n_kv_head=3, head_dim=32, ffn=160, context_len=129, vocab_size=5_003)
 SMALL = ModelConfig(n_layer=1, n_embd=64, n_head=2, n_kv_head=2, head_dim=32, ffn=128, context_len=33, vocab_size=499)
-TINY = model_config(TrainConfig(config="TinyGPT"), PRESETS["TinyGPT"].vocab_size)
+TINY = preset_shape("TinyGPT")
 LEARNING_RATE = 4e-3
 
 

@@ -148,7 +148,7 @@ def default_tokenizer_path(vocab_size: int | None) -> Path:
 def _existing_tokenizer(path: Path, vocab_size: int | None, *, is_default: bool, say: Say) -> Tokenizer | None:
     """The tokenizer in `path`, or None when there is no such file. Errors: TokenizerError when it has another size than asked for."""
     if vocab_size is not None and vocab_size < 1:
-        raise TokenizerError(f"a vocabulary of {vocab_size:,} pieces cannot be", f"--vocab_size {DEFAULT_VOCAB_SIZE}")
+        raise TokenizerError(f"a vocabulary of {vocab_size:,} pieces is impossible", f"--vocab_size {DEFAULT_VOCAB_SIZE}")
     if not path.exists():
         return None
     tokenizer = Tokenizer.load(path)

@@ -198,7 +198,7 @@ class _Worker:
                 return
         raise PositronError(
             f"a worker process ended with code {self._process.wait()} in the middle of its work",
-            "start the same command again to go on; --workers 1 needs the least memory",
+            "start the same command again to go on; positron prepare with --workers 1 needs the least memory",
         )
 
     def close(self) -> None:

@@ -540,7 +540,7 @@ def test_C11_the_same_cool_down_again_is_nothing_to_say(bench: Path) -> None:
 
     assert positron("train", *TINY, *words, "--until_step", "2").code == 0
     assert (
-        "the run is open-ended: --cooldown_steps acts with"
+        "the run is open-ended: --cooldown_steps takes effect with"
         in positron("train", *TINY, *words, "--until_step", "3", "--cooldown_steps", "2").err
     )
 

@@ -17,7 +17,7 @@ from faults.harness import cost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chats import write_model
-from tiny_models import lively_model, shape
+from tiny_models import lively_model, shape, write_tokens
 from tiny_runs import needs_fork, positron
 
 from positron_mini import checkpoint as ckpt
@@ -30,7 +30,7 @@ from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.pretrain import open_session
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
-from positron_mini.tokens import HEADER_BYTES, TokenFile, write_tokens
+from positron_mini.tokens import HEADER_BYTES, TokenFile
 from positron_mini.trainer import LoopConfig, Trainer
 from positron_mini.verify import check_run
 
@@ -91,6 +91,12 @@ def test_L3_a_crafted_weight_file_is_refused_in_a_second_and_little_memory(step:
 
     seconds, memory = cost(load)
     assert seconds < 1.0 and memory < 200e6, f"{seconds:.2f} s, {memory / 1e6:.0f} MB"
+
+
+def test_whole_numbers_where_weights_belong_are_called_by_their_type(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(CRAFTED["integers"]())
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: a is of the type I64"):
+        read_tensors(tmp_path / "a.safetensors", None)
 
 
 @needs_fork

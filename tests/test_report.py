@@ -570,6 +570,15 @@ def test_the_time_that_scoring_took_is_counted_once_for_each_milestone(tmp_path:
     assert read_run(run).scoring_s == (8.0, 12.0) and "20 s for 2 milestones, 20.0% of the time" in page(evolution(run))
 
 
+@pytest.mark.parametrize("rising", [14, 15, 16, 20])
+def test_a_long_run_in_which_many_skills_rise_shows_its_first_and_last_step(tmp_path: Path, rising: int) -> None:
+    steps = range(0, 2_500, 100)
+    rows = [skill(step, f"skill_{i}", 190 if step > 100 * i else 100) for step in steps for i in range(rising)]
+    text = page(evolution(write_run(tmp_path / "r", metrics=[metric(2_400, 2.0)], skills=rows)))
+    heads = re.findall(r'<th scope="col"[^>]*>([\d,]+)</th>', text)
+    assert heads[0] == "0" and heads[-1] == "2,400" and {f"{100 * i + 100:,}" for i in range(rising)} <= set(heads)
+
+
 def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
     steps = range(0, 40_000, 500)
     run = write_run(

@@ -56,7 +56,7 @@ def first_sentence(text: str) -> str:
 
 
 def reading_report(stats: ReadStats) -> dict[str, Any]:
-    """What was found while reading, as JSON: it belongs to the files and not to their stories alone."""
+    """What was found while reading, as JSON; it is about the files, not only about their stories."""
     report = asdict(stats)
     bad = ("bom", "carriage_returns", "invalid_utf8", "nul", "lower_blocks")
     return {
@@ -116,11 +116,11 @@ def _remarks(read: dict[str, Any]) -> list[str]:
     lines = []
     if read["blank_line_files"]:
         lines.append(
-            f"note:        no line {SEPARATOR} in {read['blank_line_files']:,} of {read['files']:,} files: there blank lines separate"
+            f"note:        no line {SEPARATOR} in {read['blank_line_files']:,} of {read['files']:,} files: their stories end at blank lines"
         )
     if read["inner_separators"]:
         lines.append(
-            f"note:        {read['inner_separators']:,} times {SEPARATOR} inside a story, kept as text: only a line of its own separates"
+            f"note:        {SEPARATOR} inside a line {read['inner_separators']:,} times, kept as text: it separates only alone on a line"
         )
     if read["other_files"]:
         lines.append(f"note:        {read['other_files']:,} files of other kinds in the folder were not read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import HOSTILE, grown_run, metric, sample, skill, write_run
+from scripts import script_module
 from tiny_runs import TINY, assert_same_run, positron, tiny_train
 
 from positron_mini.errors import PositronError
@@ -671,12 +671,7 @@ def test_a_chunk_ends_with_the_short_form(workshop: Path) -> None:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """benchmarks/evolution.py as a module."""
-    path = Path(__file__).parent.parent / "benchmarks" / "evolution.py"
-    spec = importlib.util.spec_from_file_location("evolution_script", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/evolution.py")
 
 
 def test_the_section_is_made_between_the_markers_and_twice_alike(empty: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,21 +193,8 @@ def test_a_path_with_a_comma_is_a_path() -> None:
 # --- the hub ----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[None]:
-    """One HTTP client for all tests, made without the proxies of this machine."""
-    import huggingface_hub
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        huggingface_hub.close_session()
-        huggingface_hub.get_session()
-        yield
-    huggingface_hub.close_session()
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, client: None) -> Iterator[FakeHub]:
+def hub(monkeypatch: pytest.MonkeyPatch, hub_client: None) -> Iterator[FakeHub]:
     """A hub with TinyStories and a small data set."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported

@@ -103,7 +103,7 @@ class Guard:
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise Refusal(403, "the Host header does not name this server", code="host_not_allowed")
         for origin in headers.getlist("origin"):
-            if urlsplit(origin).netloc.lower() != hosts[0].lower():
+            if origin_host(origin) != hosts[0].lower():
                 raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
         if path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
@@ -144,6 +144,14 @@ def host_name(host: str) -> str | None:
         name, port = host, "0"
     is_port = port.isascii() and port.isdigit() and len(port) <= 5
     return name.lower() if name and is_port else None
+
+
+def origin_host(origin: str) -> str:
+    """Host and port in an Origin header, in lower case; empty for an origin that is not an address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as half of an IPv6 address
+        return ""
 
 
 def is_address(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from positron_mini.corpus.download import human_time
 from positron_mini.corpus.reading import SEPARATOR, ReadStats
 
 Say = Callable[[str], None]
@@ -33,19 +34,13 @@ class Progress:
             return
         self._last = now
         done_bytes, rate = self._before + new_bytes, new_bytes / (now - self._start)
-        left = max(0.0, (self._total - done_bytes) / rate)
+        left = human_time(max(0.0, (self._total - done_bytes) / rate))
         percent = min(100, 100 * done_bytes // max(1, self._total))
-        self._say(
-            f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {_time(left)} left"
-        )
+        self._say(f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {left} left")
 
     def seconds(self) -> float:
         """Seconds since the beginning."""
         return self._clock() - self._start
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def first_sentence(text: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
+from positron_mini.corpus.download import Say
 from positron_mini.corpus.files import read_documents
 from positron_mini.corpus.memo import signature_of
 from positron_mini.corpus.mix import choose, mixed, parse_mix
@@ -19,7 +19,6 @@ from positron_mini.files import read_json, write_json
 STORYWORLD_STORIES = 20_000  # about 18 MB, a few epochs in half an hour on a laptop
 TINYSTORIES_BYTES_PER_STORY = 900  # a little above the mean, to ask the hub for enough
 ENTROPY_STORIES = 2_000  # their mean is within a percent of that of all
-Say = Callable[[str], None]
 
 
 def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = None, seed: int = 0, say: Say) -> Path:

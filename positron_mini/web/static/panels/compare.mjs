@@ -8,7 +8,7 @@ import {
 export const about = {
   id: "compare",
   name: "Compare",
-  sentence: "Two checkpoints get the same text and the same dice, so that every difference in what they write is a difference in what they learned.",
+  sentence: "Two checkpoints get the same text and the same seed, so that every difference in what they write is a difference in what they learned.",
   computedBy: "positron_mini.generate.stream",
 };
 

@@ -104,7 +104,7 @@ function Run({ run, runs, choose }) {
       <${Stat} name="Step" value=${last ? whole(last.step) : "–"} unit=${run.horizon ? `of ${whole(run.horizon)}` : ""} />
       <${Stat} name="Loss" value=${last ? last.loss.toFixed(3) : "–"} unit="nats per token" />
       <${Stat} name="Validation" value=${scored ? scored.val_bpb.toFixed(3) : "–"} unit="bits per byte" />
-      <${Stat} name="Throughput" value=${last ? whole(last.tok_per_s) : "–"} unit="tokens per s" />
+      <${Stat} name="Throughput" value=${last ? whole(last.tok_per_s) : "–"} unit="tokens per second" />
       <${Stat} name="Time" value=${last ? duration(last.elapsed_s) : "–"} unit=${run.is_training && left > 0 ? `about ${duration(left)} left` : ""} />
     </div>
     ${run.horizon && last && html`<progress max=${run.horizon} value=${last.step} aria-label="Progress"></progress>`}

@@ -26,7 +26,7 @@ def page(found: Evolution) -> str:
         speed_section(found),
         corpus_section(found),
         setup_section(found),
-        method_section(found),
+        method_section(),
     ]
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     return (

@@ -231,7 +231,7 @@ def _fingerprints(found: Evolution) -> list[tuple[str, object]]:
     return [(name, found.record.identity[name]) for name in ("text", "tokenizer", "data", "base") if found.record.identity.get(name)]
 
 
-def method_section(found: Evolution) -> str:
+def method_section() -> str:
     """The rules behind the lines, the words and the advice, as the modules state them."""
     rules = {"Lines in the curve": corpus.__doc__, "What counts as learned": learned.__doc__, "Advice": advice.__doc__}
     parts = [f"<h3>{name}</h3>{_paragraphs(text or '')}" for name, text in rules.items()]

@@ -24,6 +24,7 @@ from scripts import script_module
 from tiny_runs import TINY, assert_same_run, positron, tiny_train
 
 from positron_mini.errors import PositronError
+from positron_mini.evaluate.skills import result_of
 from positron_mini.report import plots
 from positron_mini.report.advice import advise, constant_rate, gain_per_doubling, improvement
 from positron_mini.report.build import MOST_BYTES, write_report
@@ -181,6 +182,17 @@ def test_an_interval_that_holds_the_share_claims_nothing_and_many_skills_make_it
     assert alone[0].low > 0.5 and above(alone, 0.5) == {"tense"}  # p = 0.014
     assert above(crowd, 0.5) == set()
     assert above([score(0, "tense", 112)], 0.5) == set()  # its interval reaches below one half
+
+
+@pytest.mark.parametrize("pairs", [14, 66, 198, 200])
+def test_the_rounding_of_the_log_takes_no_right_pair_away(pairs: int) -> None:
+    for half_points in range(pairs, 2 * pairs + 1):
+        points = [1.0] * (half_points // 2) + [0.5] * (half_points % 2)
+        exact = result_of("tense", points + [0.0] * (pairs - len(points)))
+        logged = SkillScore(**exact.record(step=0))
+        for share in (0.5, 0.8):
+            passes = exact.low > share and binomial_tail(half_points // 2, pairs, share) <= 0.025
+            assert above([logged], share) == ({"tense"} if passes else set()), half_points
 
 
 def test_a_model_that_guesses_is_hardly_ever_said_to_have_learned_something() -> None:

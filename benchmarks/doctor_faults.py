@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import faulty_device as faulty
+from paired import say
 
 from positron_mini.device import Machine, set_threads, this_machine
 from positron_mini.doctor import isolate, training
@@ -118,11 +119,6 @@ def show_margins() -> None:
         print(f"| {checks[0].name} | " + " | ".join(f"{'' if c.ok else 'FAILS: '}{c.detail}" for c in checks) + " |", flush=True)
     for precision, allowed in training.ALLOWED.items():
         print(f"\nallowed in {precision}: {allowed}")
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

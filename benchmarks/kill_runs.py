@@ -52,7 +52,7 @@ KINDS = {"pretraining": PRETRAIN, "fine-tuning": SFT}
 
 
 def prepare(folder: Path) -> dict[str, float]:
-    """Fill `folder` with a text, a tokenizer, a base model, conversations and one whole run of each kind. Returns how long each takes."""
+    """Seconds that one whole run of each kind takes, after filling `folder` with a text, a tokenizer, a base model and conversations."""
     stories = made_stories(200, seed=11)
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(stories))
     train_tokenizer(stories, 512, threads=1).save(folder / "spm.model")
@@ -142,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="kills, half of them of each kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes that kill at the same time")
-    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one every time)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the moments (default: another one every time)")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the outcomes")
     parser.add_argument("--add", action="store_true", help="add to the outcomes that --out holds")
     flags = parser.parse_args()

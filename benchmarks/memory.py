@@ -18,7 +18,7 @@ def peak_gb(text: Path, config: str, batch_tokens: int, folder: Path) -> float:
     command = [sys.executable, "-m", "positron_mini", "train", "--config", config, "--dataset_path", str(text.resolve())]
     command += ["--batch_tokens", str(batch_tokens), "--until_step", "1", "--out_dir", f"runs/{batch_tokens}", "--milestones", "none"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    found = re.search(r"\(([0-9.]+) GB of memory at the most\)", done.stderr)
+    found = re.search(r"\(([0-9.]+) GB of memory", done.stderr)
     assert found, done.stderr
     return float(found.group(1))
 

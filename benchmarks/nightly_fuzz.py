@@ -1,4 +1,4 @@
-"""The property tests with many times as many examples, again and again, until the time is up.
+"""The property tests with many times their usual examples, round after round, until the time is up.
 
 python benchmarks/nightly_fuzz.py [--minutes 30] [--times 20] [tests/faults ...]
 
@@ -56,9 +56,9 @@ def main() -> int:
     end, rounds, failed = time.monotonic() + 60 * flags.minutes, 0, 0
     while rounds == 0 or time.monotonic() < end:
         command = [sys.executable, str(Path(__file__).resolve()), "--once", "--times", str(flags.times), *flags.paths]
-        failed += subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode != 0
-        rounds += 1
-        print(f"round {rounds} {'FAILED' if failed else 'passed'}, {max(0.0, end - time.monotonic()) / 60:.0f} min left", flush=True)
+        has_failed = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode != 0
+        rounds, failed = rounds + 1, failed + has_failed
+        print(f"round {rounds} {'FAILED' if has_failed else 'passed'}, {max(0.0, end - time.monotonic()) / 60:.0f} min left", flush=True)
     return int(failed > 0)
 
 

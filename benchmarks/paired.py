@@ -44,7 +44,7 @@ class Competitor:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name}: the worker ended with code {self.process.wait()}; what it said stands above")
+            raise SystemExit(f"{self.name}: the worker ended with code {self.process.wait()}; its messages are above")
         answer: Row = json.loads(line)
         return answer
 
@@ -131,7 +131,7 @@ def spread(rows: Sequence[Row], key: str = "tok_per_s") -> str:
 
 
 def circumstances(threads: int, packages: Sequence[str] = ("torch",)) -> Row:
-    """Date, machine, versions and threads: what a figure is worth nothing without."""
+    """Date, machine, versions and threads, without which a figure is worth nothing."""
     versions = {"python": platform.python_version()}
     for name in ("positron-mini", *packages):
         with contextlib.suppress(PackageNotFoundError):
@@ -150,6 +150,15 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def bench(*words: str) -> Row:
+    """The record of a `positron bench` command, run in a process of its own. Errors: SystemExit with what it said when it failed."""
+    done = subprocess.run([sys.executable, "-m", "positron_mini", "bench", *words, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr)
+    record: Row = json.loads(done.stdout)
+    return record
 
 
 def write(record: Row, out: Path) -> None:

@@ -60,7 +60,7 @@ def make(text: Path, out: Path, megabytes: float) -> None:
 
 
 class Memory(threading.Thread):
-    """The most memory that a process and its children hold together, looked at ten times a second."""
+    """The most memory that a process and its children hold together, looked at five times a second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)

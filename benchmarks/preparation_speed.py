@@ -8,24 +8,12 @@ Without --text the text is made: stories of the story world, which has words for
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import paired
-from paired import Row, median, say
-
-
-def measured(text: Path | None, config: str, threads: int) -> Row:
-    """The record of one `positron bench prepare`."""
-    words = ["bench", "prepare", "--config", config, "--threads", str(threads), "--json", *(("--text", str(text)) if text else ())]
-    done = subprocess.run([sys.executable, "-m", "positron_mini", *words], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
-    record: Row = json.loads(done.stdout)
-    return record
+from paired import Row, bench, median, say
 
 
 def main() -> None:
@@ -39,9 +27,10 @@ def main() -> None:
     flags = parser.parse_args()
     counts = sorted({int(count) for count in flags.threads.split(",")})
     rows: dict[int, list[Row]] = {count: [] for count in counts}
+    words = ("--text", str(flags.text)) if flags.text else ()
     for number in range(flags.rounds):
         for count in counts:
-            rows[count].append(measured(flags.text, flags.config, count))
+            rows[count].append(bench("prepare", "--config", flags.config, "--threads", str(count), *words))
             say(f"round {number + 1}/{flags.rounds}  {count} threads  {rows[count][-1]['mb_per_s']:.2f} MB/s")
     head = ("threads", "MB", "scan MB/s", "encode MB/s", "both MB/s", "tokens/s", "tokenizer s", "peak memory")
     lines = [

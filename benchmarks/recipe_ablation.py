@@ -1,6 +1,6 @@
 """Validation loss at equal tokens for variants of the training recipe, one after the other.
 
-python benchmarks/recipe_ablation.py --text FILE [--tokens 245760] [--config MicroGPT] [--only NAME,NAME]
+python benchmarks/recipe_ablation.py --text FILE [--tokens 245760] [--config MicroGPT] [--only "NAME;NAME"]
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=245_760)
     parser.add_argument("--config", default="MicroGPT")
-    parser.add_argument("--only", default=",".join(VARIANTS), help="names of variants, separated by ;")
+    parser.add_argument("--only", default=";".join(VARIANTS), help="names of variants, separated by ; (default: all)")
     flags = parser.parse_args()
-    names = [name for name in VARIANTS if name in flags.only.split(";") or flags.only == parser.get_default("only")]
+    names = [name for name in VARIANTS if name in flags.only.split(";")]
     print("| change | validation loss | bits per byte | seconds |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

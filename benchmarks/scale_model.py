@@ -12,15 +12,12 @@ takes the share from the first preset and predicts the others with it.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import paired
-from paired import Row, say
+from paired import Row, bench, say
 
 from positron_mini import device as devices
 from positron_mini.chunked_loss import CHUNK_NUMBERS
@@ -79,21 +76,12 @@ def muon_flops(shape: ModelConfig) -> float:
 # --- this machine -------------------------------------------------------------------------------------------------------------------------
 
 
-def measure(config: str, batch_tokens: int) -> Row:
-    """The record of `positron bench train`."""
-    words = ["bench", "train", "--config", config, "--batch_tokens", str(batch_tokens), "--compile", "off", "--seconds", "5", "--json"]
-    done = subprocess.run([sys.executable, "-m", "positron_mini", *words], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
-    record: Row = json.loads(done.stdout)
-    return record
-
-
 def check(configs: list[str], batch_tokens: int) -> tuple[str, list[Row]]:
     """A table of predictions and measurements, and the measurements."""
+    words = ("train", "--batch_tokens", str(batch_tokens), "--compile", "off", "--seconds", "5")
     rows, table, share = [], [], None
     for config in configs:
-        shape, found = shape_of(config), measure(config, batch_tokens)
+        shape, found = shape_of(config), bench(*words, "--config", config)
         rows.append(found)
         tokens = found["micro_batch"] * shape.context_len
         work = activation_bytes(shape, tokens, half=False) + loss_bytes(shape, tokens, chunked=True)

@@ -64,6 +64,19 @@ def real_text() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def hub_client() -> Iterator[None]:
+    """One HTTP client for all tests, made without the proxies of this machine; making one for each test takes longer than the tests."""
+    import huggingface_hub
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        huggingface_hub.close_session()
+        huggingface_hub.get_session()
+        yield
+    huggingface_hub.close_session()
+
+
 @pytest.fixture(scope="session")
 def workshop_template(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
     """A folder with a text, its tokenizer, and a finished tiny run; tests must not change it."""

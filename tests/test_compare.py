@@ -97,7 +97,8 @@ def test_the_table_says_the_same(other: Path) -> None:
     lines = result.out.splitlines()
     assert result.code == 0 and lines[:2] == ["A  runs/base at step 30", "B  runs/other at step 30"]
     assert [line.split() for line in lines if line.startswith("  seed")] == [["seed", "0", "5"]]
-    assert "bits per byte at equal tokens" in lines and "bits per byte after equal time of training" in lines
+    assert "bits per byte at equal tokens" in lines
+    assert any(line.startswith("bits per byte after equal time of training") for line in lines)  # a busy machine leaves them none to share
     (tense,) = [line for line in lines if line.startswith("  tense")]
     assert tense.split() == "tense 75 (69 to 80) 95 (91 to 97) +20 B is better".split()  # noqa: SIM905
     assert "  One day [seed 7]" in lines and lines[-2].startswith("  A   ") and lines[-1].startswith("  B   ")

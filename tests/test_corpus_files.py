@@ -461,7 +461,7 @@ def test_stories_of_a_validation_file_are_left_out_of_training() -> None:
     split, kept = split_by_file(table_of(["a", "b", "B ", "c", "a"]), table_of(["b", "d", "d"]), "x")
     assert split.train.tolist() == [True, False, False, True, False]
     assert (split.duplicates, split.shared, kept.tolist()) == (1, 2, [True, True, False])
-    with pytest.raises(DataError, match="every story also stands"):
+    with pytest.raises(DataError, match="every story is in the validation text"):
         split_by_file(table_of(["a"]), table_of(["A", "b"]), "x")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import script_module
 
 CHECK = {"name": "mps fp32: causality", "ok": True, "detail": "no earlier prediction depends on a later token", "condemns": True}
 WRONG = {"name": "mps bf16: causality", "ok": False, "detail": "attention sees later tokens", "condemns": True}
@@ -23,12 +23,7 @@ SPEEDS: dict[str, Any] = {"fp32": {"TinyGPT": TRAINED}, "bf16": {"TinyGPT": {"fa
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
     """benchmarks/device_table.py as a module."""
-    path = Path(__file__).parent.parent / "benchmarks" / "device_table.py"
-    spec = importlib.util.spec_from_file_location("device_table", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/device_table.py")
 
 
 def test_the_page_names_the_device_and_everything_that_was_found(table: ModuleType) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import script_module
 from tiny_runs import positron
 
 from positron_mini.cli import COMMANDS
@@ -59,10 +59,7 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
 
 def test_the_page_of_commands_is_what_their_help_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "110")  # the module sets it; this takes it back
-    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs" / "make_commands.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_module("docs/make_commands.py")
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert page == module.commands_page(), "run: python docs/make_commands.py"
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_hub import COMMIT, FakeHub
 
 from positron_mini.corpus import download, listing
 from positron_mini.corpus.clean import CleanStats
@@ -26,7 +27,6 @@ from positron_mini.corpus.hub import (
     write_tinystories,
 )
 from positron_mini.errors import DataError, DiskFullError, PositronError, UsageError
-from tests.fake_hub import COMMIT, FakeHub
 
 REPO = "roneneldan/TinyStories"
 TRAIN, VALID = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
@@ -45,21 +45,8 @@ def patience(waits: list[float]) -> Patience:
     return Patience(connect_s=2.0, read_s=0.3, sleep=waits.append)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[None]:
-    """One HTTP client for all tests, made without the proxies of this machine; making one for each test takes longer than the tests."""
-    import huggingface_hub
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        huggingface_hub.close_session()
-        huggingface_hub.get_session()
-        yield
-    huggingface_hub.close_session()
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, client: None) -> Iterator[FakeHub]:
+def hub(monkeypatch: pytest.MonkeyPatch, hub_client: None) -> Iterator[FakeHub]:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")

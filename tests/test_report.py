@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -21,9 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import HOSTILE, grown_run, metric, sample, skill, write_run
+from scripts import script_module
 from tiny_runs import TINY, assert_same_run, positron, tiny_train
 
 from positron_mini.errors import PositronError
+from positron_mini.evaluate.skills import result_of
 from positron_mini.report import plots
 from positron_mini.report.advice import advise, constant_rate, gain_per_doubling, improvement
 from positron_mini.report.build import MOST_BYTES, write_report
@@ -181,6 +182,17 @@ def test_an_interval_that_holds_the_share_claims_nothing_and_many_skills_make_it
     assert alone[0].low > 0.5 and above(alone, 0.5) == {"tense"}  # p = 0.014
     assert above(crowd, 0.5) == set()
     assert above([score(0, "tense", 112)], 0.5) == set()  # its interval reaches below one half
+
+
+@pytest.mark.parametrize("pairs", [14, 66, 198, 200])
+def test_the_rounding_of_the_log_takes_no_right_pair_away(pairs: int) -> None:
+    for half_points in range(pairs, 2 * pairs + 1):
+        points = [1.0] * (half_points // 2) + [0.5] * (half_points % 2)
+        exact = result_of("tense", points + [0.0] * (pairs - len(points)))
+        logged = SkillScore(**exact.record(step=0))
+        for share in (0.5, 0.8):
+            passes = exact.low > share and binomial_tail(half_points // 2, pairs, share) <= 0.025
+            assert above([logged], share) == ({"tense"} if passes else set()), half_points
 
 
 def test_a_model_that_guesses_is_hardly_ever_said_to_have_learned_something() -> None:
@@ -570,6 +582,15 @@ def test_the_time_that_scoring_took_is_counted_once_for_each_milestone(tmp_path:
     assert read_run(run).scoring_s == (8.0, 12.0) and "20 s for 2 milestones, 20.0% of the time" in page(evolution(run))
 
 
+@pytest.mark.parametrize("rising", [14, 15, 16, 20])
+def test_a_long_run_in_which_many_skills_rise_shows_its_first_and_last_step(tmp_path: Path, rising: int) -> None:
+    steps = range(0, 2_500, 100)
+    rows = [skill(step, f"skill_{i}", 190 if step > 100 * i else 100) for step in steps for i in range(rising)]
+    text = page(evolution(write_run(tmp_path / "r", metrics=[metric(2_400, 2.0)], skills=rows)))
+    heads = re.findall(r'<th scope="col"[^>]*>([\d,]+)</th>', text)
+    assert heads[0] == "0" and heads[-1] == "2,400" and {f"{100 * i + 100:,}" for i in range(rising)} <= set(heads)
+
+
 def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
     steps = range(0, 40_000, 500)
     run = write_run(
@@ -662,12 +683,7 @@ def test_a_chunk_ends_with_the_short_form(workshop: Path) -> None:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """benchmarks/evolution.py as a module."""
-    path = Path(__file__).parent.parent / "benchmarks" / "evolution.py"
-    spec = importlib.util.spec_from_file_location("evolution_script", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/evolution.py")
 
 
 def test_the_section_is_made_between_the_markers_and_twice_alike(empty: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_a_text_is_never_written_over_itself(folder: Path) -> None:
     Path("data/mine.txt").write_bytes(Path("mine.txt").read_bytes())
     obtain("data/mine.txt", stories=2, say=lambda _: None)
     for name in ("data/mine.txt", "./data/../data/mine.txt"):
-        with pytest.raises(UsageError, match="would be written over") as caught:
+        with pytest.raises(UsageError, match="would be overwritten") as caught:
             obtain("data/mine.txt", stories=2, text_out=Path(name), say=unheard)
         assert caught.value.hint.startswith("--text_out ")
     assert Path("data/mine.txt").read_bytes() == Path("mine.txt").read_bytes()
@@ -112,7 +112,7 @@ def test_the_note_never_takes_the_place_of_the_text_or_of_a_file_of_the_user() -
         obtain("storyworld", stories=2, text_out=Path("tales.json"), say=unheard)
     for content in ('{"my": 1}', "[1]", "not JSON"):
         Path("tales.json").write_text(content)
-        with pytest.raises(UsageError, match=r"tales\.json: this is no note"):
+        with pytest.raises(UsageError, match=r"tales\.json: this is not a note"):
             obtain("storyworld", stories=2, text_out=Path("tales.txt"), say=unheard)
         assert Path("tales.json").read_text() == content and not Path("tales.txt").exists()
 
@@ -180,7 +180,7 @@ def test_a_mix_may_hold_what_has_to_be_made_first() -> None:
 )
 def test_a_mix_without_a_share_for_every_text_is_refused(folder: Path, spec: str) -> None:
     before = listing(folder)
-    with pytest.raises(UsageError, match="has a share above 0"):
+    with pytest.raises(UsageError, match="needs a share above 0"):
         obtain(spec, say=unheard)
     assert listing(folder) == before
 
@@ -193,21 +193,8 @@ def test_a_path_with_a_comma_is_a_path() -> None:
 # --- the hub ----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[None]:
-    """One HTTP client for all tests, made without the proxies of this machine."""
-    import huggingface_hub
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        huggingface_hub.close_session()
-        huggingface_hub.get_session()
-        yield
-    huggingface_hub.close_session()
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, client: None) -> Iterator[FakeHub]:
+def hub(monkeypatch: pytest.MonkeyPatch, hub_client: None) -> Iterator[FakeHub]:
     """A hub with TinyStories and a small data set."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported

@@ -201,7 +201,7 @@ def test_L5_flipped_bits_never_crash_the_process(tmp_path: Path) -> None:
 def test_L5_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
     with open(tmp_path / "huge", "wb") as handle:
         handle.truncate((64 << 20) + 5)
-    with pytest.raises(TokenizerError, match="67,108,865 bytes or more are no tokenizer"):  # one more than the limit, not five
+    with pytest.raises(TokenizerError, match="67,108,865 bytes or more, too large for a tokenizer"):  # one more than the limit, not five
         Tokenizer.load(tmp_path / "huge")
 
 

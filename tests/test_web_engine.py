@@ -74,6 +74,7 @@ def test_the_queue_holds_so_many_and_says_when_to_come_again() -> None:
             with pytest.raises(Busy) as busy:
                 made.submit(held(gate))
             assert 1 <= busy.value.retry_after_s <= 60
+            assert busy.value.message == "one request is being answered and 2 wait"
             jobs[1].cancel()  # its place is free at once
             assert made.waiting == 1
             made.submit(held(gate))

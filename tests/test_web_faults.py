@@ -90,7 +90,18 @@ def test_S1_no_path_is_exempt(server: TinyServer, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.com", "null", "http://localhost:1", "https://127.0.0.1.evil.com", "file://", "", "http://127.0.0.1"]
+    "origin",
+    [
+        "http://evil.com",
+        "null",
+        "http://localhost:1",
+        "https://127.0.0.1.evil.com",
+        "file://",
+        "",
+        "http://127.0.0.1",
+        "http://[",
+        "http://[x]",
+    ],
 )
 def test_S2_foreign_origins_are_refused_and_never_allowed(server: TinyServer, origin: str) -> None:
     with server.client() as http:

@@ -174,7 +174,7 @@ def test_a_row_that_cannot_be_used_says_why_and_names_no_file(client: httpx.Clie
         ("attention", {"text": "cat " * 70}, "text"),
         ("logit_lens", {"text": "cat " * 70}, "text"),
         ("logit_lens", {"text": "a", "k": 11}, "k"),
-        ("next", {"text": "a", "then": [512]}, "ids"),
+        ("next", {"text": "a", "then": [512]}, "then"),
         ("next", {"text": "a", "then": [-1]}, "then.0"),
         ("next", {"text": "a", "then": [5] * 2_049}, "then"),
         ("next", {"text": "a", "top": 501}, "top"),

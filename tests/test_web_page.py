@@ -319,7 +319,7 @@ def test_a_server_with_a_key_asks_for_it(browser: Any, speaker: Speaker) -> None
     with tiny_server(speaker, api_key="secret") as server:
         visit = Visit(browser, server)
         visit.page.goto(server.url)
-        visit.page.get_by_label("This server wants the key").fill("secret")
+        visit.page.get_by_label("This server needs the key").fill("secret")
         visit.page.get_by_role("button", name="Open").click()
         visit.page.locator("[data-panel=chat]").wait_for()
         visit.context.close()
@@ -452,7 +452,7 @@ def test_the_settings_reach_the_sampler(visit: Visit, monkeypatch: pytest.Monkey
     inner = scripted(["ok"], seen=seen)
     monkeypatch.setattr(generate, "stream", lambda m, t, ids, config, *, end_ids, **_: inner(m, t, ids, config, end_ids=end_ids))
     page = visit.open("chat")
-    page.get_by_text("How it draws").click()
+    page.get_by_text("Sampling").click()
     for name, value in (("Temperature", 1.2), ("Top-k", 7), ("Top-p", 0.5), ("Min-p", 0.1), ("Length", 20)):
         slide(page, name, value)
     page.get_by_label("Seed").fill("11")
@@ -584,14 +584,14 @@ def test_tokens_are_drawn_one_after_the_other(visit: Visit) -> None:
 # --- the other views of a model ---------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_shown_as_text_numbers_and_bytes(visit: Visit, tiny_tokenizer: Tokenizer) -> None:
+def test_tokens_are_shown_as_text_ids_and_bytes(visit: Visit, tiny_tokenizer: Tokenizer) -> None:
     text = "The cat 🐱\nsat."
     ids = tiny_tokenizer.encode(text)
     page = visit.open("tokens")
     page.get_by_label("Text", exact=True).fill(text)
     tokens = page.get_by_role("group", name="Tokens", exact=True).get_by_role("button")
     expect(tokens).to_have_count(len(ids))
-    page.get_by_role("button", name="Numbers").click()
+    page.get_by_role("button", name="Ids").click()
     assert tokens.all_inner_texts() == [str(index) for index in ids]
     page.get_by_role("button", name="Bytes").click()
     spelled = "".join(tokens.all_inner_texts()).replace(" ", "")
@@ -708,7 +708,7 @@ def test_two_checkpoints_write_from_the_same_dice(visit: Visit) -> None:
     page.get_by_label("Checkpoint A").select_option("base@20")
     page.get_by_label("Checkpoint B").select_option("base@20")
     page.get_by_role("button", name="Write both").click()
-    expect(page.get_by_text("Both wrote the same.")).to_be_visible()
+    expect(page.get_by_text("Both wrote the same text.")).to_be_visible()
     page.get_by_label("Checkpoint A").select_option("base@0")
     page.get_by_role("button", name="Write both").click()
     expect(page.locator(".side > .hint")).to_have_count(2)
@@ -717,6 +717,13 @@ def test_two_checkpoints_write_from_the_same_dice(visit: Visit) -> None:
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_never_has_sixty_seconds(visit: Visit) -> None:
+    page = visit.open("training")
+    asked = [0.4, 59.4, 59.6, 75, 119.7, 3_599.6, 7_260]
+    found = page.evaluate("async (all) => { const { duration } = await import('/static/ui.mjs'); return all.map(duration); }", asked)
+    assert found == ["0 s", "59 s", "1 min 0 s", "1 min 15 s", "2 min 0 s", "1 h 0 min", "2 h 1 min"]
 
 
 def stat(page: Any, name: str) -> Any:
@@ -759,7 +766,7 @@ def test_samples_skills_and_checks_of_a_run_are_shown(visit: Visit, runs: Path) 
     expect(page.locator(".u-legend").first).to_contain_text("base")
     page.get_by_role("button", name="Logarithmic").click()
     expect(page.locator(".uplot")).to_have_count(3)
-    page.get_by_label("Held against").select_option("tinystories-PicoGPT")
+    page.get_by_label("Judge against").select_option("tinystories-PicoGPT")
     expect(page.locator(".checks li")).to_have_count(6)
     page.get_by_label("Compare with").select_option("shipped/tinystories-PicoGPT")
     expect(page.locator(".u-legend").first).to_contain_text("tinystories-PicoGPT")

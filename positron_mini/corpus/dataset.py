@@ -25,7 +25,7 @@ CLEAN = "karpathy/tinystories-gpt4-clean"
 CLEAN_ROWS: dict[str, tuple[int, int | None]] = {"test": (0, 10_000), "validation": (10_000, 20_000), "train": (20_000, None)}
 
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test", "testing")}
-TEXT_COLUMN = "text"  # else story or content, as in files of the user
+TEXT_COLUMN = "text"  # else story or content, as in a user's own files
 DATA_ENDINGS = ((".parquet",), (".jsonl", ".jsonl.gz"), (".csv", ".csv.gz"), (".txt", ".txt.gz"))
 NOT_DATA = re.compile(r"(^|/)(\.|readme|licen[cs]e|requirements|notice|changelog)", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -75,7 +75,7 @@ def resolve_source(spec: str) -> Source:
     if not _REPO.fullmatch(name) or name.endswith((".txt", ".jsonl", ".json", ".parquet", ".gz", ".csv", ".md")) or name.startswith("."):
         if "/" in spec or "\\" in spec or path.suffix:
             raise DataError(f"{spec}: no such file or folder", "check the path, or use --dataset tinystories")
-        message = f"--dataset {spec!r} is no known data set and no path"
+        message = f"--dataset {spec!r} is neither a known data set nor a path"
         raise UsageError(message, "--dataset tinystories  (or owner/name:split:column, or a path)")
     if Path(name.split("/")[0]).is_dir() and not rest:
         raise DataError(f"{spec}: no such file or folder", f"for the hub's data set of this name: --dataset {spec}:train")
@@ -100,7 +100,7 @@ def write_documents(out: Path, documents: Iterable[str]) -> int:
             count += 1
         if not count:
             message = f"nothing to write to {out}: no usable document in what was read"
-            raise DataError(message, "ask for more of it, or for another split or column")
+            raise DataError(message, "ask for more documents, or for another split or column")
 
     stream_file(out, fill)
     return count
@@ -121,7 +121,7 @@ def fetch_dataset(
 def _dataset_source(spec: str | Source) -> Source:
     source = resolve_source(spec) if isinstance(spec, str) else spec
     if source.kind != "dataset":
-        raise UsageError(f"{spec} is no hub data set", "name one as owner/name:split:column")
+        raise UsageError(f"{spec} is not a data set of the hub", "name one as owner/name:split:column")
     return source
 
 

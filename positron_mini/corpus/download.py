@@ -120,7 +120,7 @@ def fetch_file(
                 return _give_name(part, target)
             part.unlink(missing_ok=True)
             say(f"{entry.name} arrived damaged (not the hash that the hub promised)" + ("; fetching it again" if round_ == 1 else ""))
-    message = f"{entry.name} of {listing.repo} arrived twice with another hash than the hub promises; nothing was kept"
+    message = f"{entry.name} of {listing.repo} arrived twice without the hash that the hub promises; nothing was kept"
     raise HubError(message, "try again later, or from another network")
 
 
@@ -193,11 +193,11 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
             handle = open(part, "r+b")  # noqa: SIM115 (closed below; only its own errors may be translated)
         with handle:
             handle.seek(have)
-            for chunk in response.iter_bytes():  # as they come: a larger size would hold back, and at a cut lose, what has arrived
+            for chunk in response.iter_bytes():  # as they come: a larger size would hold back what has arrived, and lose it at a cut
                 try:
                     handle.write(chunk[: wanted - have])
                     handle.flush()
-                except OSError as error:  # not the network's: no use to ask again
+                except OSError as error:  # the disk's, not the network's: no use asking again
                     raise from_os_error(error, f"writing {part}") from error
                 have = min(wanted, have + len(chunk))
                 yield have

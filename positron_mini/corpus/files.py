@@ -1,4 +1,4 @@
-"""Documents from files of the user, which are only ever read: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of them."""
+"""Documents from the user's files, which are only ever read: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def list_files(path: Path) -> list[Path]:
         )
     if not path.is_dir():
         raise DataError(
-            f"{path}: neither a file nor a folder, and a text is read twice", f"cat '{path}' > stories.txt, then give stories.txt"
+            f"{path}: neither a file nor a folder, and a text has to be read twice", f"cat '{path}' > stories.txt, then give stories.txt"
         )
     everything = list(_all_files(path))
     files = [file for file in everything if _kind(file) is not None]
@@ -124,7 +124,9 @@ def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iter
     """The documents of a piece, as `read_documents` gives them. All pieces of a file in turn give what the file gives."""
     path = piece.path
     if path.suffix.lower() == ".json":
-        raise DataError(f"{path}: .json is read one object a line only", f"jq -c '.[]' '{path}' > '{path.stem}.jsonl'")
+        raise DataError(
+            f"{path}: a .json file is not read; it must be .jsonl, one object a line", f"jq -c '.[]' '{path}' > '{path.stem}.jsonl'"
+        )
     stats.files += piece.start == 0
     reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}.get(_kind(path) or "txt", _read_txt)
     with _refusals(path):

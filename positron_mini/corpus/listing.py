@@ -163,7 +163,7 @@ def list_files(repo: str, *, revision: str = "main", patience: Patience | None =
         except WrongAnswerError as error:
             last = error
         except ValueError as error:
-            message = f"{endpoint()} answers with something else than a hub's JSON (a login page of this network?)"
+            message = f"{endpoint()} answers with something other than a hub's JSON (a login page of this network?)"
             raise HubUnreachableError(message, hint or "open a page in a browser, log in to the network, then start again") from error
         except http_errors() as error:
             reason = str(error) or type(error).__name__

@@ -39,13 +39,13 @@ def parse_mix(spec: str) -> list[tuple[str, float]] | None:
         shares = [math.nan]
     if not all(name for name, _, _ in named) or not all(math.isfinite(share) and share > 0 for share in shares):
         raise UsageError(
-            f"--dataset {spec!r}: every text of a mix has a share above 0 after its name", "--dataset tinystories:0.7,storyworld:0.3"
+            f"--dataset {spec!r}: every text of a mix needs a share above 0 after its name", "--dataset tinystories:0.7,storyworld:0.3"
         )
     return [(name, share / sum(shares)) for (name, _, _), share in zip(named, shares, strict=True)]
 
 
 def choose(paths: Sequence[Path], shares: Sequence[float], seed: int) -> list[Ingredient]:
-    """What of each text goes into the mix. Errors: DataError for a text without a story, and those of reading."""
+    """The part of each text that goes into the mix. Errors: DataError for a text without a story, and those of reading."""
     tables = []
     for path in paths:
         block = KeyBlock()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from positron_mini.corpus.download import human_time
 from positron_mini.corpus.reading import SEPARATOR, ReadStats
 
 Say = Callable[[str], None]
@@ -33,19 +34,13 @@ class Progress:
             return
         self._last = now
         done_bytes, rate = self._before + new_bytes, new_bytes / (now - self._start)
-        left = max(0.0, (self._total - done_bytes) / rate)
+        left = human_time(max(0.0, (self._total - done_bytes) / rate))
         percent = min(100, 100 * done_bytes // max(1, self._total))
-        self._say(
-            f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {_time(left)} left"
-        )
+        self._say(f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {left} left")
 
     def seconds(self) -> float:
         """Seconds since the beginning."""
         return self._clock() - self._start
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def first_sentence(text: str) -> str:
@@ -56,7 +51,7 @@ def first_sentence(text: str) -> str:
 
 
 def reading_report(stats: ReadStats) -> dict[str, Any]:
-    """What was found while reading, as JSON: it belongs to the files and not to their stories alone."""
+    """What was found while reading, as JSON; it is about the files, not only about their stories."""
     report = asdict(stats)
     bad = ("bom", "carriage_returns", "invalid_utf8", "nul", "lower_blocks")
     return {
@@ -116,11 +111,11 @@ def _remarks(read: dict[str, Any]) -> list[str]:
     lines = []
     if read["blank_line_files"]:
         lines.append(
-            f"note:        no line {SEPARATOR} in {read['blank_line_files']:,} of {read['files']:,} files: there blank lines separate"
+            f"note:        no line {SEPARATOR} in {read['blank_line_files']:,} of {read['files']:,} files: their stories end at blank lines"
         )
     if read["inner_separators"]:
         lines.append(
-            f"note:        {read['inner_separators']:,} times {SEPARATOR} inside a story, kept as text: only a line of its own separates"
+            f"note:        {SEPARATOR} inside a line {read['inner_separators']:,} times, kept as text: it separates only alone on a line"
         )
     if read["other_files"]:
         lines.append(f"note:        {read['other_files']:,} files of other kinds in the folder were not read")

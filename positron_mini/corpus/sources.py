@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from positron_mini.corpus.dataset import resolve_source, write_dataset, write_documents
+from positron_mini.corpus.download import Say
 from positron_mini.corpus.files import read_documents
 from positron_mini.corpus.memo import signature_of
 from positron_mini.corpus.mix import choose, mixed, parse_mix
@@ -16,10 +16,9 @@ from positron_mini.corpus.reading import ReadStats
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.files import read_json, write_json
 
-STORYWORLD_STORIES = 20_000  # about 18 MB, some epochs for half an hour on a laptop
+STORYWORLD_STORIES = 20_000  # about 18 MB, a few epochs in half an hour on a laptop
 TINYSTORIES_BYTES_PER_STORY = 900  # a little above the mean, to ask the hub for enough
 ENTROPY_STORIES = 2_000  # their mean is within a percent of that of all
-Say = Callable[[str], None]
 
 
 def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = None, seed: int = 0, say: Say) -> Path:
@@ -47,9 +46,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
         return source.path
     out = text_out or Path("data") / f"{source.path.stem}{'' if stories is None else f'-{stories}'}.txt"
     if out.exists() and out.resolve() == source.path.resolve():
-        raise UsageError(
-            f"{out}: this is the text that is to be read; it would be written over", f"--text_out {out.with_suffix('')}-copy.txt"
-        )
+        raise UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {out.with_suffix('')}-copy.txt")
     count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
     say(f"{out}: {count:,} stories")
     return out
@@ -65,7 +62,7 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
         return out
     storyworld.write_corpus(out, seed, stories)
     entropy = storyworld.entropy_bits_per_byte(seed, min(stories, ENTROPY_STORIES))
-    write_json(_note_of(out), {**facts, "entropy_bits_per_byte": round(entropy, 5)})
+    write_json(_note_path(out), {**facts, "entropy_bits_per_byte": round(entropy, 5)})
     say(f"{out}: {stories:,} stories from the story world, seed {seed}; the generator's entropy is {entropy:.3f} bits per byte")
     return out
 
@@ -87,27 +84,26 @@ def write_mix(shares: list[tuple[str, float]], out: Path | None, *, stories: int
     say(f"mixing {', '.join(f'{share:.0%} {name}' for name, share in shares)}")
     ingredients = choose(paths, [share for _, share in shares], seed)
     count = write_documents(out, itertools.islice(mixed(ingredients), stories))
-    write_json(_note_of(out), facts)
+    write_json(_note_path(out), facts)
     parts = [f"{each.chosen_bytes / 1e6:,.1f} MB of {name}" for (name, _), each in zip(shares, ingredients, strict=True)]
     say(f"{out}: {count:,} stories{'' if stories is None else ' of a mix'} from {', '.join(parts)}")
     return out
 
 
-def _note_of(out: Path) -> Path:
+def _note_path(out: Path) -> Path:
     """The file beside a text that says what it is; it is written last. Errors: UsageError when the text has that name."""
     note = out.with_suffix(".json")
     if note == out:
-        raise UsageError(f"{out}: the name is needed for the note on the text", f"--text_out {out.with_suffix('.txt')}")
+        raise UsageError(f"{out}: this name is kept for the note on the text", f"--text_out {out.with_suffix('.txt')}")
     return note
 
 
 def _is_there(out: Path, facts: dict[str, Any]) -> bool:
     """Whether the text with these facts lies there finished; if not, `out` may be written. Errors: UsageError for a file of the user's."""
-    note = _note_of(out)
-    found = _read_note(note)
+    note, found = _note_path(out), note_of(out)
     if note.is_file() and "corpus" not in found:
         raise UsageError(
-            f"{note}: this is no note on a text, and would be written over", f"--text_out {out.with_suffix('')}-{facts['corpus']}.txt"
+            f"{note}: this is not a note on a text, and would be overwritten", f"--text_out {out.with_suffix('')}-{facts['corpus']}.txt"
         )
     if out.is_file() and facts.items() <= found.items():
         return True
@@ -117,14 +113,16 @@ def _is_there(out: Path, facts: dict[str, Any]) -> bool:
 
 def generator_entropy(text: Path) -> float | None:
     """Bits per byte of the choices that made a story-world text, which no model can be below; None for any other text."""
-    found = _read_note(text.with_suffix(".json")) if text.name and text.suffix != ".json" else {}
+    found = note_of(text)
     return found.get("entropy_bits_per_byte") if found.get("corpus") == "storyworld" else None
 
 
-def _read_note(path: Path) -> dict[str, Any]:
-    """The note on a text; nothing where there is none, or where a file of the user's has its name."""
+def note_of(text: Path) -> dict[str, Any]:
+    """What `positron prepare` noted beside a text it wrote; empty where there is no note, or where a file of the user's has its name."""
+    if not text.name or text.suffix == ".json":
+        return {}
     try:
-        found = read_json(path)
+        found = read_json(text.with_suffix(".json"))
     except PositronError:
         return {}
     return found if isinstance(found, dict) else {}

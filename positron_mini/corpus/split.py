@@ -21,7 +21,7 @@ from positron_mini.errors import DataError
 
 KEY_BYTES = 16
 ROW_BYTES = 2 * KEY_BYTES + 4
-_BUCKET_KEYS = 1 << 20  # compared at once: about 100 MB with all that sorting them takes
+_BUCKET_KEYS = 1 << 20  # compared at once: about 100 MB, sorting included
 _PIECE_CHARS = 1 << 20
 _LOW, _HIGH, _WANTED = 0.01, 0.10, 200  # validation share: at least, at most, and the stories that are enough
 Keys = NDArray[np.uint64]  # (documents, 2): upper and lower half of each key
@@ -216,7 +216,7 @@ def split_by_file(train: KeyTable, validation: KeyTable, name: str) -> tuple[Spl
     ours = kept & ~is_shared
     leaders = kept & first_of_each(train.normalised, count)
     if not ours.any():
-        raise DataError(f"{name}: every story also stands in the validation text", "give a validation text with other stories")
+        raise DataError(f"{name}: every story is in the validation text too", "give a validation text with other stories")
     if not wanted.any():
         raise DataError("the validation text holds no story", f"leave it out, and some stories of {name} are kept for validation")
     nothing = np.zeros(count, bool)

@@ -59,7 +59,7 @@ class SkillTest:
         return sum(len(ids) - 1 for texts in self.texts.values() for ids in texts)
 
     def within(self, most_tokens: float) -> SkillTest | None:
-        """The longest beginning that predicts at most so many tokens, None when two pairs of each skill are too many already."""
+        """The longest beginning that predicts at most so many tokens, None when even two pairs of each skill are too many."""
         sizes = np.array([[len(ids) - 1 for ids in texts] for texts in self.texts.values()])  # (skills, texts)
         units = sizes.reshape(len(sizes), -1, 4).sum((0, 2)).cumsum()  # tokens of the first 1, 2, ... units of all skills
         affordable = int(np.searchsorted(units, most_tokens, side="right"))

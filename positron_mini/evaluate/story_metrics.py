@@ -1,4 +1,4 @@
-"""What the stories of a model are like: do they end, do they turn in circles, are they copied, are they consistent?
+"""What the stories of a model are like: do they end, do they go round in circles, are they copied, are they consistent?
 
 A word is a run of letters, digits and apostrophes, in lower case; punctuation and case do not hide a repetition or a copy. Held-out stories
 of the same text are measured alike, because people repeat phrases too, and share them with other stories.
@@ -33,8 +33,8 @@ SAMPLING = SampleConfig(max_tokens=400, temperature=0.7, seed=42)
 HELD_OUT = 200  # stories of the validation part that are measured for comparison
 INDEXED_BYTES = 32_000_000  # of the training text; more would take more than a few seconds and 300 MB
 LONGEST_COPY = 256  # words; a longer copy is reported as this long
-LOOPED_WORDS = 12  # a story that says so many words in a row twice turns in circles
-COPIED_WORDS = 24  # a story with so many words in a row from the training text is copied
+LOOPED_WORDS = 12  # a story that says this many words in a row twice goes round in circles
+COPIED_WORDS = 24  # a story with this many words in a row from the training text is copied
 _WORD = re.compile(r"[\w']+")
 _ENDING = re.compile(r"[.!?…][\"'”’)]*\s*$")
 
@@ -237,8 +237,8 @@ def stories_suite(
 ) -> dict[str, Any]:
     """The result: {"suite", "items", "accuracy", "low", "high", "by_kind", "measures", "held_out", ...}.
 
-    Right is a story that ends, does not turn in circles, is not copied and, where the text is the story world's, is consistent; `by_kind`
-    has each of these. `prepared` is the text that the model was trained on, `score` how well it predicts the held-out part.
+    Right is a story that ends, does not go round in circles, is not copied and, where the text is the story world's, is consistent;
+    `by_kind` has each of these. `prepared` is the text that the model was trained on, `score` how well it predicts the held-out part.
     """
     index, is_storyworld, compared = None, False, None
     if prepared is not None:

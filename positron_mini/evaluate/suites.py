@@ -81,8 +81,8 @@ def run_suite(
     name: str, model: GPT, checkpoint: Checkpoint, *, items: int | None = None, done: Callable[[int, int], None] = lambda _i, _n: None
 ) -> dict[str, object]:
     """The result of a suite: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` is told (finished, all)."""
-    tasks = list(reading_items(items or READING_ITEMS)) if name == "reading" else list(request_items(items or REQUEST_ITEMS))
-    settings = READING if name == "reading" else REQUESTS
+    make, usual, settings = (reading_items, READING_ITEMS, READING) if name == "reading" else (request_items, REQUEST_ITEMS, REQUESTS)
+    tasks = list(make(usual if items is None else items))
     replies = []
     for i, task in enumerate(tasks, 1):
         prompt = prompt_ids(checkpoint, task.prompt)

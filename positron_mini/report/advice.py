@@ -60,7 +60,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Improvement:
-    """Whether a run still improves, and what twice the tokens take away: bits per byte, and the share of them."""
+    """Whether a run still improves, and what twice the tokens take off its bits per byte: how many, and as a share."""
 
     verdict: Verdict
     gain: float | None = None
@@ -105,11 +105,11 @@ def gain_per_doubling(rows: Sequence[StepReport]) -> float | None:
 def _improving(rows: Sequence[StepReport], gain: float | None, share: float | None) -> Verdict:
     question = "Is it still improving?"
     if gain is None or share is None:
-        return Verdict(question, None, f"Validations at the constant rate: {len(rows)}; a line through them takes {LEAST_POINTS}.")
+        return Verdict(question, None, f"Validations at the constant rate: {len(rows)}; a line through them needs {LEAST_POINTS}.")
     read = f"Over the last {len(rows)} validations at the constant rate, steps {rows[0].step:,} to {rows[-1].step:,}"
     if gain <= 0:
         return Verdict(question, False, f"{read}, bits per byte no longer fall.")
-    rate = f"{read}, twice the tokens take {gain:.3f} bits per byte away, {share:.1%} of them"
+    rate = f"{read}, twice the tokens take off {gain:.3f} bits per byte, {share:.1%} of them"
     return Verdict(question, share > WORTHWHILE, f"{rate}; more than {WORTHWHILE:.0%} counts as improving.")
 
 
@@ -117,7 +117,7 @@ def _improving_answers(record: RunRecord) -> Verdict:
     """A fine-tuning reads its conversations again and again: it improves while the newest held-out loss is the lowest."""
     question, rows = "Is it still improving?", record.validations
     if len(rows) < LEAST_POINTS:
-        return Verdict(question, None, f"Validations: {len(rows)}; it takes {LEAST_POINTS}.")
+        return Verdict(question, None, f"Validations: {len(rows)}; an answer needs {LEAST_POINTS}.")
     best = min(rows, key=lambda row: row.val_loss or 0.0)
     figures = f"The lowest held-out loss is {best.val_loss:.3f} nats per answer token at step {best.step:,}"
     if best.step == rows[-1].step:
@@ -128,7 +128,7 @@ def _improving_answers(record: RunRecord) -> Verdict:
 def _stories(record: RunRecord, corpus: Corpus, lines: Sequence[SkillLine]) -> Verdict:
     question = "Is it good enough for stories?"
     if record.kind != "pretrain":
-        return Verdict(question, None, "This is a fine-tuning; ask it of its base run.")
+        return Verdict(question, None, "This is a fine-tuning run; ask this of its base run.")
     if not lines:
         return Verdict(question, None, "No skills were measured in this run.")
     grammar = [line for line in lines if area_of(line.skill) == "grammar"]
@@ -138,7 +138,7 @@ def _stories(record: RunRecord, corpus: Corpus, lines: Sequence[SkillLine]) -> V
     is_below = None if bigram is None or newest is None else newest < bigram.bits_per_byte
     reason = f"{len(known)} of {len(grammar)} grammar skills are above chance, {len(sure)} of all {len(lines)} above 80 %"
     if bigram is not None and newest is not None:
-        reason += f"; {newest:.3f} bits per byte against {bigram.bits_per_byte:.3f} of the bigram"
+        reason += f"; {newest:.3f} bits per byte against the bigram's {bigram.bits_per_byte:.3f}"
     is_good = len(known) == len(grammar) and 2 * len(sure) >= len(lines) and is_below is not False
     return Verdict(question, is_good, f"{reason}.")
 
@@ -152,7 +152,7 @@ def _fine_tuning(stories: Verdict, lines: Sequence[SkillLine]) -> Verdict:
     is_good = stories.answer and 4 * len(risen) >= 3 * len(lines) and bool(tracking)
     first = "It is good enough for stories" if stories.answer else "It is not good enough for stories"
     names = ", ".join(line.title for line in tracking) or "none"
-    return Verdict(question, is_good, f"{first}; {len(risen)} of {len(lines)} skills are above chance, of those that keep track: {names}.")
+    return Verdict(question, is_good, f"{first}; {len(risen)} of {len(lines)} skills are above chance; those about keeping track: {names}.")
 
 
 def _further(record: RunRecord) -> str:

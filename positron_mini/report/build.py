@@ -16,7 +16,7 @@ PICTURES = ("loss.png", "bits_per_byte.png", "skills.png", "throughput.png")
 
 
 def pictures(found: Evolution) -> dict[str, tuple[plots.Draw, tuple[float, float]]]:
-    """The figures for a README by file name, with their sizes in inches; none without data for it."""
+    """The figures for a README by file name, with their sizes in inches; one without data is left out."""
     record = found.record
     drawn: dict[str, tuple[plots.Draw, tuple[float, float]]] = {}
     if record.reports:
@@ -34,7 +34,10 @@ def write_report(found: Evolution) -> tuple[Path, list[Path]]:
     remember(found.record, found.corpus)
     text = page(found)
     if len(text.encode()) > MOST_BYTES:
-        raise PositronError(f"the report would have {len(text.encode()):,} bytes, more than {MOST_BYTES:,}", "report this as a fault")
+        raise PositronError(
+            f"the report would have {len(text.encode()):,} bytes, more than {MOST_BYTES:,}",
+            "please report it as a bug, with the size of the run",
+        )
     html, folder = found.record.path / "report.html", found.record.path / "report"
     written = []
     drawn = pictures(found)

@@ -243,7 +243,8 @@ def compare(given_a: str, given_b: str, *, prompts: Sequence[str], seed: int | N
     """The comparison. `prompts` empty, `seed` or `max_tokens` None: as the milestones have them. Errors: CheckpointError, RunError."""
     a, b = open_side(given_a, say), open_side(given_b, say)
     usual, sampling = default_prompts(a, b)
-    sampling = replace(sampling, seed=sampling.seed if seed is None else seed, max_tokens=max_tokens or sampling.max_tokens)
+    sampling = sampling if seed is None else replace(sampling, seed=seed)
+    sampling = sampling if max_tokens is None else replace(sampling, max_tokens=max_tokens)
     models = (load_model(a.checkpoint), load_model(b.checkpoint))
     skills = [] if a.checkpoint.is_chat or b.checkpoint.is_chat else skill_moves(a, b, models, say)
     samples = twins(a, b, models, tuple(prompts) or usual, sampling)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini import files
-from positron_mini.corpus.sources import generator_entropy
+from positron_mini.corpus.sources import generator_entropy, note_of
 from positron_mini.errors import PositronError
 from positron_mini.prepare import Prepared
 from positron_mini.pretrain import validation_subset
@@ -48,7 +48,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is known about a run's text. `report` is that of its preparation, `note` that of `positron prepare` on where it is from."""
+    """What is known about a run's text. `report` is from its preparation; `note` says where `positron prepare` had it from."""
 
     references: tuple[Reference, ...]
     report: dict[str, Any]
@@ -67,7 +67,7 @@ def describe_corpus(record: RunRecord, cache_dir: Path = Path("data/cache")) -> 
     if remembered is not None:
         return remembered
     prepared = open_prepared(record, cache_dir)
-    note = _note_of(record)
+    note = note_of(Path(str(record.config.get("dataset_path") or "data/tinystories.txt")))
     counted = () if prepared is None else _counted(record, prepared)
     report = {} if prepared is None else {name: value for name, value in prepared.report.items() if name != "samples"}
     return Corpus((*_uniform(record), *counted, *_entropy(record)), report, note)
@@ -94,16 +94,6 @@ def _recall(record: RunRecord) -> Corpus | None:
 def _fingerprints(record: RunRecord) -> dict[str, Any]:
     """What the references depend on."""
     return {"text": record.identity.get("text"), "tokenizer": record.identity.get("tokenizer"), "validated": _validation_tokens(record)}
-
-
-def _note_of(record: RunRecord) -> dict[str, Any]:
-    """The note that lies beside the text; empty where there is none."""
-    text = Path(str(record.config.get("dataset_path") or "data/tinystories.txt"))
-    try:
-        note = files.read_json(text.with_suffix(".json")) if text.suffix != ".json" else {}
-    except (PositronError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
 
 
 def open_prepared(record: RunRecord, cache_dir: Path) -> Prepared | None:

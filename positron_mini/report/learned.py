@@ -63,7 +63,8 @@ def holm(p_values: dict[str, float], level: float) -> set[str]:
 
 def above(scores: Sequence[SkillScore], share: float) -> set[str]:
     """The skills among those measured together that are above `share`."""
-    tails = {row.skill: binomial_tail(int(row.accuracy * row.pairs + 1e-6), row.pairs, share) for row in scores}  # half a point for a tie
+    # a quarter makes good the four digits of the log, and still rounds the half point of a tie down
+    tails = {row.skill: binomial_tail(int(row.accuracy * row.pairs + 0.25), row.pairs, share) for row in scores}
     return holm(tails, LEVEL) & {row.skill for row in scores if row.low > share}
 
 

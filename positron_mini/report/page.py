@@ -26,7 +26,7 @@ def page(found: Evolution) -> str:
         speed_section(found),
         corpus_section(found),
         setup_section(found),
-        method_section(found),
+        method_section(),
     ]
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     return (
@@ -225,7 +225,7 @@ def _speed_facts(found: Evolution) -> list[tuple[str, str]]:
     record, speed = found.record, found.tok_per_s or 0.0
     elapsed = record.reports[-1].elapsed_s
     facts = [
-        ("time of training", f"{duration(elapsed)}, validation, samples and saving among it"),
+        ("training time", f"{duration(elapsed)}, validation, samples and saving included"),
         ("median speed", f"{speed:,.0f} tokens a second"),
     ]
     if record.scoring_s and elapsed > 0:

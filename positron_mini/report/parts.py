@@ -33,7 +33,7 @@ def samples_section(found: Evolution) -> str:
     steps = {sample.step for sample in samples}
     intro = (
         f"<p>The same beginnings with the same seeds at each milestone, temperature {first.temperature:g}; nothing is picked by hand. "
-        "<mark>Marked</mark> is what differs from the sample above; where less than a third was kept, all of it is new and nothing is "
+        "<mark>Marked</mark> is what differs from the sample above; where less than three tenths of its words were kept, nothing is "
         "marked.</p>"
     )
     shown = "".join(_prompt(prompt, entries) for prompt, entries in timelines(samples, FEW_SAMPLES).items())
@@ -75,9 +75,9 @@ def skills_section(found: Evolution) -> str:
     pairs_each = sorted({row.pairs for line in lines for row in line.scores})
     number = f"{pairs_each[0]:,}" if len(pairs_each) == 1 else f"{pairs_each[0]:,} to {pairs_each[-1]:,}"
     intro = (
-        f"<p>Each skill is {number} pairs of texts that differ in one thing, of which one is right. The number is how many of 100 right "
-        "ones the model finds likelier; guessing gives 50. The frame stands where a skill rose above chance for good, the thick one where "
-        "it rose above 80: by its 95 % interval, and by a test that allows for looking at all of them together.</p>"
+        f"<p>Each skill is {number} pairs of texts that differ in one thing, of which one is right. The number says in how many of 100 "
+        "pairs the model finds the right one likelier; guessing gives 50. A thin frame marks where a skill rose above chance for good, a "
+        "thick one where it rose above 80: by its 95 % interval, and by a test that allows for looking at all skills together.</p>"
     )
     unlearned = f'<p class="note">{esc(_unlearned(lines))}</p>'
     return section("skills", "What it can do", _claims(found.claims), intro, _heat(lines), unlearned, _asked(lines))
@@ -117,7 +117,7 @@ def _heat(lines: Sequence[SkillLine]) -> str:
     """The accuracies as a table of colours; on a narrow page only some of the columns are shown."""
     every = sorted({row.step for line in lines for row in line.scores})
     risen = {step for line in lines for step in (line.above_chance, line.above_sure) if step is not None}
-    steps = every if len(every) <= MOST_CELLS else sorted(set(shown_steps(every, MOST_CELLS - len(risen & set(every)))) | risen)
+    steps = every if len(every) <= MOST_CELLS else sorted(set(shown_steps(every, max(2, MOST_CELLS - len(risen)))) | risen)
     few = set(shown_steps(steps, FEW_CELLS))
     heads = "".join(f'<th scope="col"{_narrow(step, few)}>{step:,}</th>' for step in steps)
     body = "\n".join(_heat_row(line, steps, few) for line in lines)
@@ -220,7 +220,7 @@ def setup_section(found: Evolution) -> str:
         )
     happened = [(f"step {step:,}", esc(text)) for step, text in record.events]
     way = details("What happened on the way", pairs(happened)) if happened else ""
-    return section("again", "Do it again", text, f"{commands}", details("What it ran on", pairs(rows)), way)
+    return section("again", "Do it again", text, commands, details("What it ran on", pairs(rows)), way)
 
 
 def _replay(record: RunRecord) -> str:
@@ -231,7 +231,7 @@ def _fingerprints(found: Evolution) -> list[tuple[str, object]]:
     return [(name, found.record.identity[name]) for name in ("text", "tokenizer", "data", "base") if found.record.identity.get(name)]
 
 
-def method_section(found: Evolution) -> str:
+def method_section() -> str:
     """The rules behind the lines, the words and the advice, as the modules state them."""
     rules = {"Lines in the curve": corpus.__doc__, "What counts as learned": learned.__doc__, "Advice": advice.__doc__}
     parts = [f"<h3>{name}</h3>{_paragraphs(text or '')}" for name, text in rules.items()]

@@ -158,8 +158,8 @@ class Chart:
             axes.plot(x, y, "o", color=paint["accent"], markeredgecolor=paint["paper"], markersize=5, zorder=4)
         self._limits(axes)
         main = next((curve for curve in self.curves if curve.is_main and curve.points), None)
-        named = self.levels and main is not None
-        _levels(axes, self.levels, (main.points[-1][1], "this model") if main and named else None, paint)
+        reached = (main.points[-1][1], "this model") if main is not None and self.levels else None
+        _levels(axes, self.levels, reached, paint)
         _moments(axes, self.moments, paint)
         axes.set_xlabel(self.x_label)
         axes.set_title(self.y_label, loc="left", fontsize=9.5, color=paint["muted"])

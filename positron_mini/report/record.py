@@ -55,7 +55,6 @@ class RunRecord:
     samples: tuple[Sample, ...]
     skills: tuple[SkillScore, ...]
     stories: tuple[dict[str, Any], ...]  # how well a fine-tuned model still tells stories
-    before: dict[str, Any] | None  # a fine-tuning's validation before its first step
     peak_bytes: int | None  # of main memory, where the run wrote it down
     scoring: dict[int, float]  # seconds that it took to score the skills, by step
     events: tuple[tuple[int, str], ...]  # step and sentence of what else happened
@@ -119,10 +118,6 @@ class RunRecord:
         """The report of a step."""
         return next((row for row in self.reports if row.step == step), None)
 
-    def validation_at(self, step: int) -> StepReport | None:
-        """The report of the newest validation up to a step."""
-        return next((row for row in reversed(self.validations) if row.step <= step), None)
-
 
 def shown_path(text: str) -> str:
     """A path as a report shows it to others: a relative one as it is, of an absolute one the name."""
@@ -160,7 +155,6 @@ def read_run(path: Path, *, until: int | None = None) -> RunRecord:
             samples=typed(Sample, "samples.jsonl"),
             skills=typed(SkillScore, "skills.jsonl"),
             stories=tuple(rows("stories.jsonl")),
-            before=next((e for e in events if e.get("kind") == "before"), None),
             peak_bytes=max((int(e["peak_bytes"]) for e in events if e.get("kind") == "memory"), default=None),
             scoring={e["step"]: float(e["seconds"]) for e in events if e.get("kind") == "skills"},
             events=tuple((e["step"], e["text"]) for e in events if isinstance(e.get("text"), str)),

@@ -135,7 +135,7 @@ def _refuse_foreign(model: bytes, name: str) -> None:
     if not model:
         raise TokenizerError(f"{name}: the file is empty", HINT)
     if len(model) > MAX_FILE_BYTES:
-        raise TokenizerError(f"{name}: {len(model):,} bytes or more are no tokenizer; at most {MAX_FILE_BYTES:,} are read", HINT)
+        raise TokenizerError(f"{name}: {len(model):,} bytes or more, too large for a tokenizer; at most {MAX_FILE_BYTES:,} are read", HINT)
     for start, what in _FOREIGN_STARTS:
         if model.startswith(start):
             raise TokenizerError(f"{name}: not a SentencePiece model but {what}", HINT)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import sentencepiece
 
 from positron_mini import files
+from positron_mini.device import usable_cores
 from positron_mini.errors import TokenizerError
 from positron_mini.tokenizer.model_file import (
     BOS,
@@ -150,7 +150,7 @@ class Tokenizer:
         """`[encode(text) for text in texts]`, by `threads` threads (0: one per core)."""
         if any(len(text) > _MAX_CHARS_AT_ONCE for text in texts):
             return [self.encode(text) for text in texts]
-        encoded = self._processor.encode([to_utf8(text) for text in texts], num_threads=threads or _cores())
+        encoded = self._processor.encode([to_utf8(text) for text in texts], num_threads=threads or usable_cores())
         return [list(ids) for ids in encoded]
 
     def encode_document(self, text: str) -> list[int]:
@@ -158,7 +158,7 @@ class Tokenizer:
         return [BOS, *self.encode(text.strip("\r\n")), EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. Control ids and the unknown give nothing; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`. Control ids and the unknown give nothing; bytes that are not UTF-8 become U+FFFD."""
         return b"".join([self._bytes_of(index) for index in ids]).decode("utf-8", errors="replace")
 
     def piece(self, id: int) -> str:
@@ -173,7 +173,7 @@ class Tokenizer:
     def _bytes_of(self, index: int) -> bytes:
         if not 0 <= index < self.vocab_size:
             message = f"id {index:,} does not exist: the tokenizer has {self.vocab_size:,} pieces"
-            raise TokenizerError(message, "use the tokenizer that stands in the model's own folder")
+            raise TokenizerError(message, "use the tokenizer in the model's own folder")
         return self._byte_table[index]
 
     def _parts(self, text: str) -> Iterator[str]:
@@ -213,7 +213,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 0) 
     """
     if vocab_size > MAX_PIECES:
         raise TokenizerError(f"a vocabulary of {vocab_size:,} pieces is too large: at most {MAX_PIECES:,}", "--vocab_size 16000")
-    threads = min(threads or _cores(), _MAX_TRAINING_THREADS)
+    threads = min(threads or usable_cores(), _MAX_TRAINING_THREADS)
     source = _Sentences(texts)
     written = io.BytesIO()
     try:
@@ -307,17 +307,13 @@ def to_utf8(text: str) -> bytes:
         return text.replace(SPACE, " ").encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"character {error.start:,} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair, which is no character",
+            f"character {error.start:,} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair, not a character",
             "remove it, or read the text as UTF-8 with errors='replace'",
         ) from error
 
 
 def _pairs(text: str) -> Iterator[str]:
     return (text[at : at + 2] for at in range(len(text) - 1))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_line(error: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from positron_mini import __version__
 from positron_mini.errors import CheckpointError, PositronError
 from positron_mini.web.engine import Busy, Stopped
 from positron_mini.web.guard import Guard
+from positron_mini.web.lab import lab_routes
 from positron_mini.web.openai import openai_routes
 from positron_mini.web.schemas import RequestError, error_body, first_violation
 from positron_mini.web.state import ServerState
@@ -47,8 +47,7 @@ def create_app(state: ServerState) -> FastAPI:
         lifespan=lifespan,
     )
     app.include_router(openai_routes(state))
-    if importlib.util.find_spec("positron_mini.web.lab"):
-        app.include_router(importlib.import_module("positron_mini.web.lab").lab_routes(state))
+    app.include_router(lab_routes(state))
     _serve_page(app, Path(__file__).parent)
     app.add_exception_handler(PositronError, _positron_error)
     app.add_exception_handler(HTTPException, _http_error)

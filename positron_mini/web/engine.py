@@ -1,4 +1,4 @@
-"""One computation at a time: a thread of its own, a short queue before it, and a way to stop what nobody waits for any more.
+"""One computation at a time: a thread of its own, a short queue before it, and a way to stop what nobody waits for.
 
 Everything here but `Job._work` runs on the event loop, so that there is nothing to lock.
 """
@@ -26,8 +26,8 @@ R = TypeVar("R")
 class Busy(PositronError):
     """The queue is full. `retry_after_s` is when a place is likely to be free."""
 
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"one request is being answered and {QUEUE} wait", f"try again in {retry_after_s} s")
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"one request is being answered and {waiting} wait", f"try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
 
@@ -66,7 +66,7 @@ class Job(Generic[T]):
         self._engine._forget(self)
 
     def check(self) -> None:
-        """Nothing, or Stopped once the job is cancelled; for the thread that computes."""
+        """Nothing. Errors: Stopped once the job is cancelled. For the thread that computes."""
         if self._cancelled.is_set():
             raise Stopped("the request was cancelled")
 
@@ -123,7 +123,7 @@ class Engine:
         if self._closed:
             raise Stopped("the server is shutting down")
         if self._running is not None and len(self._waiting) >= self._queue:
-            raise Busy(min(60, max(1, math.ceil(self._typical_s * (1 + len(self._waiting))))))
+            raise Busy(self.waiting, min(60, max(1, math.ceil(self._typical_s * (1 + self.waiting)))))
         job = Job(self, work)
         self._waiting.append(job)
         self._next()

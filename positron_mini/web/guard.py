@@ -31,12 +31,12 @@ OPEN_PATHS = frozenset({"/", "/health"})
 PAGE_PREFIXES = ("/static/", "/vendor/")  # what `/` consists of; holds no secret
 HTTP_VERSIONS = frozenset({"1.0", "1.1"})
 MAX_BODY_BYTES = 1 << 20
-MAX_BRACKETS = 100_000  # more lists and objects than any request has; making a million of them would take a second
+MAX_BRACKETS = 100_000  # lists and objects, more than any request needs; making a million of them would take a second
 MAX_HEADER_BYTES = 16 << 10
-MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send, so that it comes to reading why
+MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send before it reads why
 MAX_CONNECTIONS = 512
 REQUEST_S = 10.0  # from the first byte of a request to its last
-STALLED_S = 1.0  # a client that takes nothing for so long, with the system's buffers full, has gone
+STALLED_S = 1.0  # a client that reads nothing for this long, with the system's buffers full, has gone
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -78,7 +78,7 @@ class Guard:
         answering = _Answering(send)
         try:
             if scope["http_version"] not in HTTP_VERSIONS:
-                raise Refusal(505, f"HTTP/{scope['http_version']} is not spoken here", code="http_version_not_supported")
+                raise Refusal(505, f"this server does not speak HTTP/{scope['http_version']}", code="http_version_not_supported")
             self._check(scope["method"], scope["path"], Headers(scope=scope))
             body = await _whole_body(Headers(scope=scope), receive)
             if scope["method"] == "POST":
@@ -98,12 +98,12 @@ class Guard:
             await JSONResponse(error_body(message, "server_error", code="internal_error"), 500)(scope, receive, answering.send)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
-        """Nothing, or Refusal."""
+        """Nothing. Errors: Refusal."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise Refusal(403, "the Host header does not name this server", code="host_not_allowed")
         for origin in headers.getlist("origin"):
-            if urlsplit(origin).netloc.lower() != hosts[0].lower():
+            if origin_host(origin) != hosts[0].lower():
                 raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
         if path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
@@ -146,6 +146,14 @@ def host_name(host: str) -> str | None:
     return name.lower() if name and is_port else None
 
 
+def origin_host(origin: str) -> str:
+    """Host and port in an Origin header, in lower case; empty for an origin that is not an address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as half of an IPv6 address
+        return ""
+
+
 def is_address(name: str) -> bool:
     """Whether a host name is an IP address, which nobody can make point elsewhere."""
     try:
@@ -174,7 +182,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
 
 
 def _check_json(body: bytes) -> None:
-    """Nothing, or Refusal for what is not JSON of a sane depth in UTF-8. NaN, lone surrogates and endless numbers are none."""
+    """Nothing. Errors: Refusal for what is not JSON of a sane depth in UTF-8; NaN, lone surrogates and endless numbers are not JSON."""
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         raise Refusal(400, f"the body holds more than {MAX_BRACKETS:,} lists and objects", code="invalid_json")
     try:

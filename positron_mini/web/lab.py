@@ -1,4 +1,4 @@
-"""The lab page's own routes: what it shows of a model, and the files of the runs, in small bounded answers."""
+"""The routes of the lab page alone: what it shows of a model, and the files of the runs, in small bounded answers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
+from positron_mini.web.prompts import check_ids
 from positron_mini.web.run_files import read_log, run_facts
 from positron_mini.web.schemas import Body, RequestError, Text, TokenId
 from positron_mini.web.state import Served, ServerState
@@ -129,7 +130,7 @@ def _model_routes(router: APIRouter, state: ServerState) -> None:
     @router.post("/pieces")
     async def pieces(ask: PiecesAsk, request: Request) -> dict[str, Any]:
         """The tokens behind ids."""
-        return await look(ask, request, lambda served: {"tokens": _described(served, ask.ids)})
+        return await look(ask, request, lambda served: _pieces(served, ask.ids))
 
     @router.post("/next")
     async def next_token(ask: NextAsk, request: Request) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
 
     @router.get("/runs/{name}/checks")
     def checks(name: str, reference: Annotated[str | None, Query(max_length=256)] = None) -> dict[str, Any]:
-        """Whether the loss curve of a run is normal: by rules, and by a reference curve (default: the one that fits; empty: none)."""
+        """Whether the loss curve of a run is normal, by rules and by a reference curve (default: the one that fits; empty: none)."""
         run = run_called(name)
         facts = run_facts(run)
         if facts is None:
@@ -234,11 +235,7 @@ def _model_facts(served: Served) -> dict[str, Any]:
 
 
 def _described(served: Served, ids: list[int]) -> list[dict[str, Any]]:
-    """The tokens behind ids as JSON; bytes in hexadecimal. Errors: RequestError for an id that does not exist."""
-    vocab_size = served.speaker.tokenizer.vocab_size
-    wrong = next((index for index in ids if index >= vocab_size), None)
-    if wrong is not None:
-        raise RequestError(f"there is no token {wrong:,}; ids go from 0 to {vocab_size - 1:,}", param="ids")
+    """The tokens behind ids as JSON; bytes in hexadecimal."""
     return [_token(view) for view in lens.token_views(served.speaker.tokenizer, ids)]
 
 
@@ -257,10 +254,15 @@ def _next(served: Served, ask: NextAsk) -> dict[str, Any]:
         ids = encode_chat(tokenizer, [Message("user", ask.text)], add_generation_prompt=True).ids
     else:
         ids = [BOS, *tokenizer.encode(ask.text)]
-    _described(served, ask.then)
+    check_ids(tokenizer, ask.then, "then")
     logits = lens.next_token_distribution(served.speaker.model, ids + ask.then)
     likeliest = logits.topk(min(ask.top, len(logits))).indices.tolist()
     return {"logits": _fp32(logits), "candidates": _described(served, likeliest), "tokens": len(ids) + len(ask.then)}
+
+
+def _pieces(served: Served, ids: list[int]) -> dict[str, Any]:
+    check_ids(served.speaker.tokenizer, ids, "ids")
+    return {"tokens": _described(served, ids)}
 
 
 def _surprise(served: Served, text: str) -> dict[str, Any]:

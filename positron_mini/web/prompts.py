@@ -78,7 +78,7 @@ def text_prompt(served: Served, request: CompletionRequest) -> Prompt:
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
-    """Nothing, or RequestError naming the first id that the vocabulary lacks."""
+    """Nothing. Errors: RequestError naming the first id that the vocabulary lacks."""
     wrong = next((index for index in ids if not 0 <= index < tokenizer.vocab_size), None)
     if wrong is not None:
         raise RequestError(f"{param}: there is no token {wrong:,}; ids go from 0 to {tokenizer.vocab_size - 1:,}", param=param)
@@ -90,7 +90,7 @@ def _encoded(served: Served, text: str, param: str) -> list[int]:
 
 
 def _check_length(served: Served, characters: int, param: str) -> None:
-    """Nothing, or RequestError for a text so long that it cannot fit whatever its tokens are; encoding it would take time."""
+    """Nothing. Errors: RequestError for a text too long to fit whatever its tokens are; encoding it would take time."""
     if characters > served.longest_text:
         raise _too_long(served, f"{characters:,} characters", param)
 

@@ -76,7 +76,7 @@ class LogPart:
 
 
 def read_log(path: Path, offset: int, version: str) -> LogPart:
-    """The whole lines of a line file from byte `offset` on, at most MAX_LOG_BYTES of them; lines that are no JSON object are passed over.
+    """The whole lines of a line file from byte `offset` on, at most MAX_LOG_BYTES of them; lines that are not a JSON object are left out.
 
     A log is rewritten when a run goes back to an earlier step: it then is another file, or ends before `offset`, and is read from 0.
     """
@@ -105,4 +105,4 @@ def _row(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

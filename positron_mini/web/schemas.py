@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from positron_mini.errors import PositronError
 
-MAX_TOKENS = 1 << 17  # more than any context here; clients that ask for "plenty" send such numbers, and get what the context holds
+MAX_TOKENS = 1 << 17  # more than any context here: clients that want no limit send such numbers, and get what the context holds
 MAX_MESSAGES = 256
 MAX_IDS = 1 << 18
 MAX_TOKENIZED_CHARACTERS = 1 << 16
@@ -37,7 +37,7 @@ class ErrorBody(BaseModel):
 
 
 class RequestError(PositronError):
-    """A request that the schema allows and that cannot be answered all the same."""
+    """A request that the schema allows but that cannot be answered."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ def _without_nul(text: str) -> str:
 
 def _ask_nothing(value: Any) -> Any:
     if value:
-        raise PydanticCustomError("not_offered", "this server does not offer it")
+        raise PydanticCustomError("not_offered", "this server does not support it")
     return value
 
 
@@ -101,7 +101,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Body(BaseModel):
-    """Settings that clients send beyond the known ones, such as `user`, are passed over."""
+    """A part of a request. Settings that are not known here, such as `user`, are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
@@ -162,7 +162,7 @@ class SamplingRequest(Body):
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="equal seeds give equal answers (-1: any)")
     stop: Stop | None = Field(None, description="end before any of these texts")
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        None, description="tokens to write at the most; the context's rest is the limit in any case"
+        None, description="tokens to write at most; never more than the context has room for"
     )
     n: Annotated[Literal[1], _only("this server writes one answer: n must be 1")] | None = None
     stream: bool | None = Field(None, description="send the answer as it is written, as server-sent events")
@@ -190,10 +190,10 @@ class CompletionRequest(SamplingRequest):
 
     prompt: Prompt = Field(description="the beginning of the text; bos is put before it")
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
-        None, description="tokens to write at the most; 0 with echo scores the prompt"
+        None, description="tokens to write at most; 0 with echo scores the prompt"
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
-        None, description="ln p of each token and so many likely ones"
+        None, description="ln p of each token and of this many likeliest ones"
     )
     echo: bool | None = Field(None, description="begin the answer with the prompt, with its ln p where logprobs are asked for")
     best_of: Annotated[Literal[1], _only("this server writes one answer: best_of must be 1")] | None = None

@@ -15,7 +15,7 @@ from positron_mini.web.app import create_app
 from positron_mini.web.guard import MAX_HEADER_BYTES, GuardedProtocol
 from positron_mini.web.state import ServerState
 
-DRAIN_S = 3.0  # what runs when the server is told to stop may go on for so long
+DRAIN_S = 3.0  # how long a running answer may go on after the server is told to stop
 BACKLOG = 128
 
 
@@ -80,6 +80,6 @@ class Server(uvicorn.Server):
             self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nobody more, let what runs come to its end or cancel it after a while, then close."""
+        """Accept nobody new, let what runs finish or cancel it after DRAIN_S, then close."""
         asyncio.get_running_loop().call_later(DRAIN_S, self._state.engine.close)
         await super().shutdown(sockets)

@@ -136,8 +136,10 @@ class Models:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What every route may use. `api_key` None: whoever reaches the port may ask. `hosts`: names for this machine besides loopback's;
-    None when the server listens on loopback only."""
+    """What every route may use. `api_key` None: whoever reaches the port may ask.
+
+    `hosts`: names for this machine besides loopback's; None when the server listens on loopback only.
+    """
 
     models: Models
     engine: Engine = field(default_factory=Engine)

@@ -28,7 +28,7 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int | None, room: int) -> SampleConfig:
-    """The settings of a request, what is left out taken from `defaults`; it writes `wanted` tokens, at the most what there is room for."""
+    """The settings of a request, what is left out taken from `defaults`; it writes `wanted` tokens, at most what there is room for."""
 
     def of(name: str) -> Any:
         value = getattr(request, name)

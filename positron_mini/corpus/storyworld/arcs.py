@@ -46,14 +46,12 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
 
 
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
-    """Up to three sentences about the scene and a game."""
-    if t.coin(0.7):
+    """Up to two sentences about the scene and a game."""
+    if t.coin(0.9):
         t.tell("view", A=hero)
-    if t.coin(0.1):
-        t.tell("air")
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
-    elif t.coin(0.5):
+    elif t.coin(0.6):
         t.tell("play", A=hero)
 
 

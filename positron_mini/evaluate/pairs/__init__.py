@@ -1,7 +1,7 @@
 """Minimal pairs: two texts that differ in one respect, of which one is right. Fifteen skills, any number of pairs, from a seed.
 
 The pairs are our own text in the words of stories for three-year-olds. They come in units of two, made so that neither the frequency of a
-word nor the length of a text helps (`making.py`): whoever knows words only is right in exactly half of them.
+word nor the length of a text helps (`making.py`): a model that knows only how often words occur is right in exactly half of them.
 """
 
 from __future__ import annotations

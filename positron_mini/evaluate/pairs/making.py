@@ -73,8 +73,10 @@ def two(rng: random.Random, choices: Sequence[T]) -> tuple[T, T]:
 
 
 def collect(kinds: Sequence[Kind], units: int, rng: random.Random, names: Iterable[str]) -> list[Unit]:
-    """That many units, each kind in turn. No text occurs twice, nor do units that differ in `names` only. Errors: ValueError when a
-    kind cannot make that many."""
+    """That many units, each kind in turn. No text occurs twice, nor do units that differ in `names` only.
+
+    Errors: ValueError when a kind cannot make that many.
+    """
     name = re.compile(rf"\b({'|'.join(names)})\b")
     found: list[Unit] = []
     seen: set[str] = set()

@@ -48,7 +48,7 @@ function App() {
   }, []);
   useEffect(() => {
     document.title = `${panel.about.name} · Positron Mini lab`;
-    // by hand, for scrollIntoView would also move the place from which the Tab key goes on
+    // not scrollIntoView, which would also move the place from which the Tab key goes on
     const link = document.querySelector("nav [aria-current]").getBoundingClientRect();
     const list = document.querySelector("nav");
     list.scrollLeft += link.left + link.width / 2 - list.clientWidth / 2;
@@ -114,7 +114,7 @@ function KeyForm({ retry }) {
     retry();
   };
   return html`<form class="card" onSubmit=${enter}>
-    <label class="field"><span>This server wants the key it was started with (--api_key)</span><input type="password" ref=${field} autocomplete="off" /></label>
+    <label class="field"><span>This server needs the key it was started with (--api_key)</span><input type="password" ref=${field} autocomplete="off" /></label>
     <${Button} kind="main" type="submit">Open<//>
   </form>`;
 }

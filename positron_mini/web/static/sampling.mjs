@@ -1,4 +1,4 @@
-// The sampler of positron_mini/generate.py in the browser, so that the bars follow a slider at once. A test holds the two equal.
+// The sampler of positron_mini/generate.py in the browser, so that the bars follow a slider at once. A test checks that the two agree.
 
 /** Probabilities with which the next token is drawn: temperature, top-k, top-p, min-p, in this order. */
 export function distribution(logits, { temperature = 1, top_k = 0, top_p = 1, min_p = 0 }) {
@@ -47,7 +47,7 @@ function keepMinP(logits, p) {
   return logits.map((value, i) => (probability[i] < p * largest ? -Infinity : value));
 }
 
-/** The token whose stretch of the cumulated probabilities holds `uniform` in [0, 1). */
+/** The token whose stretch of the cumulative probability holds `uniform` in [0, 1). */
 export function draw(probabilities, uniform) {
   let before = 0;
   let last = 0;

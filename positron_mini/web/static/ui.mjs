@@ -22,9 +22,10 @@ export function percent(share) {
 
 /** 75 -> 1 min 15 s */
 export function duration(seconds) {
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  const rounded = Math.round(seconds);
+  if (rounded < 60) return `${rounded} s`;
+  const minutes = Math.floor(rounded / 60);
+  if (minutes < 60) return `${minutes} min ${rounded % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
@@ -190,7 +191,7 @@ export function SamplingControls({ settings, onChange, only = Object.keys(SAMPLI
     min_p: html`<${Slider} name="Min-p" value=${settings.min_p} min="0" max="0.5" step="0.01" show=${fixed(2)}
       hint="drop tokens below this share of the likeliest one's probability" onChange=${set("min_p")} />`,
     max_tokens: html`<${Slider} name="Length" value=${settings.max_tokens} min="10" max="500" step="10" show=${(n) => `${n} tokens`}
-      hint="tokens to write at the most" onChange=${set("max_tokens")} />`,
+      hint="tokens to write at most" onChange=${set("max_tokens")} />`,
     seed: html`<${NumberField} name="Seed" value=${settings.seed} min="0" max="999999999" hint="the same seed draws the same tokens"
       onChange=${set("seed")} />`,
   };
@@ -205,7 +206,7 @@ export function spelled(token) {
   return token.text.replaceAll("\n", "↵\n").replaceAll("\t", "→");
 }
 
-/** The token in one line, with its outer spaces to be seen. */
+/** The token in one line, its outer spaces made visible. */
 export function label(token) {
   const text = spelled(token).replaceAll("\n", "");
   return text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
@@ -238,7 +239,7 @@ export function Picture({ width, height, paint, changes, name, ...rest }) {
   return html`<canvas ref=${canvas} width=${width} height=${height} role="img" aria-label=${name} ...${rest}></canvas>`;
 }
 
-/** Whether the page is shown dark; a change draws again. */
+/** Whether the page is shown dark; a change renders again. */
 export function useDark() {
   const query = useRef(matchMedia("(prefers-color-scheme: dark)")).current;
   const [dark, set] = useState(query.matches);

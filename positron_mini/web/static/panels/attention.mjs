@@ -32,7 +32,7 @@ export function View({ lab }) {
       <//>
       <${Card} title="All heads" aside=${`${data.layers} layers × ${data.heads} heads`}>
         <${Heads} data=${data} mapOf=${mapOf} layer=${layer} head=${head} pick=${setAt} />
-        <p class="hint">A row of a picture is a token that looks, a column a token looked at; strong means much. Arrow keys move between heads.</p>
+        <p class="hint">In each picture a row is a token that looks, a column a token looked at; the stronger the colour, the more attention. Arrow keys move between heads.</p>
       <//>
     </div>`}
   <//>`;

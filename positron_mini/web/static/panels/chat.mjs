@@ -8,7 +8,7 @@ import {
 export const about = {
   id: "chat",
   name: "Chat",
-  sentence: "Talk with your model: it reads the conversation so far and writes its answer one token after the other.",
+  sentence: "Talk with your model: it reads the conversation so far and writes its answer one token at a time.",
   computedBy: "positron_mini.generate.stream",
 };
 
@@ -54,7 +54,7 @@ export function View({ lab }) {
       model: lab.model.id,
       messages: system.trim() ? [{ role: "system", content: system }, ...spoken] : spoken,
       ...sampling,
-      seed: seed + attempt, // another answer to the same question takes other dice
+      seed: seed + attempt, // another answer to the same question needs another seed
       truncation: "auto",
       stream: true,
       stream_options: { include_usage: true },
@@ -102,7 +102,7 @@ export function View({ lab }) {
         <${Note} error=${error} />
         <${Composer} busy=${busy} model=${lab.model} send=${(content) => ask([...current.messages, { role: "user", content }])} stop=${() => abort.current?.abort()} />
         <details class="settings">
-          <summary>How it draws <span class="hint">temperature ${settings.temperature.toFixed(2)}, top-p ${settings.top_p.toFixed(2)}, up to ${settings.max_tokens} tokens</span></summary>
+          <summary>Sampling <span class="hint">temperature ${settings.temperature.toFixed(2)}, top-p ${settings.top_p.toFixed(2)}, up to ${settings.max_tokens} tokens</span></summary>
           <${SamplingControls} settings=${settings} onChange=${setSettings} />
           ${lab.model.is_chat &&
           html`<label class="field"><span>System text, read before the conversation</span>
@@ -128,10 +128,10 @@ function Messages({ messages, model, busy, regenerate, resend }) {
   };
   if (messages.length === 0) {
     return html`<div class="messages is-empty" ref=${log}>
-      <p class="prose">${model.is_chat ? "Ask it something." : "Begin a story, and it goes on."}</p>
+      <p class="prose">${model.is_chat ? "Ask it something." : "Begin a story, and it will go on."}</p>
       <p class="hint">${model.is_chat
         ? "It knows nothing but what it was trained on."
-        : "This is a base model: it continues a text and was not taught to answer. It reads your last message only."}</p>
+        : "This is a base model: it continues a text and was not taught to answer. It reads only your last message."}</p>
     </div>`;
   }
   return html`<div class="messages" role="log" aria-label="Conversation" aria-busy=${busy} ref=${log} onScroll=${scrolled} tabindex="0">
@@ -171,7 +171,7 @@ function Editor({ text, cancel, save }) {
   };
   return html`<form class="message is-user is-edited" onSubmit=${(event) => (event.preventDefault(), value.trim() && save(value))}>
     <textarea rows="3" aria-label="Your message" value=${value} onInput=${(event) => setValue(event.currentTarget.value)} onKeyDown=${keys} autofocus></textarea>
-    <div class="actions"><${Button} kind="main" type="submit">Send again<//><${Button} onClick=${cancel}>Leave it<//></div>
+    <div class="actions"><${Button} kind="main" type="submit">Send again<//><${Button} onClick=${cancel}>Cancel<//></div>
   </form>`;
 }
 

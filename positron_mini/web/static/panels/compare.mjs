@@ -8,7 +8,7 @@ import {
 export const about = {
   id: "compare",
   name: "Compare",
-  sentence: "Two checkpoints get the same text and the same dice, so that every difference in what they write is a difference in what they learned.",
+  sentence: "Two checkpoints get the same text and the same seed, so that every difference in what they write is a difference in what they learned.",
   computedBy: "positron_mini.generate.stream",
 };
 
@@ -53,7 +53,7 @@ export function View({ lab }) {
           ? html`<${Button} kind="main" onClick=${() => abort.current.abort()}>Stop<//>`
           : html`<${Button} kind="main" disabled=${!prompt.trim()} onClick=${run}>Write both<//>`}
         ${shared > 0 && html`<span class="hint" role="status">${
-          shared === texts[0].length && shared === texts[1].length ? "Both wrote the same." : `They part after ${shared} characters.`
+          shared === texts[0].length && shared === texts[1].length ? "Both wrote the same text." : `They differ after ${shared} characters.`
         }</span>`}
       </div>
     <//>
@@ -83,5 +83,5 @@ function sureness(answer) {
   const { usage, choices } = answer;
   const logprobs = choices[0].logprobs.content.map((token) => token.logprob);
   const mean = logprobs.reduce((sum, value) => sum + value, 0) / Math.max(1, logprobs.length);
-  return `${usage.completion_tokens} tokens, each had ${percent(Math.exp(mean))} on average, ${choices[0].finish_reason === "stop" ? "ended by itself" : "cut at the length limit"}`;
+  return `${usage.completion_tokens} tokens, ${percent(Math.exp(mean))} likely each on average, ${choices[0].finish_reason === "stop" ? "ended by the model" : "cut at the length limit"}`;
 }

@@ -53,7 +53,7 @@ export function View({ lab }) {
         </table>
       </div>
       <${Detail} data=${data} place=${place} />
-      <p class="hint">A dot marks a guess that is the token which really follows. Arrow keys move from guess to guess.</p>
+      <p class="hint">A dot marks a guess that is the token that really follows. Arrow keys move from guess to guess.</p>
     <//>`}
   <//>`;
 }
@@ -63,7 +63,7 @@ const nameOf = (l, count) => (l === 0 ? "Embedding" : l === count - 1 ? `Layer $
 function Detail({ data, place }) {
   const layer = data.layers[place.layer];
   return html`<div class="detail" role="status">
-    <p>After “<b>${label(data.tokens[place.t])}</b>”, ${nameOf(place.layer, data.layers.length).toLowerCase()}: ${layer.entropy[place.t].toFixed(1)} bits of doubt;
+    <p>After “<b>${label(data.tokens[place.t])}</b>”, ${nameOf(place.layer, data.layers.length).toLowerCase()}: entropy ${layer.entropy[place.t].toFixed(1)} bits;
       the final choice has ${percent(layer.final[place.t])} here.</p>
     <ol class="looks">
       ${layer.top[place.t].map(

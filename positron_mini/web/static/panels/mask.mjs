@@ -57,4 +57,4 @@ export function View({ lab }) {
   <//>`;
 }
 
-const title = (token) => `${token.piece}, number ${token.id}, ${token.trained ? "learned" : "only read"}`;
+const title = (token) => `${token.piece}, id ${token.id}, ${token.trained ? "learned" : "only read"}`;

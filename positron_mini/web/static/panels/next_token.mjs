@@ -112,7 +112,7 @@ export function View({ lab }) {
         <${Button} kind="main" disabled=${ended} onClick=${() => setPending(1)}>Draw a token<//>
         <${Button} disabled=${ended} onClick=${() => setPending(10)}>Draw ten<//>
         <${Button} disabled=${at === ROOT} onClick=${() => go(tree[at].parent)}>Back<//>
-        <${Button} disabled=${at === ROOT} onClick=${() => go(ROOT)}>To the beginning<//>
+        <${Button} disabled=${at === ROOT} onClick=${() => go(ROOT)}>To the start<//>
         ${model.is_chat && html`<${Choice} name="How the model reads the beginning" value=${as_question} options=${READ_AS} onChange=${setWanted} />`}
       </div>
     <//>
@@ -125,14 +125,14 @@ export function View({ lab }) {
           : html`<${Bars} bars=${bars} model=${model} choose=${choose} />`}
       <//>
       <div>
-        <${Card} title="The story so far" aside=${path.length > 0 && html`<span>the model itself writes this once in ${odds(chance)}</span>`}>
+        <${Card} title="The story so far" aside=${path.length > 0 && html`<span>the model itself would write this once in ${odds(chance)}</span>`}>
           <p class="prose" aria-label="The story so far" aria-live="polite"><span class="given">${as_question ? `${prompt}\n` : prompt}</span>${path.map(
             (key) => html`<span class="written">${model.end_ids.includes(tree[key].token.id) ? " ■" : spelled(tree[key].token)}</span>`,
           )}<span class="caret" aria-hidden="true"></span></p>
         <//>
         <${Card} title="The tree of stories" aside=${`${Object.keys(tree).length - 1} tokens`}>
           ${tree[ROOT].children.length === 0
-            ? html`<p class="hint">Every token that you choose grows here. Go back to one and choose another to make a branch.</p>`
+            ? html`<p class="hint">The tokens you choose appear here. Go back to one and choose another to grow a branch.</p>`
             : html`<div class="tree"><${Branch} tree=${tree} keys=${tree[ROOT].children} at=${at} path=${path} ends=${model.end_ids} go=${go} /></div>`}
         <//>
       </div>
@@ -188,7 +188,7 @@ function Branch({ tree, keys, at, path, ends, go }) {
         <span class="chain">
           ${chain.map(
             (one, i) => html`<button type="button" class=${`twig ${path.includes(one) ? "is-path" : ""}`} aria-current=${one === at ? "step" : null} key=${one}
-              title=${`${percent(tree[one].own)} in the model itself`} onClick=${() => go(one)}>${
+              title=${`the model itself: ${percent(tree[one].own)}`} onClick=${() => go(one)}>${
               ends.includes(tree[one].token.id) ? "■" : i === 0 ? spelled(tree[one].token).trimStart() : spelled(tree[one].token)
             }</button>`,
           )}

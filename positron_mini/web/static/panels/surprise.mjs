@@ -55,7 +55,7 @@ function Legend() {
     ${[0, 3, 6, 9, 12].map((value) => html`<i class="heat" style=${{ "--heat": value / FULL }}>${value === 12 ? "12+" : value}</i>`)} bits</span>`;
 }
 
-/** The same text read by every saved step of the run: which words were learned when. */
+/** The same text read by every saved step of the run: when each word was learned. */
 function Milestones({ lab }) {
   const steps = lab.models.filter((one) => one.run === lab.model.run && one.step !== null && one.id.includes("@")).sort((a, b) => a.step - b.step);
   const [readings, setReadings] = useState([]);
@@ -65,7 +65,7 @@ function Milestones({ lab }) {
   useEffect(() => () => abort.current?.abort(), []);
 
   if (steps.length < 2) {
-    return html`<${Card} title="When was it learned?"><p class="hint">This needs a run with several saved steps; choose one in the list at the top.</p><//>`;
+    return html`<${Card} title="When was it learned?"><p class="hint">This needs a run with several saved steps; choose one at the top of the page.</p><//>`;
   }
   const read = async () => {
     abort.current = new AbortController();

@@ -5,13 +5,13 @@ import { Card, Choice, Note, Panel, Stat, TextArea, TokenLine, html, spelled, us
 export const about = {
   id: "tokens",
   name: "Tokens",
-  sentence: "The model reads neither letters nor words but tokens: pieces of text that were frequent in what the tokenizer was trained on.",
+  sentence: "The model reads neither letters nor words but tokens: pieces that were frequent in the text the tokenizer was trained on.",
   computedBy: "positron_mini.lens.token_views",
 };
 
 const SHOW = [
   { value: "text", name: "Text" },
-  { value: "ids", name: "Numbers" },
+  { value: "ids", name: "Ids" },
   { value: "bytes", name: "Bytes" },
 ];
 
@@ -37,7 +37,7 @@ export function View({ lab }) {
         look=${(token, i) => ({ kind: `hue-${i % 4}`, content: inForm(token, show), onMouseEnter: () => setAt(i) })} />
       <p class="detail" role="status">
         ${picked
-          ? html`Token ${at + 1} of ${tokens.length}: piece <code>${picked.piece}</code>, number <b>${picked.id}</b>,
+          ? html`Token ${at + 1} of ${tokens.length}: piece <code>${picked.piece}</code>, id <b>${picked.id}</b>,
               bytes <code>${spaced(picked.bytes)}</code>${KINDS[picked.kind]}`
           : "Point at a token, or walk through them with the arrow keys."}
       </p>
@@ -49,7 +49,7 @@ const KINDS = {
   text: "",
   byte: ", one of the 256 single bytes that spell what the vocabulary has no piece for",
   control: ", a control token, which no text can spell",
-  unknown: ", the unknown",
+  unknown: ", the token for the unknown",
 };
 
 const spaced = (hex) => hex.replace(/(..)(?=.)/g, "$1 ") || "none";

@@ -1,4 +1,4 @@
-// A run as its folder tells it, also while it trains.
+// A run as its files show it, also while it trains.
 
 import { call } from "../api.mjs";
 import { Chart } from "../chart.mjs";
@@ -69,8 +69,8 @@ function useLogs(name, logs = LOGS) {
           if (part.restarted || part.rows.length > 0) setRows((old) => ({ ...old, [log]: part.restarted ? part.rows : [...(old[log] ?? []), ...part.rows] }));
         }
       }
-    } catch (error) {
-      if (error.name !== "AbortError") places.current.error = error; // the list of runs says what is wrong
+    } catch {
+      // stopped, or the server is gone: the list of runs says so
     }
   }, name);
   return rows;
@@ -104,7 +104,7 @@ function Run({ run, runs, choose }) {
       <${Stat} name="Step" value=${last ? whole(last.step) : "–"} unit=${run.horizon ? `of ${whole(run.horizon)}` : ""} />
       <${Stat} name="Loss" value=${last ? last.loss.toFixed(3) : "–"} unit="nats per token" />
       <${Stat} name="Validation" value=${scored ? scored.val_bpb.toFixed(3) : "–"} unit="bits per byte" />
-      <${Stat} name="Throughput" value=${last ? whole(last.tok_per_s) : "–"} unit="tokens per s" />
+      <${Stat} name="Throughput" value=${last ? whole(last.tok_per_s) : "–"} unit="tokens per second" />
       <${Stat} name="Time" value=${last ? duration(last.elapsed_s) : "–"} unit=${run.is_training && left > 0 ? `about ${duration(left)} left` : ""} />
     </div>
     ${run.horizon && last && html`<progress max=${run.horizon} value=${last.step} aria-label="Progress"></progress>`}
@@ -146,7 +146,7 @@ function Curves({ run, runs, metrics, references }) {
       <${Chart} x=${both ? both.x : columns.x} series=${loss} log=${log} height=${260}
         summary=${`Loss from ${first.loss.toFixed(2)} at step ${first.step} to ${last.loss.toFixed(2)} at step ${last.step}`} />
       <div class="row">
-        <${Choice} name="Steps" value=${log} options=${[{ value: false, name: "Even steps" }, { value: true, name: "Logarithmic" }]} onChange=${setLog} />
+        <${Choice} name="Steps" value=${log} options=${[{ value: false, name: "Linear" }, { value: true, name: "Logarithmic" }]} onChange=${setLog} />
         ${others.length > 0 && html`<${Select} name="Compare with" value=${other} options=${[{ value: "", name: "nothing" }, ...others]} onChange=${setOther} />`}
       </div>
     <//>
@@ -190,12 +190,12 @@ function Checks({ run, step, onReferences }) {
   if (answer.checks.length === 0) return null;
   return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.curve.curve_checks</code>`}>
     ${answer.references.length > 0 &&
-    html`<${Select} name="Held against" value=${answer.reference ?? ""} onChange=${setWanted}
+    html`<${Select} name="Judge against" value=${answer.reference ?? ""} onChange=${setWanted}
       options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name: `reference ${name}` }))]} />`}
     <ul class="checks">
       ${answer.checks.map(
         (check) => html`<li class=${check.ok === null ? "is-open" : check.ok ? "is-ok" : "is-odd"}>
-          <b>${check.ok === null ? "not yet known" : check.ok ? "normal" : "look here"}</b> <span>${check.detail}</span></li>`,
+          <b>${check.ok === null ? "not yet known" : check.ok ? "normal" : "unusual"}</b> <span>${check.detail}</span></li>`,
       )}
     </ul>
   <//>`;

@@ -20,7 +20,7 @@ def opening(t: Teller) -> str:
     t.tell(("intro", "intro_home", "intro_likes")[t.one_of(3)], A=name, A_kind=kind)
     if not t.state.facts.get("homed") and t.coin(0.15):
         t.tell("home", A=name)
-    if not t.state.facts.get("liked") and t.coin(0.2):
+    if not t.state.facts.get("liked") and t.coin(0.35):
         t.tell("likes", A=name)
     return name
 
@@ -47,8 +47,7 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
 
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
     """Up to two sentences about the scene and a game."""
-    if t.coin(0.9):
-        t.tell("view", A=hero)
+    t.tell("view", A=hero)
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
     elif t.coin(0.6):
@@ -108,7 +107,7 @@ def homeward(t: Teller, hero: str, noun: str) -> None:
     if t.state.facts["scene"] != "home":
         roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
         t.tell("go_home", A=hero, **roles)
-    if t.coin(0.3):
+    if t.coin(0.4):
         t.tell("supper", A=hero)
     if t.coin(0.3):
         t.tell("bed", A=hero)

@@ -13,8 +13,8 @@ from positron_mini.corpus.storyworld.lexicon import lexicon
 from positron_mini.corpus.storyworld.world import CHARACTERS, HIM, HIS, OBJECTS, PLACES, State
 
 NAME, PRONOUN, KIND = 0, 1, 2
-WEIGHTS = (5.0, 6.0, 0.25)  # of name, pronoun, "the fox"
-PAIR_WEIGHTS = (1.0, 19.0)  # of "Tim and Mia", "they"
+WEIGHTS = (5.0, 6.0, 0.1)  # of name, pronoun, "the fox"
+PAIR_WEIGHTS = (1.0, 7.0)  # of "Tim and Mia", "they"
 _NAME = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)?")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 Found = tuple[int, Bindings, tuple[Choice, ...]]

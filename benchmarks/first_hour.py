@@ -90,13 +90,14 @@ def limit_of(line: str, block: int, page: str, limit: float) -> float | None:
     return max(limit, SLOW_STEP_LIMIT) if "--batch_tokens 98304" in line else limit
 
 
-def transcript(outcomes: list[tuple[str, Outcome]], total_s: float) -> str:
-    """The page of results."""
+def transcript(outcomes: list[tuple[str, Outcome]], total_s: float, limit_s: float) -> str:
+    """The page of results; trainings were given `limit_s` seconds."""
     good = sum(outcome.is_good for _, outcome in outcomes)
     parts = [
         "# The first hour, typed from the README\n",
         f"{date.today()}, {os.cpu_count()} CPU cores, {platform.system()}, no network but a package index; a fresh clone, an empty home. "
-        "Every line of every bash block, as printed;\nwhere a training would take longer than a look, Ctrl-C after a minute. Made by "
+        "Every line of every bash block, as printed;\nwhere a training would take longer than a look, Ctrl-C after "
+        f"{limit_s:g} seconds ({SLOW_STEP_LIMIT} at the step of 98,304 tokens). Made by "
         f"`benchmarks/first_hour.py`.\n\n**{good} of {len(outcomes)} lines ran as printed**, in {total_s / 60:.0f} minutes.\n",
         "| page | typed | seconds | ended |\n|---|---|---|---|",
     ]
@@ -140,7 +141,7 @@ def main() -> int:
             print(f"{outcome.seconds:8.1f} s  code {outcome.code:>4}  {line}", file=sys.stderr, flush=True)
             if line.startswith("source "):
                 before += f"{line}\n"
-            flags.out.write_text(transcript(outcomes, time.monotonic() - started), encoding="utf-8")
+            flags.out.write_text(transcript(outcomes, time.monotonic() - started, flags.limit), encoding="utf-8")
     print(flags.out)
     return 0 if all(outcome.is_good for _, outcome in outcomes) else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -119,8 +120,7 @@ def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callab
             note(f"API for OpenAI's clients: {address}/v1{'  (with the API key)' if flags.key else ''}; stop with Ctrl-C")
             opened(address + (f"/#api_key={quote(flags.key, safe='')}" if flags.key else ""))
 
-        try:
+        with suppress(KeyboardInterrupt):  # uvicorn has closed everything and mostly raises the signal again
             Server(state, started).run_on(listener)
-        except KeyboardInterrupt:  # uvicorn has closed everything and raises the signal again
-            note("stopped")
+        note("stopped")
     return 0

@@ -4,7 +4,8 @@ Writing one token takes little arithmetic: the time goes into reading every weig
 - q, k and v are one product, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
 - a matrix is cut into blocks of columns, which are shared out among the threads;
 - the two channels that RoPE turns together lie side by side, so that a rotation is one complex multiplication;
-- work buffers, and the views of them that the operations want, are made once.
+- where there is a C++ compiler, one token of each sequence is one call of `decode_step.cpp`, in which the threads go through all layers;
+- else, and for prompts, PyTorch's operations do it; their work buffers, and the views of them that they want, are made once.
 `GPT` remains the reference: tests hold log-probabilities within 1e-5 of its own, relative.
 
 Shapes: N sequences, T new tokens of each, R = N * T rows, P positions already cached; C, H, K, D, F, V as in `model.py`; L layers.
@@ -20,14 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron_mini import device as devices
+from positron_mini import native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, Attention, Block, rope_table
 
 Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens
-INT8_ROWS = 2  # for more rows at once the products are bound by arithmetic, where PyTorch's int8 kernel loses to f32
 BLOCK_COLUMNS = 16  # of a matrix at once: wider blocks are slower, narrower ones no faster
-BLOCK_ROWS = 128  # for more rows at once a whole matrix is quicker
+BLOCK_ROWS = 128  # for more rows at once MKL is quicker with a whole matrix
+INT8_ROWS = 2  # for more rows at once the products are bound by arithmetic, where PyTorch's int8 kernel loses to f32
 BYTES_PER_THREAD = 256 << 10  # a thread that reads less of a product than this waits longer for the others than it helps
 
 
@@ -43,6 +45,14 @@ class Matrix(Protocol):
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """Add x @ matrix, (R, out), to `out`."""
 
+    def place(self) -> native.Matrix:
+        """Where the compiled step finds it."""
+
+
+def in_blocks(weight: Tensor, width: int) -> Tensor:
+    """The columns of `weight` (in, out) in blocks, one after the other: (blocks, in, width)."""
+    return weight.reshape(len(weight), -1, width).transpose(0, 1).contiguous()
+
 
 class Dense:
     """The matrix in fp32, cut into blocks of a few columns whose products are one batched product.
@@ -51,11 +61,18 @@ class Dense:
     register are shared out among the threads and read two to four times as fast (docs/results/speed.md).
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        inputs, outputs = weight.shape
-        is_cut = devices.multiplies_by_mkl() and outputs % BLOCK_COLUMNS == 0  # other libraries: not measured
+    def __init__(self, weight: Tensor, is_for_step: bool) -> None:
+        outputs = weight.shape[1]
+        has_mkl = devices.multiplies_by_mkl()  # other libraries: not measured
+        is_cut = is_for_step or (has_mkl and outputs % BLOCK_COLUMNS == 0)
         self.width = BLOCK_COLUMNS if is_cut else outputs
-        self.blocks = weight.reshape(inputs, -1, self.width).transpose(0, 1).contiguous()  # (blocks, in, width)
+        self.block_rows = BLOCK_ROWS if has_mkl else 0
+        self.blocks = in_blocks(weight, self.width)
+
+    def place(self) -> native.Matrix:
+        """Where the compiled step finds it."""
+        blocks, inputs, width = self.blocks.shape
+        return native.Matrix(self.blocks.data_ptr(), None, inputs, blocks * width)
 
     def _whole(self) -> Tensor:
         """The matrix (in, out)."""
@@ -70,7 +87,7 @@ class Dense:
         """Write x @ matrix to `out`."""
         if len(x) == 1:
             torch.bmm(x.expand(len(self.blocks), -1, -1), self.blocks, out=out.view(-1, 1, self.width))
-        elif len(x) <= BLOCK_ROWS:
+        elif len(x) <= self.block_rows:
             out.view(len(x), -1, self.width).copy_(self._product(x))
         else:
             torch.mm(x, self._whole(), out=out)
@@ -79,39 +96,48 @@ class Dense:
         """Add x @ matrix to `out`."""
         if len(x) == 1:
             out.view(-1, 1, self.width).baddbmm_(x.expand(len(self.blocks), -1, -1), self.blocks)
-        elif len(x) <= BLOCK_ROWS:
+        elif len(x) <= self.block_rows:
             out.view(len(x), -1, self.width).add_(self._product(x))
         else:
             out.addmm_(x, self._whole())
 
 
 class Int8:
-    """The matrix rounded to 8 bits, one scale for each output: a quarter of the bytes to read for a row, and about its speed.
+    """The matrix rounded to 8 bits, one scale for each output: a quarter of the bytes to read.
 
-    Many rows at once, as in a prompt, take the same rounded numbers in fp32.
+    Many rows at once, as in a prompt, take the same rounded numbers in fp32. Without the compiled step PyTorch's own kernel reads them,
+    which rounds the rows and what it returns to bf16.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, is_for_step: bool) -> None:
         by_output = weight.t()  # (out, in)
-        # the kernel wants its scales in bf16: rounded first, so that no rounding comes on top of that of the weights
+        # PyTorch's kernel wants its scales in bf16: rounded first, so that no rounding comes on top of that of the weights
         self.scales = (by_output.abs().amax(1).clamp(min=1e-30) / 127).bfloat16()  # (out,)
-        scales = self.scales.float()[:, None]
-        self.rounded = (by_output / scales).round().clamp(-127, 127).to(torch.int8).contiguous()  # (out, in)
-        self.dense = Dense((self.rounded * scales).t())
+        self.wide_scales = self.scales.float()
+        rounded = (by_output / self.wide_scales[:, None]).round().clamp(-127, 127)  # (out, in)
+        self.dense = Dense((rounded * self.wide_scales[:, None]).t(), is_for_step)  # for many rows
+        self.few_rows = 0 if is_for_step else INT8_ROWS
+        numbers = rounded.to(torch.int8)
+        self.rounded = in_blocks(numbers.t(), BLOCK_COLUMNS) if is_for_step else numbers.contiguous()
+
+    def place(self) -> native.Matrix:
+        """Where the compiled step finds it."""
+        blocks, inputs, width = self.rounded.shape
+        return native.Matrix(self.rounded.data_ptr(), self.wide_scales.data_ptr(), inputs, blocks * width)
 
     def _few(self, x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x.bfloat16(), self.rounded, self.scales)  # (R, out) in bf16, summed in fp32
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """Write x @ matrix to `out`."""
-        if len(x) > INT8_ROWS:
+        if len(x) > self.few_rows:
             self.dense.into(out, x)
         else:
             out.copy_(self._few(x))
 
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """Add x @ matrix to `out`."""
-        if len(x) > INT8_ROWS:
+        if len(x) > self.few_rows:
             self.dense.add_to(out, x)
         else:
             out.add_(self._few(x))
@@ -128,7 +154,7 @@ def paired(head_dim: int) -> Tensor:
 class Layer:
     """The four matrices of a block, and the gain of each channel of queries and keys, (H + K, D)."""
 
-    def __init__(self, block: Block, config: ModelConfig, kind: type[Dense] | type[Int8]) -> None:
+    def __init__(self, block: Block, config: ModelConfig, matrix: Callable[[Tensor], Matrix]) -> None:
         attention: Attention = block.self_attn
         order = paired(config.head_dim)
 
@@ -138,12 +164,16 @@ class Layer:
 
         qkv = torch.cat((heads(attention.q_proj.weight), heads(attention.k_proj.weight), attention.v_proj.weight))  # ((H + 2K) D, C)
         gate_up = torch.cat((block.mlp.gate_proj.weight, block.mlp.up_proj.weight))  # (2F, C)
-        self.qkv: Matrix = kind(qkv.t() * block.input_layernorm.weight[:, None])
-        self.o: Matrix = kind(attention.o_proj.weight.t())
-        self.gate_up: Matrix = kind(gate_up.t() * block.post_attention_layernorm.weight[:, None])
-        self.down: Matrix = kind(block.mlp.down_proj.weight.t())
+        self.qkv = matrix(qkv.t() * block.input_layernorm.weight[:, None])
+        self.o = matrix(attention.o_proj.weight.t())
+        self.gate_up = matrix(gate_up.t() * block.post_attention_layernorm.weight[:, None])
+        self.down = matrix(block.mlp.down_proj.weight.t())
         q_gain, k_gain = attention.q_norm.weight[order], attention.k_norm.weight[order]
         self.gain = torch.cat((q_gain.expand(config.n_head, -1), k_gain.expand(config.n_kv_head, -1))).contiguous()
+
+    def place(self) -> native.Layer:
+        """Where the compiled step finds it."""
+        return native.Layer(self.qkv.place(), self.o.place(), self.gate_up.place(), self.down.place(), self.gain.data_ptr())
 
 
 class Work:
@@ -187,21 +217,36 @@ class Decoder:
         self.before_layer: Callable[[], None] | None = None
         with torch.inference_mode():
             self.config, self.weights = model.config, weights
+            step = native.decode_step() if has_whole_blocks(model.config) else None
+            is_for_step = step is not None
             kind = Dense if weights == "f32" else Int8
             model = model.to("cpu")
             self.embedding = model.model.embed_tokens.weight.detach()  # (V, C), shared with the model
-            self.layers = [Layer(cast(Block, block), model.config, kind) for block in model.model.layers]
-            # the head stays in fp32: what the int8 kernel returns has 8 bits, which makes ties of the likeliest tokens
-            self.head = Dense(self.embedding.t() * model.model.norm.weight[:, None])
+            self.layers = [Layer(cast(Block, block), model.config, lambda w: kind(w, is_for_step)) for block in model.model.layers]
+            head = F.pad(self.embedding.t() * model.model.norm.weight[:, None], (0, -len(self.embedding) % BLOCK_COLUMNS))
+            # what PyTorch's int8 kernel returns has 8 bits, which makes ties of the likeliest tokens
+            self.head: Matrix = kind(head, True) if is_for_step else Dense(head, False)
+            self.head_columns = head.shape[1]  # V, or a little more
             cos, sin = (table[:, : model.config.head_dim // 2] for table in rope_table(model.config))
             self.turns = torch.complex(cos, sin)[:, None]  # (context, 1, D / 2)
             self.eps = torch.tensor(model.config.norm_eps)
+            self.step = native.Step(step, self._place()) if step is not None else None
+
+    def _place(self) -> native.Model:
+        """Where the compiled step finds everything."""
+        c = self.config
+        layers = (native.Layer * c.n_layer)(*(layer.place() for layer in self.layers))
+        return native.Model(
+            c.n_layer, c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.ffn, self.head_columns, c.context_len, c.norm_eps, layers,
+            self.head.place(), self.embedding.data_ptr(), self.turns.data_ptr(),
+        )  # fmt: skip
 
     @property
     def bytes_per_step(self) -> int:
         """Bytes of weights that one token of one sequence reads."""
-        head = 4 * self.config.vocab_size * self.config.n_embd
-        return head + self.config.block_parameters * (4 if self.weights == "f32" else 1)
+        size = 4 if self.weights == "f32" else 1
+        head_size = 4 if self.step is None else size
+        return head_size * self.config.vocab_size * self.config.n_embd + size * self.config.block_parameters
 
     def new_cache(self, batch: int) -> DecoderCache:
         """Room for `batch` sequences that have not begun."""
@@ -219,6 +264,11 @@ class Decoder:
             raise ValueError(f"{past} cached + {T} new tokens exceed the context of {self.config.context_len}")
         if past and T > 1:
             raise ValueError(f"{T} tokens at once after {past} others: only the beginning of a text is read in one pass")
+        if self.step is not None and T == 1:
+            if self.before_layer is not None:
+                self.before_layer()
+            cache.length = end
+            return self.step(ids.flatten(), cache.kv, past)[:, : self.config.vocab_size]
         work = cache.work if T == 1 else Work(self.config, N, T)
         turns = self.turns[past:end]  # (T, 1, D / 2)
         seen = cache.kv.narrow(3, 0, end).unbind()  # keys and values of each layer in turn, (N, K, P + T, D)
@@ -232,9 +282,9 @@ class Decoder:
             layer.down.add_to(x, F.silu(work.gate).mul_(work.up))
         cache.length = end
         last = x if T == 1 else x.view(N, T, -1)[:, -1]  # only the last position needs the head
-        logits = torch.empty(N, self.config.vocab_size)
+        logits = torch.empty(N, self.head_columns)
         self.head.into(logits, last * self._inverse_rms(last))
-        return logits
+        return logits[:, : self.config.vocab_size]
 
     def _attend(self, layer: Layer, x: Tensor, work: Work, turns: Tensor, new: Tensor, keys: Tensor, values: Tensor) -> None:
         """Add to the stream `x` (R, C) what attention gathers, after storing the keys and values of these tokens in `new`."""
@@ -253,6 +303,12 @@ class Decoder:
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------------------------
+
+
+def has_whole_blocks(config: ModelConfig) -> bool:
+    """Whether every matrix of a layer consists of whole blocks of columns, as the compiled step wants it."""
+    widths = (config.n_embd, config.ffn, config.n_head * config.head_dim, config.n_kv_head * config.head_dim)
+    return not any(width % BLOCK_COLUMNS for width in widths)
 
 
 def quickest(model: GPT, tokens: int) -> GPT | Decoder:

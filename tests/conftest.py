@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import build_workshop, copied
 
+from positron_mini import native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT
 from positron_mini.tokenizer import Tokenizer, train_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+with tempfile.TemporaryDirectory() as _scratch:
+    os.environ["POSITRON_CACHE"] = _scratch
+    native.decode_step()  # loaded now, for every test of this process; the programs that tests start do without it
 os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's doctor decides in a test
 if os.environ.get("POSITRON_TEST_DEVICE", "cpu") == "cpu":  # a GPU is used only where a test run asks for it by name
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -28,6 +28,7 @@ RANKS = [
     "instructions",
     "model",
     "chunked_loss",
+    "native",
     "decoder",
     "optim",
     "plan",

@@ -618,13 +618,13 @@ def test_the_compiler_is_found_by_name_or_by_cxx(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CXX", raising=False)
     found: set[str] = set()
     monkeypatch.setattr(shutil, "which", lambda name: name if name in found else None)
-    assert not device.has_compiler()
+    assert device.compiler() is None
     found.add("clang++")
-    assert device.has_compiler()
+    assert device.compiler() is not None
     found.clear()
     found.add("/opt/c++-99")
     monkeypatch.setenv("CXX", "/opt/c++-99")
-    assert device.has_compiler()
+    assert device.compiler() is not None
 
 
 def test_threads_are_set_and_reported() -> None:

@@ -7,13 +7,14 @@ decide for machines they do not have. `machine` asks and acts, `policy` decides,
 from positron_mini.device.machine import (
     Machine,
     autocast,
+    compiler,
     describe_versions,
     forget_cached_memory,
-    has_compiler,
     is_out_of_memory,
     multiplies_by_mkl,
     peak_memory,
     prepare_environment,
+    processor_name,
     set_threads,
     synchronize,
     take_local,
@@ -35,7 +36,17 @@ from positron_mini.device.policy import (
     unsupported,
 )
 from positron_mini.device.power import SpeedWatch, awake, keep_awake_command, share_of_usual_speed
-from positron_mini.device.verdict import BF16_GAIN, DeviceName, Finding, Precision, Verdict, read_verdict, verdict_path, write_verdict
+from positron_mini.device.verdict import (
+    BF16_GAIN,
+    DeviceName,
+    Finding,
+    Precision,
+    Verdict,
+    cache_folder,
+    read_verdict,
+    verdict_path,
+    write_verdict,
+)
 
 __all__ = [
     "BATCH_TOKENS",
@@ -50,10 +61,11 @@ __all__ = [
     "Verdict",
     "autocast",
     "awake",
+    "cache_folder",
     "choose",
+    "compiler",
     "describe_versions",
     "forget_cached_memory",
-    "has_compiler",
     "is_out_of_memory",
     "keep_awake_command",
     "known_fault",
@@ -62,6 +74,7 @@ __all__ = [
     "multiplies_by_mkl",
     "peak_memory",
     "prepare_environment",
+    "processor_name",
     "read_verdict",
     "set_threads",
     "share_of_usual_speed",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron_mini.device.verdict import DeviceName, Verdict, read_verdict, verdict_path
@@ -65,7 +66,8 @@ def this_machine() -> Machine:
     system = platform.system()
     version = platform.mac_ver()[0] if system == "Darwin" else platform.release()
     vector = "AMX" if has_amx else torch.backends.cpu.get_cpu_capability()
-    machine = Machine(tuple(devices), tuple(bf16), memory, usable_cores(), has_compiler(), system, chip, version, torch.__version__, vector)
+    compiles = compiler() is not None
+    machine = Machine(tuple(devices), tuple(bf16), memory, usable_cores(), compiles, system, chip, version, torch.__version__, vector)
     verdict, note = read_verdict(verdict_path(machine.key, system), machine.key)
     return replace(machine, verdict=verdict, note=note)
 
@@ -98,10 +100,11 @@ def processor_name() -> str:
     return name or platform.processor() or platform.machine()
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler for the CPU."""
+def compiler() -> Path | None:
+    """The C++ compiler that torch.compile takes for the CPU; None where there is none."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
-    return any(name and shutil.which(name) for name in names)
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    return Path(found) if found else None
 
 
 def usable_cores() -> int:

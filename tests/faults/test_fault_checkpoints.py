@@ -476,7 +476,6 @@ def compare_loosely(run: Path) -> None:
 def test_C10_a_compiled_model_saves_plain_names(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled(function, backend="eager", **options))
-    monkeypatch.setattr("positron_mini.device.has_compiler", lambda: True)
     train_ok(CUT, "--compile", "on", "--until_step", "5", "--dropout", "0")
     plain = Path("runs/plain/run")
     train_ok(plain, "--until_step", "5", "--dropout", "0")

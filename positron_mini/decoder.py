@@ -4,7 +4,7 @@ Writing one token takes little arithmetic: the time goes into reading every weig
 - q, k and v are one product, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
 - a matrix is cut into blocks of columns, which are shared out among the threads;
 - the two channels that RoPE turns together lie side by side, so that a rotation is one complex multiplication;
-- where there is a C++ compiler, one token of each sequence is one call of `decode_step.cpp`, in which the threads go through all layers;
+- where there is a C++ compiler, one token of each sequence is one call of `native/decode_step.cpp`, in which the threads go through all layers;
 - else, and for prompts, PyTorch's operations do it; their work buffers, and the views of them that they want, are made once.
 `GPT` remains the reference: tests hold log-probabilities within 1e-5 of its own, relative.
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron_mini import device as devices
-from positron_mini import native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, Attention, Block, rope_table
+from positron_mini.native import decode_step as native
 
 Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens

@@ -22,6 +22,7 @@ from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, 
 from positron_mini.corpus.files import list_files
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
+from positron_mini.native import attention as native_attention
 from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder, readable_runs
@@ -179,6 +180,8 @@ def measured_speed(shape: ModelConfig, device: str = "auto", precision: str = "a
     """Tokens a second that training a model of this shape would make on this machine, from a moment of it."""
     choice = devices.choose(devices.this_machine(), device, precision)
     model = GPT(shape).init_weights(0).to(devices.torch_device(choice.device))
+    if choice.device == "cpu" and native_attention.is_there():
+        native_attention.quicken(model)
     return measure_speed(model, choice.device, choice.precision, rows=TRIAL_ROWS, compiled=True)
 
 

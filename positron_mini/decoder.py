@@ -4,7 +4,7 @@ Writing one token takes little arithmetic: the time goes into reading every weig
 - q, k and v are one product, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
 - a matrix is cut into blocks of columns, which are shared out among the threads;
 - the two channels that RoPE turns together lie side by side, so that a rotation is one complex multiplication;
-- where there is a C++ compiler, one token of each sequence is one call of `native/decode_step.cpp`, in which the threads go through all layers;
+- where there is a C++ compiler, one token of each sequence is one call of `native/decode_step.cpp`, which goes through all layers;
 - else, and for prompts, PyTorch's operations do it; their work buffers, and the views of them that they want, are made once.
 `GPT` remains the reference: tests hold log-probabilities within 1e-5 of its own, relative.
 

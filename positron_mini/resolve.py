@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from positron_mini import device as devices
 from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, is_of_type, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
+from positron_mini.native import attention as native_attention
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
@@ -154,6 +155,18 @@ def choose_device(
     return choice
 
 
+def choose_attention(config: TrainConfig, device: str, recorded: dict[str, Any] | None, say: Say) -> Literal["native", "pytorch"]:
+    """What computes attention. A run that is older than the setting goes on with PyTorch's, as it was."""
+    if recorded is not None and "attention" not in recorded["config"] and config.attention == "auto":
+        return "pytorch"
+    if config.attention != "pytorch" and device == "cpu" and native_attention.is_there():
+        return "native"
+    if config.attention == "native":
+        why = "no C++ compiler works here" if device == "cpu" else f"the native one is for the CPU, not for {device}"
+        say(f"warning: attention is PyTorch's: {why}")
+    return "pytorch"
+
+
 def resolve(
     config: TrainConfig,
     shape: ModelConfig,
@@ -169,7 +182,7 @@ def resolve(
     """
     if recorded is not None and config.device not in (*machine.devices, "auto"):
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
-        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto")
+        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto", attention="auto")
     choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
     batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
     rows = max(1, round(batch_tokens / shape.context_len))
@@ -180,6 +193,7 @@ def resolve(
         say(f"torch.compile is {why}")
     resolved = replace(
         config,
+        attention=choose_attention(config, choice.device, recorded, say),
         batch_tokens=batch_tokens,
         short_steps=config.short_steps if config.short_steps is not None else default_short_steps(config.max_steps),
         lr=config.lr if config.lr is not None else default_lr(batch_tokens),

@@ -24,6 +24,7 @@ from positron_mini.chunked_loss import chunked_loss
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
+from positron_mini.native.attention import quicken
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
 
 
@@ -92,6 +93,7 @@ class LoopConfig:
     precision: str
     compile: bool
     grad_limit: float | None = None  # a gradient norm above it counts as not finite
+    native_attention: bool = False  # attention in C++
     max_skips: int = 0  # steps of the run that may be skipped because they are not finite
 
 
@@ -159,6 +161,8 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
+        if config.native_attention:
+            quicken(model)
         self._loss = processes.shared_loss(model, loss_function(model, config.device, compiled=config.compile))
 
     @property

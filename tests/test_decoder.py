@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import lively_model, shape
 from torch import Tensor
 
-from positron_mini import device, native
 from positron_mini.decoder import BLOCK_COLUMNS, BLOCK_ROWS, Decoder, Dense, Weights
 from positron_mini.generate import Plain
 from positron_mini.model import GPT
+from positron_mini.native import decode_step as native_step
 
 SHAPES = {
     "grouped heads": shape(),
@@ -29,8 +25,8 @@ UNEVEN = shape(n_embd=24, ffn=40)  # has no whole blocks of columns
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of the two ways a decoder takes in a test."""
     if request.param == "PyTorch":
-        monkeypatch.setattr(native, "decode_step", lambda: None)
-    elif native.decode_step() is None:
+        monkeypatch.setattr(native_step, "decode_step", lambda: None)
+    elif native_step.decode_step() is None:
         pytest.skip("no C++ compiler")
     return str(request.param)
 
@@ -86,7 +82,7 @@ def test_a_shape_without_whole_blocks_takes_pytorch() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 11])
 def test_int8_of_the_compiled_step_computes_exactly_with_the_rounded_matrices(rows: int) -> None:
-    if native.decode_step() is None:
+    if native_step.decode_step() is None:
         pytest.skip("no C++ compiler")
     model = lively_model(shape(vocab_size=501))
     ids = torch.randint(6, 501, (rows, 24))
@@ -129,56 +125,6 @@ def test_a_full_context_is_refused_before_anything_is_written(path: str) -> None
     with pytest.raises(ValueError, match="exceed the context of 32"):
         decoder.next_logits(torch.full((1, 1), 7), cache)
     assert torch.equal(cache.kv, before) and cache.length == 32
-
-
-# --- the library ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], native.DecodeStep | None]:
-    """`decode_step` as a new process with an empty cache folder would find it."""
-    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
-    return native.decode_step.__wrapped__
-
-
-def libraries(tmp_path: Path) -> list[str]:
-    """What lies in the cache folder."""
-    return sorted(entry.name for entry in (tmp_path / "cache").iterdir())
-
-
-@pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
-def test_the_step_is_compiled_once_and_again_for_another_source(
-    fresh: Callable[[], native.DecodeStep | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert fresh() is not None
-    (first,) = libraries(tmp_path)
-    monkeypatch.setattr(native.subprocess, "run", None)  # a second compilation would fail
-    assert fresh() is not None
-    monkeypatch.undo()
-    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
-    changed = tmp_path / "decode_step.cpp"
-    changed.write_bytes(native.SOURCE.read_bytes() + b"\n// changed\n")
-    monkeypatch.setattr(native, "SOURCE", changed)
-    assert fresh() is not None
-    assert len(libraries(tmp_path)) == 2 and first in libraries(tmp_path)
-
-
-@pytest.mark.parametrize("trouble", ["no compiler", "it fails", "it makes nothing of use", "no folder"])
-def test_what_cannot_be_compiled_leaves_pytorch(
-    trouble: str, fresh: Callable[[], native.DecodeStep | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if trouble == "no compiler":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
-    elif trouble == "no folder":
-        (tmp_path / "cache").write_text("a file")
-    else:
-        compiler = tmp_path / "c++"
-        compiler.write_text(
-            "#!/bin/sh\nexit 1\n" if trouble == "it fails" else '#!/bin/sh\nfor last; do :; done\necho nonsense > "$last"\n'
-        )
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
-    assert fresh() is None
 
 
 # --- matrices ---------------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from positron_mini.native import library
@@ -23,12 +23,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_caus
 
     They compute in fp32 whatever the dtype. A mask, single tokens and uneven sizes are left to PyTorch.
     """
-    is_even = q.shape[2] % TILE == 0 and q.shape[3] % TILE == 0
-    if not (is_causal and is_even and q.shape[2] == k.shape[2] and q.device.type == "cpu"):
+    is_even = q.shape[2] % TILE == 0 and q.shape[3] % TILE == 0 and q.shape[2] == k.shape[2]
+    if not (is_causal and is_even and q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
     wide = [t.transpose(1, 2).float().contiguous() for t in (q, k, v)]  # (B, T, heads, D)
     y: Tensor = _operation(*wide)[0] if torch.compiler.is_compiling() else _Attention.apply(*wide)  # type: ignore[no-untyped-call]
     return y.transpose(1, 2).to(v.dtype)
+
+
+def quicken(model: nn.Module) -> None:
+    """Make every attention of `model` use `attend`."""
+    for module in model.modules():
+        if hasattr(module, "attend"):
+            module.attend = attend  # type: ignore[assignment]
 
 
 def is_there() -> bool:

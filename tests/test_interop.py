@@ -209,7 +209,7 @@ class Ending:
 def endings(specimen: Specimen) -> list[Ending]:
     """Three stories without their last words, which the model itself brings to an end."""
     found = []
-    for story in made_stories(40, seed=6):
+    for story in made_stories(400, seed=6):
         prompt = [BOS, *specimen.tokenizer.encode(story[: len(story) * 3 // 4])]
         (made,) = generate(specimen.model, specimen.tokenizer, prompt, SampleConfig(temperature=0.0, max_tokens=TOKENS))
         if made.finish_reason == "stop":
@@ -376,9 +376,11 @@ def test_L7_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, l
 
 
 def test_mlx_runs_its_own_4_bit_conversion(mlx: Any, expected: Any) -> None:
+    """It writes what we write, up to a token that leads the next likeliest by less than 4 bits may change."""
     for ours, theirs in zip(expected["pico"], mlx["pico"]["quantised"], strict=True):
         same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a[0] != b[0]), TOKENS)
-        assert same >= 4 and all(abs(a[1] - b[1]) < 1.0 for a, b in list(zip(ours, theirs, strict=True))[:same])
+        assert same == TOKENS or ours[same][2] < 1.0, (same, ours[same])
+        assert all(abs(a[1] - b[1]) < 1.0 for a, b in list(zip(ours, theirs, strict=True))[:same])
 
 
 # --- conversations and endings ----------------------------------------------------------------------------------------------------------

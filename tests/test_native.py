@@ -172,6 +172,7 @@ def test_a_part_is_compiled_once_and_again_for_another_source(
     with monkeypatch.context() as patch:
         patch.setattr(native.subprocess, "run", None)  # a second compilation would fail
         assert fresh() is not None
+    shutil.copy(native.SOURCES / "vectors.h", tmp_path)
     changed = tmp_path / "attention.cpp"
     changed.write_bytes((native.SOURCES / "attention.cpp").read_bytes() + b"\n// changed\n")
     monkeypatch.setattr(native, "SOURCES", tmp_path)

@@ -42,7 +42,15 @@ def _compiled(compiler: Path, source: Path) -> Path:
     is_arm = platform.machine() in ("arm64", "aarch64")
     words = [str(compiler), *FLAGS, "-mcpu=native" if is_arm else "-march=native", *_openmp()]
     stamp = compiler.stat()
-    key = (source.read_bytes(), words, stamp.st_size, stamp.st_mtime_ns, devices.processor_name(), platform.system())
+    key = (
+        source.read_bytes(),
+        (source.parent / "vectors.h").read_bytes(),
+        words,
+        stamp.st_size,
+        stamp.st_mtime_ns,
+        devices.processor_name(),
+        platform.system(),
+    )
     folder = devices.cache_folder(platform.system(), os.environ, Path.home())
     made = folder / f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     if not made.exists():

@@ -8,34 +8,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;  // numbers of a vector register
-constexpr int ROWS = 8;    // of a tile: as many as its sums fit the registers
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-constexpr int ROWS = 2;
-#else
-constexpr int LANES = 4;
-constexpr int ROWS = 2;
-#endif
+constexpr int ROWS = LANES == 16 ? 8 : 2;  // of a tile: as many as its sums fit the registers
 constexpr int COLUMNS = 32;  // of a tile
 constexpr int VECTORS = COLUMNS / LANES;
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-
-inline Vector load(const float* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
 
 // A matrix read by rows, `row` numbers apart, or by columns: its element (r, i) is at[r * row + i * step].
 struct Left {

@@ -11,31 +11,19 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 extern "C" int omp_get_thread_num();  // declared here: some compilers come without omp.h
 
 namespace {
 
-constexpr int BLOCK = 16;  // columns
-constexpr int ROWS = 8;    // sequences that share one reading of the weights
+constexpr int BLOCK = 16;    // columns
+constexpr int ROWS = 8;      // sequences that share one reading of the weights
 constexpr int AHEAD = 4096;  // bytes: what is read after that many others is asked for already
-#if defined(__AVX512F__)
-constexpr int LANES = 16;  // numbers of a vector register
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
 constexpr int VECTORS = BLOCK / LANES;
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 }  // namespace
 
@@ -66,24 +54,6 @@ namespace {
 
 // --- products ---------------------------------------------------------------------------------------------------------------------
 
-inline Vector load(const float* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline Vector load(const int8_t* from) {
-  Bytes b;
-  std::memcpy(&b, from, sizeof b);
-#if defined(__AVX512F__)  // GCC does not find these instructions by itself
-  return Vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(__m128i(b))));
-#elif defined(__AVX2__)
-  return Vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
-#else
-  return __builtin_convertvector(b, Vector);
-#endif
-}
-
 // Columns of one block: out (R, 16) = x (R, in) @ block. Several sums of a row run side by side, as each addition waits for the last.
 template <int R, typename W>
 void block_of_rows(const W* block, int inputs, const float* x, float* out) {
@@ -101,7 +71,7 @@ void block_of_rows(const W* block, int inputs, const float* x, float* out) {
     for (int v = 0; v < VECTORS; ++v) {
       Vector all = sum[0][r][v];
       for (int chain = 1; chain < CHAINS; ++chain) all += sum[chain][r][v];
-      std::memcpy(out + r * BLOCK + v * LANES, &all, sizeof all);
+      store(out + r * BLOCK + v * LANES, all);
     }
 }
 

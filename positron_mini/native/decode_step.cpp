@@ -16,7 +16,7 @@
 
 #include "vectors.h"
 
-extern "C" int omp_get_thread_num();  // declared here: some compilers come without omp.h
+extern "C" int omp_get_thread_num(), omp_get_num_threads();  // declared here: some compilers come without omp.h
 
 namespace {
 
@@ -111,10 +111,9 @@ inline void pause() {
 // Where all threads wait for the last of them.
 class Meeting {
  public:
-  explicit Meeting(int threads) : threads_(threads) {}
-  void wait() {
+  void wait(int threads) {
     const int round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.fetch_add(1, std::memory_order_release);
       return;
@@ -124,7 +123,6 @@ class Meeting {
   }
 
  private:
-  const int threads_;
   std::atomic<int> arrived_{0}, round_{0};
 };
 
@@ -146,7 +144,7 @@ class Pass {
   void run(const int64_t* ids) {
     if (thread_ == 0)
       for (int n = 0; n < N_; ++n) std::copy_n(m_.embedding + ids[n] * m_.C, m_.C, x_ + n * m_.C);
-    meeting_.wait();
+    meeting_.wait(threads_);
     for (int l = 0; l < m_.layers; ++l) {
       const Layer& layer = m_.layer[l];
       measure();
@@ -167,7 +165,7 @@ class Pass {
   void each(int count, Work work) {
     const int end = count * (thread_ + 1) / threads_;
     for (int i = count * thread_ / threads_; i < end; ++i) work(i);
-    meeting_.wait();
+    meeting_.wait(threads_);
   }
 
   // Rows of the stream in groups that share one reading: what(first row, rows, columns).
@@ -279,7 +277,7 @@ class Pass {
 extern "C" void decode_step(const Model* model, const int64_t* ids, int N, int past, float* kv, float* logits, int threads) {
   const Model& m = *model;
   std::vector<float> work(size_t(N) * (m.C + (2 * m.H + 2 * m.K) * m.D + m.F));
-  Meeting meeting(threads);
-#pragma omp parallel num_threads(threads)
-  Pass(m, N, past, kv, work.data(), logits, meeting, omp_get_thread_num(), threads).run(ids);
+  Meeting meeting;
+#pragma omp parallel num_threads(threads)  // or fewer, where the system allows no more
+  Pass(m, N, past, kv, work.data(), logits, meeting, omp_get_thread_num(), omp_get_num_threads()).run(ids);
 }

@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import paired
@@ -28,6 +29,7 @@ from positron_mini.trainer import StopFlag
 
 SHAPES = ((4, 512, 8, 32), (8, 256, 8, 32), (8, 256, 4, 32), (4, 512, 8, 64))  # rows, positions, heads, channels
 REPETITIONS = 10
+WARM_UP = 3  # steps
 WAYS: dict[str, tuple[Callable[..., torch.Tensor], torch.dtype]] = {
     "native": (attend, torch.float32),
     "PyTorch fp32": (F.scaled_dot_product_attention, torch.float32),
@@ -70,11 +72,10 @@ def in_training(name: str, precision: str, flags: argparse.Namespace) -> Row:
     batch = 4 * shape.context_len
     steps, times = {}, {}
     for who in ("native", "pytorch"):
-        config = TrainConfig(
-            config=name, batch_tokens=batch, compile=flags.compile, precision=precision, threads=flags.threads, attention=who
-        )  # fmt: skip
-        steps[who] = training(config, shape, say)[2].run(None, StopFlag())
-        times[who] = [0.0 for _ in range(3) if next(steps[who])][:0]
+        config = TrainConfig(config=name, batch_tokens=batch, compile=flags.compile, precision=precision, threads=flags.threads)
+        steps[who], times[who] = training(replace(config, attention=who), shape, say)[2].run(None, StopFlag()), []
+        for _ in range(WARM_UP):
+            next(steps[who])
     for _ in range(flags.rounds):
         for who, run in steps.items():
             began = time.perf_counter()

@@ -1,12 +1,12 @@
 """Seconds of training until held-out stories take 1.25 bits per byte: our loop beside AdamW in a plain one, both over the same grid.
 
-    python benchmarks/time_to_quality.py --text FILE [--config PicoGPT] [--vocab_size 2048] [--target 1.25] [--out FILE.json]
+    python benchmarks/time_to_quality.py --text FILE [--config PicoGPT] [--vocab_size 2048] [--target 1.25] [--compile on] [--out FILE.json]
 
-Ours is `positron train --budget`: Muon, half windows, chunked loss, the precision that is faster here, not compiled. The plain loop trains
-the same model from the same first weights: whole windows, `GPT.loss` in fp32, torch's fused AdamW, clipping. What is generous to it: its
-running average of the weights is judged as ours is, which is worth a cool-down, and the average costs it no time. Both keep a constant rate
-after 20 steps of warm-up and see the same rows. Only training counts, not judging. A trial ends once it takes longer than the best of its
-kind, or is clearly behind it after half of its time.
+Ours is `positron train --budget`: Muon, half windows, chunked loss, native attention, the precision that is faster here; not compiled
+unless `--compile on`, whose start-up then counts. The plain loop trains the same model from the same first weights: whole windows,
+`GPT.loss` in fp32, torch's fused AdamW, clipping. What is generous to it: its running average of the weights is judged as ours is, which is
+worth a cool-down, and the average costs it no time. Both keep a constant rate after 20 steps of warm-up and see the same rows. Only training
+counts, not judging. A trial ends once it takes longer than the best of its kind, or is clearly behind it after half of its time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ours(shape: ModelConfig, prepared: Prepared, flags: argparse.Namespace, lr: 
         batch_tokens=batch,
         lr=lr,
         warmup_steps=WARM_UP,
-        compile="off",
+        compile=flags.compile,
         precision=flags.precision,
         threads=flags.threads,
     )
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--ours", type=numbers, default=[4e-3, 8e-3, 2e-3], help="rates of ours (default 4e-3,8e-3,2e-3)")
     parser.add_argument("--plain", type=numbers, default=[4e-3, 8e-3, 2e-3], help="rates of AdamW (default 4e-3,8e-3,2e-3)")
     parser.add_argument("--batches", type=numbers, default=[2_048, 4_096, 8_192], help="tokens a step (default 2048,4096,8192)")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="torch.compile of ours; its start-up counts (default off)")
     parser.add_argument("--limit", type=float, default=900.0, help="most seconds of a trial (default 900)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default all)")
     parser.add_argument("--out", type=Path, default=Path("results/time-to-quality.json"), help="where the figures go")

@@ -5,8 +5,8 @@
 Ours is `positron train --budget`: Muon, half windows, chunked loss, native attention, the precision that is faster here; not compiled
 unless `--compile on`, whose start-up then counts. The plain loop trains the same model from the same first weights: whole windows,
 `GPT.loss` in fp32, torch's fused AdamW, clipping. What is generous to it: its running average of the weights is judged as ours is, which is
-worth a cool-down, and the average costs it no time. Both keep a constant rate after 20 steps of warm-up and see the same rows. Only training
-counts, not judging. A trial ends once it takes longer than the best of its kind, or is clearly behind it after half of its time.
+worth a cool-down, and the average costs it no time. Both keep a constant rate after 20 steps of warm-up and see the same rows. Only
+training counts, not judging. A trial ends once it takes longer than the best of its kind, or is clearly behind it after half of its time.
 """
 
 from __future__ import annotations

@@ -71,6 +71,18 @@ def test_scores_of_every_size_stay_finite() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("which", range(4))
+def test_a_number_that_is_not_finite_stays_visible(which: int) -> None:
+    """Else training would go on with it."""
+    parts = heads(1, 64, 1, 1, 32)
+    with torch.no_grad():
+        parts[which][0, 0, 10, 3] = float("nan")
+    y, *gradients = value_and_gradients(attend, parts)
+    assert which == 3 or bool(y[0, 0, 10].isnan().all() if which < 2 else y[0, 0, 10, 3].isnan())
+    assert not all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@needs_compiler
 def test_bf16_comes_back_as_bf16_and_is_computed_in_fp32() -> None:
     parts = heads(1, 64, 2, 2, 32, torch.bfloat16)
     wide = tuple(t.detach().float().requires_grad_() for t in parts)

@@ -42,10 +42,10 @@ inline void tile(Left left, const float* right, long wide, int n, float* out, lo
     }
 }
 
-// e^x for x <= 0, to 2e-7 relative; what is under e^-87 counts as e^-87.
+// e^x for x <= 0, to 2e-7 relative; what is under e^-87 counts as e^-87, and NaN stays NaN.
 inline Vector exp_of(Vector x) {
   const Vector least = Vector{} - 87.0f;
-  x = x > least ? x : least;
+  x = x < least ? least : x;
   const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
   const Vector r = x - __builtin_convertvector(n, Vector) * 0.693147181f;
   Vector p = r * (1 / 5040.0f) + 1 / 720.0f;
@@ -78,10 +78,13 @@ void pack_columns(const float* from, long stride, int T, int D, float* to) {
     for (int d = 0; d < D; ++d) to[((t / COLUMNS) * D + d) * COLUMNS + t % COLUMNS] = from[t * stride + d];
 }
 
-// What a thread needs for one head.
+// What a thread needs for one head: rows (T, D), columns in blocks (T / 32, D, 32), probabilities and scores of a block of keys (T, 32),
+// and for each query the sum of dy * y.
 struct Room {
-  Room(int T, int D) : q(T * D), k(T * D), v(T * D), dy(T * D), kt(T * D), vt(T * D), dq(T * D), dk(T * D), dv(T * D), p(T * COLUMNS), s(T * COLUMNS), delta(T) {}
-  std::vector<float> q, k, v, dy, kt, vt, dq, dk, dv, p, s, delta;
+  Room(int T, int D)
+      : q(T * D), k(T * D), v(T * D), dy(T * D), dq(T * D), dk(T * D), dv(T * D), kt(T * D), vt(T * D), p(T * COLUMNS), s(T * COLUMNS),
+        delta(T) {}
+  std::vector<float> q, k, v, dy, dq, dk, dv, kt, vt, p, s, delta;
 };
 
 void forward_head(Room& room, const float* q, long q_stride, int T, int D, float* y, float* lse) {
@@ -135,7 +138,7 @@ void backward_head(Room& room, int T, int D, const float* lse) {
         for (int c = 0; c < COLUMNS; c += LANES) {
           float *at = ps + r * COLUMNS + c, *to = ss + r * COLUMNS + c;
           Vector exponent = load(at) - lse[query];
-          exponent = exponent < 0.0f ? exponent : Vector{};  // of keys to come it may be anything
+          exponent = exponent > 0.0f ? Vector{} : exponent;  // of keys to come it may be anything
           const Vector chance = exp_of(exponent);
           store(at, chance);
           store(to, chance * (load(to) - room.delta[query]) * scale);
@@ -161,7 +164,8 @@ void backward_head(Room& room, int T, int D, const float* lse) {
 
 extern "C" {
 
-void attention_forward(const float* q, const float* k, const float* v, float* y, float* lse, int B, int T, int H, int K, int D, int threads) {
+void attention_forward(const float* q, const float* k, const float* v, float* y, float* lse, int B, int T, int H, int K, int D,
+                       int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Room room(T, D);

@@ -376,7 +376,7 @@ def test_L7_llama_cpp_computes_with_the_stored_weights_of_every_type(zoo: Any, l
 
 
 def test_mlx_runs_its_own_4_bit_conversion(mlx: Any, expected: Any) -> None:
-    """It writes what we write, up to a token that leads the next likeliest by less than 4 bits may change."""
+    """Both write the same, up to a token whose lead over the next likeliest is smaller than what 4 bits may change."""
     for ours, theirs in zip(expected["pico"], mlx["pico"]["quantised"], strict=True):
         same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a[0] != b[0]), TOKENS)
         assert same == TOKENS or ours[same][2] < 1.0, (same, ours[same])

@@ -42,111 +42,139 @@ inline void tile(Left left, const float* right, long wide, int n, float* out, lo
     }
 }
 
-// e^x for x <= 0, to 2e-7 relative; what is under e^-87 counts as e^-87, and NaN stays NaN.
-inline Vector exp_of(Vector x) {
-  const Vector least = Vector{} - 87.0f;
-  x = x < least ? least : x;
-  const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
-  const Vector r = x - __builtin_convertvector(n, Vector) * 0.693147181f;
-  Vector p = r * (1 / 5040.0f) + 1 / 720.0f;
-  p = p * r + 1 / 120.0f;
-  p = p * r + 1 / 24.0f;
-  p = p * r + 1 / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Integers power = (n + 127) << 23;
-  Vector two;
-  std::memcpy(&two, &power, sizeof two);
-  return p * two;
+// How queries and keys are made of what the projections gave: divided by their root-mean-square, times `weight` (D), then turned by the
+// angles of their position: channels i and i + D / 2 are a point of the plane. cos, sin: (T, D).
+struct Turn {
+  const float *cos, *sin;
+  float eps;
+
+  template <class T>
+  void forward(const T* from, const float* weight, int t, int D, float* to) const {
+    const int half = D / 2;
+    const float scale = scale_of(from, D);
+    for (int d = 0; d < half; d += LANES) {
+      const Vector a = load(from + d) * scale * load(weight + d), b = load(from + half + d) * scale * load(weight + half + d);
+      store(to + d, a * load(cos + t * D + d) - b * load(sin + t * D + d));
+      store(to + half + d, b * load(cos + t * D + half + d) + a * load(sin + t * D + half + d));
+    }
+  }
+
+  // The gradient of `from`, of that of what became of it (overwritten); the weight's is added to dweight.
+  template <class T>
+  void backward(const T* from, const float* weight, int t, int D, float* gradient, T* to, float* dweight) const {
+    const int half = D / 2;
+    const float scale = scale_of(from, D);
+    Vector dots = {};
+    for (int d = 0; d < half; d += LANES) {
+      const Vector a = load(gradient + d), b = load(gradient + half + d);
+      const Vector da = a * load(cos + t * D + d) + b * load(sin + t * D + half + d);
+      const Vector db = b * load(cos + t * D + half + d) - a * load(sin + t * D + d);
+      const Vector x = load(from + d), y = load(from + half + d);
+      store(dweight + d, load(dweight + d) + da * x * scale);
+      store(dweight + half + d, load(dweight + half + d) + db * y * scale);
+      const Vector wa = da * load(weight + d), wb = db * load(weight + half + d);
+      dots += wa * x + wb * y;
+      store(gradient + d, wa);
+      store(gradient + half + d, wb);
+    }
+    const float pull = sum_of(dots) * scale * scale * scale / D;
+    for (int d = 0; d < D; d += LANES) store(to + d, load(gradient + d) * scale - load(from + d) * pull);
+  }
+
+ private:
+  template <class T>
+  float scale_of(const T* from, int D) const {
+    Vector squares = {};
+    for (int d = 0; d < D; d += LANES) squares += load(from + d) * load(from + d);
+    return 1 / std::sqrt(sum_of(squares) / D + eps);
+  }
+};
+
+// Rows of D numbers side by side: (T, D) from rows `stride` apart.
+template <class T>
+void pack(const T* from, long stride, int rows, int D, float* to) {
+  for (int t = 0; t < rows; ++t)
+    for (int d = 0; d < D; d += LANES) store(to + t * D + d, load(from + t * stride + d));
 }
 
-float sum_of(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < LANES; ++i) sum += v[i];
-  return sum;
-}
-
-// One head of one sequence, its rows side by side: (T, D) from rows `stride` apart.
-void pack(const float* from, long stride, int T, int D, float* to) {
-  for (int t = 0; t < T; ++t) std::copy_n(from + t * stride, D, to + t * D);
-}
-
-// Blocks of 32 positions as columns, (T / 32, D, 32), of rows `stride` apart.
-void pack_columns(const float* from, long stride, int T, int D, float* to) {
+// The same rows as columns, in blocks of 32 positions: (T / 32, D, 32) from (T, D).
+void pack_columns(const float* from, int T, int D, float* to) {
   for (int t = 0; t < T; ++t)
-    for (int d = 0; d < D; ++d) to[((t / COLUMNS) * D + d) * COLUMNS + t % COLUMNS] = from[t * stride + d];
+    for (int d = 0; d < D; ++d) to[((t / COLUMNS) * D + d) * COLUMNS + t % COLUMNS] = from[t * D + d];
 }
 
 // What a thread needs for one head: rows (T, D), columns in blocks (T / 32, D, 32), probabilities and scores of a block of keys (T, 32),
 // and for each query the sum of dy * y.
 struct Room {
   Room(int T, int D)
-      : q(T * D), k(T * D), v(T * D), dy(T * D), dq(T * D), dk(T * D), dv(T * D), kt(T * D), vt(T * D), p(T * COLUMNS), s(T * COLUMNS),
-        delta(T) {}
-  std::vector<float> q, k, v, dy, dq, dk, dv, kt, vt, p, s, delta;
+      : q(T * D), k(T * D), v(T * D), y(T * D), dy(T * D), dq(T * D), dk(T * D), dv(T * D), kt(T * D), vt(T * D), p(T * COLUMNS),
+        s(T * COLUMNS), delta(T) {}
+  std::vector<float> q, k, v, y, dy, dq, dk, dv, kt, vt, p, s, delta;
 };
 
-void forward_head(Room& room, const float* q, long q_stride, int T, int D, float* y, float* lse) {
+void forward_head(Room& room, int T, int D, const int* begins, float* lse) {
   const float scale = 1 / std::sqrt(float(D));
   float* s = room.s.data();  // (ROWS, T)
   for (int first = 0; first < T; first += ROWS) {
+    const int low = begins ? begins[first] / COLUMNS * COLUMNS : 0;
     const int seen = (first + ROWS - 1) / COLUMNS * COLUMNS + COLUMNS;  // keys in all tiles that are not left out
-    for (int key = 0; key < seen; key += COLUMNS)
-      tile<false>({q + first * q_stride, q_stride, 1}, room.kt.data() + key * D, COLUMNS, D, s + key, T, scale);
+    for (int key = low; key < seen; key += COLUMNS)
+      tile<false>({room.q.data() + first * D, D, 1}, room.kt.data() + key * D, COLUMNS, D, s + key, T, scale);
     float sums[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       float* row = s + r * T;
-      const int end = first + r + 1;
+      const int begin = begins ? begins[first + r] : 0, end = first + r + 1;
+      std::fill(row + low, row + begin, -INFINITY);
       std::fill(row + end, row + seen, -INFINITY);
-      Vector most = load(row);
-      for (int key = LANES; key < seen; key += LANES) {
+      Vector most = load(row + low);
+      for (int key = low + LANES; key < seen; key += LANES) {
         const Vector other = load(row + key);
         most = other > most ? other : most;
       }
-      float top = most[0];
-      for (int i = 1; i < LANES; ++i) top = std::max(top, most[i]);
+      const float top = largest_of(most);
       Vector sum = {};
-      for (int key = 0; key < seen; key += LANES) {
+      for (int key = low; key < seen; key += LANES) {
         const Vector p = exp_of(load(row + key) - top);
         store(row + key, p);
         sum += p;
       }
+      std::fill(row + low, row + begin, 0.0f);
       std::fill(row + end, row + seen, 0.0f);
       sums[r] = sum_of(sum);
       lse[first + r] = top + std::log(sums[r]);
     }
-    for (int d = 0; d < D; d += COLUMNS) {
-      tile<false>({s, T, 1}, room.v.data() + d, D, seen, y + first * q_stride + d, q_stride);
-      for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < COLUMNS; ++c) y[(first + r) * q_stride + d + c] /= sums[r];
-    }
+    float* y = room.y.data() + first * D;
+    for (int d = 0; d < D; d += COLUMNS) tile<false>({s + low, T, 1}, room.v.data() + low * D + d, D, seen - low, y + d, D);
+    for (int r = 0; r < ROWS; ++r)
+      for (int d = 0; d < D; ++d) y[r * D + d] /= sums[r];
   }
 }
 
-void backward_head(Room& room, int T, int D, const float* lse) {
+void backward_head(Room& room, int T, int D, const int* begins, const float* lse) {
   const float scale = 1 / std::sqrt(float(D));
   const float *q = room.q.data(), *dy = room.dy.data();
   float *p = room.p.data(), *s = room.s.data();  // (T, 32) each: a block of keys
   for (int block = 0; block < T; block += COLUMNS) {
-    for (int first = block; first < T; first += ROWS) {
+    int first = block;
+    for (; first < T && (!begins || begins[first] < block + COLUMNS); first += ROWS) {
       float *ps = p + first * COLUMNS, *ss = s + first * COLUMNS;
       tile<false>({q + first * D, D, 1}, room.kt.data() + block * D, COLUMNS, D, ps, COLUMNS, scale);
       tile<false>({dy + first * D, D, 1}, room.vt.data() + block * D, COLUMNS, D, ss, COLUMNS);
       for (int r = 0; r < ROWS; ++r) {
         const int query = first + r;
+        float *at = ps + r * COLUMNS, *to = ss + r * COLUMNS;
         for (int c = 0; c < COLUMNS; c += LANES) {
-          float *at = ps + r * COLUMNS + c, *to = ss + r * COLUMNS + c;
-          Vector exponent = load(at) - lse[query];
+          Vector exponent = load(at + c) - lse[query];
           exponent = exponent > 0.0f ? Vector{} : exponent;  // of keys to come it may be anything
           const Vector chance = exp_of(exponent);
-          store(at, chance);
-          store(to, chance * (load(to) - room.delta[query]) * scale);
+          store(at + c, chance);
+          store(to + c, chance * (load(to + c) - room.delta[query]) * scale);
         }
-        if (query < block + COLUMNS - 1) {
-          std::fill(ps + r * COLUMNS + query - block + 1, ps + (r + 1) * COLUMNS, 0.0f);
-          std::fill(ss + r * COLUMNS + query - block + 1, ss + (r + 1) * COLUMNS, 0.0f);
-        }
+        const int hidden = begins ? std::clamp(begins[query] - block, 0, COLUMNS) : 0, seen = std::min(query - block + 1, COLUMNS);
+        std::fill(at, at + hidden, 0.0f);
+        std::fill(to, to + hidden, 0.0f);
+        std::fill(at + seen, at + COLUMNS, 0.0f);
+        std::fill(to + seen, to + COLUMNS, 0.0f);
       }
       for (int d = 0; d < D; d += COLUMNS)
         tile<true>({ss, COLUMNS, 1}, room.k.data() + block * D + d, D, COLUMNS, room.dq.data() + first * D + d, D);
@@ -154,63 +182,102 @@ void backward_head(Room& room, int T, int D, const float* lse) {
     for (int key = 0; key < COLUMNS; key += ROWS)
       for (int d = 0; d < D; d += COLUMNS) {
         const long from = block * COLUMNS + key, to = (block + key) * D + d;
-        tile<true>({p + from, 1, COLUMNS}, dy + block * D + d, D, T - block, room.dv.data() + to, D);
-        tile<true>({s + from, 1, COLUMNS}, q + block * D + d, D, T - block, room.dk.data() + to, D);
+        tile<true>({p + from, 1, COLUMNS}, dy + block * D + d, D, first - block, room.dv.data() + to, D);
+        tile<true>({s + from, 1, COLUMNS}, q + block * D + d, D, first - block, room.dk.data() + to, D);
       }
+  }
+}
+
+// One of the B x K units of work, a key/value head of a sequence: where its numbers lie in rows of all heads, (B T, H + 2 K, D).
+struct Unit {
+  Unit(long unit, int T, int H, int K, int D)
+      : b(unit / K), kv(unit % K), row((H + 2L * K) * D), keys(b * T * row + (H + kv) * D), values(keys + long(K) * D) {}
+  long b, kv, row, keys, values;
+};
+
+template <class T>
+void forward(const T* qkv, const float* q_weight, const float* k_weight, Turn turn, const int* begins, T* y, float* lse, int B, int rows,
+             int H, int K, int D, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Room room(rows, D);
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < B * K; ++i) {
+      const Unit unit(i, rows, H, K, D);
+      const int* from = begins ? begins + unit.b * rows : nullptr;
+      for (int t = 0; t < rows; ++t) turn.forward(qkv + unit.keys + t * unit.row, k_weight, t, D, room.k.data() + t * D);
+      pack_columns(room.k.data(), rows, D, room.kt.data());
+      pack(qkv + unit.values, unit.row, rows, D, room.v.data());
+      for (int h = unit.kv * (H / K); h < (unit.kv + 1) * (H / K); ++h) {
+        const T* q = qkv + unit.b * rows * unit.row + h * D;
+        for (int t = 0; t < rows; ++t) turn.forward(q + t * unit.row, q_weight, t, D, room.q.data() + t * D);
+        forward_head(room, rows, D, from, lse + (unit.b * H + h) * rows);
+        T* to = y + (unit.b * rows * H + h) * D;
+        for (int t = 0; t < rows; ++t)
+          for (int d = 0; d < D; d += LANES) store(to + long(t) * H * D + d, load(room.y.data() + t * D + d));
+      }
+    }
+  }
+}
+
+template <class T>
+void backward(const T* qkv, const float* q_weight, const float* k_weight, Turn turn, const int* begins, const T* y, const float* lse,
+              const T* dy, T* dqkv, float* dq_weight, float* dk_weight, int B, int rows, int H, int K, int D, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Room room(rows, D);
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < B * K; ++i) {
+      const Unit unit(i, rows, H, K, D);
+      const int* from = begins ? begins + unit.b * rows : nullptr;
+      for (int t = 0; t < rows; ++t) turn.forward(qkv + unit.keys + t * unit.row, k_weight, t, D, room.k.data() + t * D);
+      pack_columns(room.k.data(), rows, D, room.kt.data());
+      pack(qkv + unit.values, unit.row, rows, D, room.v.data());
+      pack_columns(room.v.data(), rows, D, room.vt.data());
+      std::fill(room.dk.begin(), room.dk.end(), 0.0f);
+      std::fill(room.dv.begin(), room.dv.end(), 0.0f);
+      for (int h = unit.kv * (H / K); h < (unit.kv + 1) * (H / K); ++h) {
+        const long q = unit.b * rows * unit.row + h * D, out = (unit.b * rows * H + h) * D, head = unit.b * H + h;
+        for (int t = 0; t < rows; ++t) turn.forward(qkv + q + t * unit.row, q_weight, t, D, room.q.data() + t * D);
+        pack(y + out, H * D, rows, D, room.y.data());
+        pack(dy + out, H * D, rows, D, room.dy.data());
+        for (int t = 0; t < rows; ++t) {
+          Vector sum = {};
+          for (int d = 0; d < D; d += LANES) sum += load(room.dy.data() + t * D + d) * load(room.y.data() + t * D + d);
+          room.delta[t] = sum_of(sum);
+        }
+        std::fill(room.dq.begin(), room.dq.end(), 0.0f);
+        backward_head(room, rows, D, from, lse + head * rows);
+        std::fill_n(dq_weight + head * D, D, 0.0f);
+        for (int t = 0; t < rows; ++t) {
+          const long at = q + t * unit.row;
+          turn.backward(qkv + at, q_weight, t, D, room.dq.data() + t * D, dqkv + at, dq_weight + head * D);
+        }
+      }
+      std::fill_n(dk_weight + i * D, D, 0.0f);
+      for (int t = 0; t < rows; ++t) {
+        const long key = unit.keys + t * unit.row, value = unit.values + t * unit.row;
+        turn.backward(qkv + key, k_weight, t, D, room.dk.data() + t * D, dqkv + key, dk_weight + i * D);
+        for (int d = 0; d < D; d += LANES) store(dqkv + value + d, load(room.dv.data() + t * D + d));
+      }
+    }
   }
 }
 
 }  // namespace
 
-extern "C" {
-
-void attention_forward(const float* q, const float* k, const float* v, float* y, float* lse, int B, int T, int H, int K, int D,
-                       int threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    Room room(T, D);
-#pragma omp for schedule(dynamic)
-    for (int unit = 0; unit < B * K; ++unit) {
-      const long b = unit / K, kv = unit % K, keys = (b * T * K + kv) * D;
-      pack_columns(k + keys, K * D, T, D, room.kt.data());
-      pack(v + keys, K * D, T, D, room.v.data());
-      for (int h = kv * (H / K); h < (kv + 1) * (H / K); ++h)
-        forward_head(room, q + (b * T * H + h) * D, H * D, T, D, y + (b * T * H + h) * D, lse + (b * H + h) * T);
-    }
+#define EXPORT(T, SUFFIX)                                                                                                               \
+  extern "C" void attention_##SUFFIX(const T* qkv, const float* q_weight, const float* k_weight, const float* cos, const float* sin,     \
+                                     float eps, const int* begins, T* y, float* lse, int B, int rows, int H, int K, int D,              \
+                                     int threads) {                                                                                     \
+    forward(qkv, q_weight, k_weight, Turn{cos, sin, eps}, begins, y, lse, B, rows, H, K, D, threads);                                   \
+  }                                                                                                                                     \
+  extern "C" void attention_backward_##SUFFIX(const T* qkv, const float* q_weight, const float* k_weight, const float* cos,              \
+                                              const float* sin, float eps, const int* begins, const T* y, const float* lse,             \
+                                              const T* dy, T* dqkv, float* dq_weight, float* dk_weight, int B, int rows, int H, int K,   \
+                                              int D, int threads) {                                                                     \
+    backward(qkv, q_weight, k_weight, Turn{cos, sin, eps}, begins, y, lse, dy, dqkv, dq_weight, dk_weight, B, rows, H, K, D, threads);  \
   }
-}
 
-void attention_backward(const float* q, const float* k, const float* v, const float* y, const float* lse, const float* dy, float* dq,
-                        float* dk, float* dv, int B, int T, int H, int K, int D, int threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    Room room(T, D);
-#pragma omp for schedule(dynamic)
-    for (int unit = 0; unit < B * K; ++unit) {
-      const long b = unit / K, kv = unit % K, keys = (b * T * K + kv) * D;
-      pack(k + keys, K * D, T, D, room.k.data());
-      pack_columns(k + keys, K * D, T, D, room.kt.data());
-      pack_columns(v + keys, K * D, T, D, room.vt.data());
-      std::fill(room.dk.begin(), room.dk.end(), 0.0f);
-      std::fill(room.dv.begin(), room.dv.end(), 0.0f);
-      for (int h = kv * (H / K); h < (kv + 1) * (H / K); ++h) {
-        const long head = (b * T * H + h) * D;
-        pack(q + head, H * D, T, D, room.q.data());
-        pack(dy + head, H * D, T, D, room.dy.data());
-        for (int t = 0; t < T; ++t) {
-          float sum = 0;
-          for (int d = 0; d < D; ++d) sum += room.dy[t * D + d] * y[head + t * H * D + d];
-          room.delta[t] = sum;
-        }
-        std::fill(room.dq.begin(), room.dq.end(), 0.0f);
-        backward_head(room, T, D, lse + (b * H + h) * T);
-        for (int t = 0; t < T; ++t) std::copy_n(room.dq.data() + t * D, D, dq + head + t * H * D);
-      }
-      for (int t = 0; t < T; ++t) {
-        std::copy_n(room.dk.data() + t * D, D, dk + keys + t * K * D);
-        std::copy_n(room.dv.data() + t * D, D, dv + keys + t * K * D);
-      }
-    }
-  }
-}
-}
+EXPORT(float, float32)
+EXPORT(Bf16, bfloat16)

@@ -12,6 +12,7 @@ from positron_mini import device as devices
 from positron_mini.config import ModelConfig, TrainConfig, preset_shape
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
+from positron_mini.optim import build_optimizer
 from positron_mini.plan import Plan
 from positron_mini.prepare import Prepared
 from positron_mini.runs import RunFolder
@@ -20,15 +21,16 @@ from positron_mini.trainer import Trainer, loss_function
 PATIENCE_S = 4.0  # for timing one thing
 
 
-def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool) -> float:
-    """Tokens per second of training, measured on the plain model with `rows` rows for a moment, without changing it.
+def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool = False, native: bool = False) -> float:
+    """Tokens per second of training, measured with `rows` rows for a moment, without changing the model.
 
-    It also stands for `compiled` training: what the compiler saves, the optimizer and the validations take again. Rows that do not fit the
-    memory are halved, as the first step will halve them. Errors: OutOfMemoryError when a single row does not fit.
+    It is measured on the plain model for `compiled` training too: what the compiler saves, the optimizer and the validations take again.
+    With `native` kernels an update by Muon counts. Rows that do not fit the memory are halved, as the first step will halve them. Errors:
+    OutOfMemoryError when a single row does not fit.
     """
     while True:
         try:
-            return _measure(model, device, precision, rows, compiled)
+            return _measure(model, device, precision, rows, compiled, native)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -41,14 +43,18 @@ def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compile
         rows //= 2
 
 
-def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool) -> float:
+def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool, native: bool) -> float:
     batch = torch.zeros(rows, model.config.context_len, dtype=torch.long, device=device)
-    loss_of = loss_function(model, device, compiled=False)
+    loss_of = loss_function(model, device, compiled=False, native=native)
+    optimizer = build_optimizer(model, "muon", lr=0.0, muon_lr=None, weight_decay=0.0) if native else None
 
     def once() -> None:
         with devices.autocast(device, precision):
             loss = loss_of(batch, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if optimizer is not None:
+            optimizer.step(0.0)
+            model.zero_grad(set_to_none=True)
         devices.synchronize(device)
 
     speed = batch.numel() / fastest(once, warms_up=compiled or device != "cpu")
@@ -93,12 +99,14 @@ def describe(
     is_compiled = config.compile == "on"
     # the trial is not compiled, and then needs more memory for a row than training will
     rows_at_once = (config.micro_batch + 1) // 2 if is_compiled else config.micro_batch
-    speed = measure_speed(trainer.model, config.device, config.precision, rows=rows_at_once, compiled=is_compiled)
+    native = config.kernels == "native"
+    speed = measure_speed(trainer.model, config.device, config.precision, rows=rows_at_once, compiled=is_compiled, native=native)
     threads = f"{config.threads} threads" if processes == 1 else f"{processes} processes of {config.threads} threads"
+    how = "native kernels" if native else f"compile {config.compile}"
     lines = [
         f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
         f"text       {prepared.train.count:,} training tokens, {prepared.validation.count:,} for validation",
-        f"device     {choice.device}, {choice.precision} ({choice.reason}), {threads}, compile {config.compile}",
+        f"device     {choice.device}, {choice.precision} ({choice.reason}), {threads}, {how}",
         f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
     ]
     if exact != config.batch_tokens:

@@ -110,7 +110,7 @@ def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[TrainCo
         device=choice.device,
         precision=choice.precision,
         compile=config.compile == "on",
-        native_attention=config.attention == "native",
+        native=config.kernels == "native",
     )
     return config, choice, Trainer(model, optimizer, MadeBatches(rows, shape.context_len, shape.vocab_size), loop)
 

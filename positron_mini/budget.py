@@ -22,9 +22,9 @@ from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, 
 from positron_mini.corpus.files import list_files
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
-from positron_mini.native import attention as native_attention
 from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
+from positron_mini.resolve import choose_kernels
 from positron_mini.runs import RunFolder, readable_runs
 from positron_mini.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     text_bytes = sum(path.stat().st_size for path in list_files(text)) if text.exists() else 1e9
     shapes = dict(possible(config, given, text_bytes))
     precision = faster_precision(config, min(shapes.values(), key=ModelConfig.flops_per_token), say)
-    plan = choose(shapes, lambda name: measured_speed(shapes[name], config.device, precision), seconds, text_bytes, config.batch_tokens)
+    plan = choose(shapes, lambda name: measured_speed(config, shapes[name], precision), seconds, text_bytes, config.batch_tokens)
     say(describe(config.budget, plan, text_bytes))
     decided: dict[str, Any] = {
         "config": plan.config,
@@ -176,13 +176,12 @@ def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _
     return None
 
 
-def measured_speed(shape: ModelConfig, device: str = "auto", precision: str = "auto") -> float:
+def measured_speed(config: TrainConfig, shape: ModelConfig, precision: str = "auto") -> float:
     """Tokens a second that training a model of this shape would make on this machine, from a moment of it."""
-    choice = devices.choose(devices.this_machine(), device, precision)
+    choice = devices.choose(devices.this_machine(), config.device, precision)
     model = GPT(shape).init_weights(0).to(devices.torch_device(choice.device))
-    if choice.device == "cpu" and native_attention.is_there():
-        native_attention.quicken(model)
-    return measure_speed(model, choice.device, choice.precision, rows=TRIAL_ROWS, compiled=True)
+    native = choose_kernels(config, shape, choice.device, None) == "native"
+    return measure_speed(model, choice.device, choice.precision, rows=TRIAL_ROWS, compiled=True, native=native)
 
 
 def faster_precision(config: TrainConfig, shape: ModelConfig, say: Say) -> Literal["auto", "fp32", "bf16"]:
@@ -191,7 +190,7 @@ def faster_precision(config: TrainConfig, shape: ModelConfig, say: Say) -> Liter
     is_open = devices.choose(machine, config.device).device == "cpu" and "cpu" in machine.bf16 and machine.verdict is None
     if config.precision != "auto" or not is_open:
         return config.precision
-    gain = measured_speed(shape, "cpu", "bf16") / measured_speed(shape, "cpu", "fp32")
+    gain = measured_speed(config, shape, "bf16") / measured_speed(config, shape, "fp32")
     say(f"precision  bf16 products train {gain:.2f} times as fast as fp32 here")
     return "bf16" if gain > devices.BF16_GAIN else "fp32"
 

@@ -83,7 +83,6 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q_size, config.n_embd, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.attend = F.scaled_dot_product_attention  # softmax(q k' / sqrt(D)) v; the trainer may know a quicker way
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """What each position gathers from those it may see, (B, T, C). `mask` (.., T, P + T) is True where it may; None: causal."""
@@ -96,7 +95,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, P + T, D)
         causal = mask is None and T > 1
-        y = self.attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])  # (B, H, T, D)
+        # softmax(q k' / sqrt(D)) v, (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, D) -> (B, T, H*D) -> (B, T, C)
         return out
 

@@ -187,7 +187,7 @@ def _build(
         device=config.device,
         precision=config.precision,
         compile=config.compile == "on",
-        native_attention=config.attention == "native",
+        native=config.kernels == "native",
         grad_limit=config.grad_limit,
         max_skips=config.max_skips if config.on_nan == "skip" else 0,
     )

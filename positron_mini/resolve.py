@@ -13,7 +13,7 @@ from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, is_of_type, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
-from positron_mini.native import attention as native_attention
+from positron_mini.native import training
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
@@ -155,16 +155,26 @@ def choose_device(
     return choice
 
 
-def choose_attention(config: TrainConfig, device: str, recorded: dict[str, Any] | None, say: Say) -> Literal["native", "pytorch"]:
-    """What computes attention. A run that is older than the setting goes on with PyTorch's, as it was."""
-    if recorded is not None and "attention" not in recorded["config"] and config.attention == "auto":
+def choose_kernels(
+    config: TrainConfig | SFTConfig, shape: ModelConfig, device: str, recorded: dict[str, Any] | None, say: Say = lambda _: None
+) -> Literal["native", "pytorch"]:
+    """What computes the loss and its gradients. A run that is older than the setting goes on with PyTorch's kernels, as it was."""
+    if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded["config"] and config.kernels == "auto"):
         return "pytorch"
-    if config.attention != "pytorch" and device == "cpu" and native_attention.is_there():
-        return "native"
-    if config.attention == "native":
-        why = "no C++ compiler works here" if device == "cpu" else f"the native one is for the CPU, not for {device}"
-        say(f"warning: attention is PyTorch's: {why}")
-    return "pytorch"
+    why = ""
+    if device != "cpu":
+        why = f"native ones are for the CPU, not for {device}"
+    elif isinstance(config, TrainConfig) and config.compile == "on":
+        why = "torch.compile takes their place"
+    elif config.dropout:
+        why = "native ones know no dropout"
+    elif not training.covers(shape, shape.context_len):
+        why = f"native ones work on sizes that are multiples of {training.TILE}"
+    elif not training.is_there():
+        why = "no C++ compiler works here"
+    if why and config.kernels == "native":
+        say(f"warning: training with PyTorch's kernels: {why}")
+    return "pytorch" if why else "native"
 
 
 def resolve(
@@ -182,18 +192,20 @@ def resolve(
     """
     if recorded is not None and config.device not in (*machine.devices, "auto"):
         say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
-        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto", attention="auto")
+        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto", kernels="auto")
     choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
     batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
     rows = max(1, round(batch_tokens / shape.context_len))
     micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)
     work = None if config.max_steps is None else config.max_steps * rows * shape.context_len * shape.flops_per_token()
-    compiled, why = devices.should_compile(config.compile, machine, choice.device, work)
+    kernels = choose_kernels(config, shape, choice.device, recorded, say)
+    asked = "off" if kernels == "native" else config.compile
+    compiled, why = devices.should_compile(asked, machine, choice.device, work)
     if config.compile != "off" and "no C++ compiler" in why:
         say(f"torch.compile is {why}")
     resolved = replace(
         config,
-        attention=choose_attention(config, choice.device, recorded, say),
+        kernels=kernels,
         batch_tokens=batch_tokens,
         short_steps=config.short_steps if config.short_steps is not None else default_short_steps(config.max_steps),
         lr=config.lr if config.lr is not None else default_lr(batch_tokens),

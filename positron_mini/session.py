@@ -27,7 +27,7 @@ from positron_mini.trainer import StepReport, StopFlag, Trainer
 Say = Callable[[str], None]
 # settings that a run may change when it goes on, and what they change
 CHANGEABLE = dict.fromkeys(
-    ("device", "precision", "micro_batch", "threads", "compile", "attention", "nproc"), "results may differ in the last digits"
+    ("device", "precision", "micro_batch", "threads", "compile", "kernels", "nproc"), "results may differ in the last digits"
 )
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 

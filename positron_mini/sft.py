@@ -23,7 +23,7 @@ from positron_mini.plan import Plan, Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import choose_device, merge_with_run, same_run
+from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
 from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.tokenizer import EOS
@@ -171,7 +171,8 @@ def _build(
     plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
     rows = config.micro_batch or devices.micro_batch_rows(base.config, base.config.context_len, 64, choice.device, machine.memory_bytes)
     threads = devices.set_threads(config.threads)
-    config = replace(config, device=choice.device, precision=choice.precision, micro_batch=rows, threads=threads)
+    kernels = choose_kernels(config, base.config, choice.device, recorded, say)
+    config = replace(config, device=choice.device, precision=choice.precision, micro_batch=rows, threads=threads, kernels=kernels)
     model = ckpt.load_model(base).to(devices.torch_device(choice.device)).train()
     # no compiler: rows differ in width from step to step, which it would pay for again and again
     loop = LoopConfig(
@@ -184,6 +185,7 @@ def _build(
         device=choice.device,
         precision=choice.precision,
         compile=False,
+        native=kernels == "native",
         grad_limit=config.grad_limit,
         max_skips=config.max_skips if config.on_nan == "skip" else 0,
     )

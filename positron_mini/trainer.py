@@ -24,7 +24,7 @@ from positron_mini.chunked_loss import chunked_loss
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native.attention import quicken
+from positron_mini.native.training import native_loss
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
 
 
@@ -93,7 +93,7 @@ class LoopConfig:
     precision: str
     compile: bool
     grad_limit: float | None = None  # a gradient norm above it counts as not finite
-    native_attention: bool = False  # attention in C++
+    native: bool = False  # what lies between products in C++, in place of torch.compile
     max_skips: int = 0  # steps of the run that may be skipped because they are not finite
 
 
@@ -131,8 +131,12 @@ class Clock:
         self._mark = mark
 
 
-def loss_function(model: GPT, device: str, *, compiled: bool) -> Callable[..., Tensor]:
+def loss_function(model: GPT, device: str, *, compiled: bool, native: bool = False) -> Callable[..., Tensor]:
     """`model.loss`, computed the fastest way that is known to be right on `device`; every way gives the same values."""
+    if device == "cpu":
+        devices.keep_freed_memory()
+    if native:
+        return partial(native_loss, model)
     if device == "cpu":  # not measured elsewhere
         hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
         return partial(chunked_loss, model, hidden)
@@ -161,9 +165,7 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
-        if config.native_attention:
-            quicken(model)
-        self._loss = processes.shared_loss(model, loss_function(model, config.device, compiled=config.compile))
+        self._loss = processes.shared_loss(model, loss_function(model, config.device, compiled=config.compile, native=config.native))
 
     @property
     def is_cooling(self) -> bool:

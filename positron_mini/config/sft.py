@@ -69,6 +69,8 @@ class SFTConfig:
     """where to compute"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: fp32 master weights with bf16 products"""
+    kernels: Literal["auto", "native", "pytorch"] = "auto"
+    """native: what lies between products in C++, on a CPU a third faster; auto takes it there if there is a compiler"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
     micro_batch: int | None = None

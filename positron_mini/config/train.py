@@ -83,8 +83,8 @@ class TrainConfig:
     """bf16: fp32 master weights with bf16 products"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: auto uses it where its start-up is repaid"""
-    attention: Literal["auto", "native", "pytorch"] = "auto"
-    """native: attention in C++, twice as fast on a CPU; auto takes it there if there is a compiler"""
+    kernels: Literal["auto", "native", "pytorch"] = "auto"
+    """native: what lies between products in C++, on a CPU faster than torch.compile; auto takes it there if there is a compiler"""
     threads: int | None = None
     """CPU threads of each process (default: all cores, shared among the processes)"""
     nproc: int | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import platform
 import shutil
@@ -167,6 +169,21 @@ def forget_cached_memory(device: str) -> None:
         torch.cuda.empty_cache()
     elif device == "mps":
         torch.mps.empty_cache()
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where its C library can (glibc): a training step wants the same again and again.
+
+    What goes back to the system comes again in pages that must be cleared first, which made steps an eighth longer.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, largest = -1, -3, (1 << 31) - 1  # names and numbers of malloc.h
+        mallopt(m_trim_threshold, largest)
+        for size in (1 << 30, 1 << 25):  # some releases allow no more than the second
+            if mallopt(m_mmap_threshold, size):
+                break
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:

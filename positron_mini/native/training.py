@@ -25,7 +25,7 @@ from positron_mini.native import library
 
 TILE = 32  # positions and channels come in multiples of it
 CHUNK = 64  # rows whose part of a norm's gradient is one row of sums
-LOGITS_AT_ONCE = 4 << 20  # numbers
+LOGITS_AT_ONCE = 16 << 20  # numbers, 64 MB in fp32: the table is laid out anew for every product, which many rows share
 
 
 def is_there() -> bool:
@@ -33,10 +33,9 @@ def is_there() -> bool:
     return library("attention") is not None and library("pointwise") is not None
 
 
-def covers(config: ModelConfig, width: int, dtype: torch.dtype) -> bool:
-    """Whether rows of `width` tokens can be trained here with products of `dtype`."""
-    sizes = (config.n_embd, config.head_dim, config.ffn, width)
-    return dtype in (torch.float32, torch.bfloat16) and all(size % TILE == 0 for size in sizes)
+def covers(config: ModelConfig, width: int) -> bool:
+    """Whether rows of `width` tokens can be trained here."""
+    return all(size % TILE == 0 for size in (config.n_embd, config.head_dim, config.ffn, width))
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------------------------
@@ -222,28 +221,32 @@ class _Loss(torch.autograd.Function):
 
 def head_loss(h: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of the normalised stream h (N, C), its gradient and that of the table (V, C), one chunk of logits at a time."""
-    head = table.to(h.dtype)
-    total, dh, d_table = table.new_zeros(()), torch.empty_like(h), torch.zeros_like(table)
-    size = max(1, LOGITS_AT_ONCE // len(table))
+    head, total, dh = table.to(h.dtype), table.new_zeros(()), torch.empty_like(h)
+    chunks = max(1, -(-len(h) * len(table) // LOGITS_AT_ONCE))
+    size = max(1, -(-len(h) // chunks))
+    room, d_table = h.new_empty(size, len(table)), None
     for rows, wanted, into in zip(h.split(size), targets.split(size), dh.split(size), strict=True):
-        logits = rows @ head.t()  # (n, V)
+        logits = torch.mm(rows, head.t(), out=room[: len(rows)])  # (n, V)
         total += _cross_entropy(logits, wanted).sum()
         torch.mm(logits, head, out=into)
-        if h.dtype == table.dtype:
+        if d_table is None:
+            d_table = (logits.t() @ rows).float()
+        elif h.dtype == d_table.dtype:
             d_table.addmm_(logits.t(), rows)
         else:
             d_table += logits.t() @ rows
+    assert d_table is not None
     return total, dh, d_table
 
 
-def loss(model: GPT, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+def native_loss(model: GPT, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
     """What `GPT.loss` returns, with gradients, for a model on the CPU without dropout; in bf16 under autocast.
 
     Rows that cannot be computed here (`covers`), or whose segments are not in one piece each, are left to PyTorch.
     """
     T, dtype = ids.shape[1], torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     begins = None if segments is None else begins_of(segments)
-    if model.dropout or not covers(model.config, T, dtype) or (segments is not None and begins is None):
+    if model.dropout or not covers(model.config, T) or (segments is not None and begins is None):
         return chunked_loss(model, model.hidden, ids, targets, segments)
     c = model.config
     batch = _Batch(c, (model.rope_cos[:T], model.rope_sin[:T]), begins, dtype, (*ids.shape, c.n_head, c.n_kv_head, c.head_dim))

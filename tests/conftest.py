@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 with tempfile.TemporaryDirectory() as _scratch:
     os.environ["POSITRON_CACHE"] = _scratch
-    for _name in ("decode_step", "attention"):  # loaded now, for every test of this process; programs that tests start do without
+    for _name in ("decode_step", *native.TRAINING):  # loaded now, for every test of this process; programs that tests start do without
         native.library(_name)
 os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's doctor decides in a test
 if os.environ.get("POSITRON_TEST_DEVICE", "cpu") == "cpu":  # a GPU is used only where a test run asks for it by name

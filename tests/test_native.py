@@ -1,4 +1,4 @@
-"""Laws of the C++ parts: attention and its gradients are PyTorch's, each is compiled once, and done without where it cannot be."""
+"""Laws of the C++ parts: the loss and its gradients are those of the model, each is compiled once, and done without where it cannot be."""
 
 from __future__ import annotations
 
@@ -12,151 +12,213 @@ import pytest
 import torch
 from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor
-from torch.nn import functional as F
 
 from positron_mini import device, native
-from positron_mini.config import TrainConfig
-from positron_mini.native import attention
-from positron_mini.native.attention import attend, quicken
-from positron_mini.resolve import choose_attention
+from positron_mini.config import ModelConfig, SFTConfig, TrainConfig
+from positron_mini.model import GPT, IGNORED
+from positron_mini.native import training
+from positron_mini.native.training import begins_of, native_loss
+from positron_mini.resolve import choose_kernels
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 
+SHAPES = {
+    "grouped heads": shape(n_head=4, n_kv_head=2, head_dim=32, context_len=64),
+    "a head for each, narrower than the stream": shape(n_embd=96, n_head=2, n_kv_head=2, head_dim=32, ffn=160, context_len=64),
+    "wide heads": shape(n_embd=64, n_head=2, n_kv_head=1, head_dim=64, ffn=128, context_len=96),
+    "uneven vocabulary": shape(n_head=1, n_kv_head=1, head_dim=32, context_len=256, vocab_size=501),
+    "few pieces, heads of three registers": shape(n_head=1, n_kv_head=1, head_dim=96, context_len=32, vocab_size=13),
+}
+SHAPE = SHAPES["grouped heads"]
+Loss = Callable[..., Tensor]
 
-# --- attention --------------------------------------------------------------------------------------------------------------------------
+
+# --- training ---------------------------------------------------------------------------------------------------------------------------
 
 
-def heads(B: int, T: int, H: int, K: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """q, k, v and the gradient of y, (B, heads, T, D) each, as the model lays them out. The queries are large: some softmax is sharp."""
-    sizes = ((H, 4.0), (K, 1.0), (K, 1.0), (H, 1.0))
-    return tuple((scale * torch.randn(B, T, n, D)).to(dtype).transpose(1, 2).requires_grad_() for n, scale in sizes)
+def batch(config: ModelConfig, rows: int = 3) -> tuple[Tensor, Tensor]:
+    """Ids and targets, (rows, context) each."""
+    ids = text_like_ids(config.vocab_size, rows, config.context_len + 1)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-def value_and_gradients(function: Callable[..., Tensor], parts: tuple[Tensor, ...]) -> list[Tensor]:
-    """y and the gradients of q, k and v."""
-    q, k, v, dy = parts
-    y = function(q, k, v, attn_mask=None, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    return [y.detach(), *torch.autograd.grad(y, (q, k, v), dy)]
+def loss_and_gradients(model: GPT, loss_of: Loss, *parts: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and a seventh of its gradients."""
+    model.zero_grad(set_to_none=True)
+    loss = loss_of(*parts)
+    (loss / 7).backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def same_as_the_model(model: GPT, *parts: Tensor | None) -> None:
+    """Fails unless loss and gradients are the model's own in fp64, but for roundings of fp32."""
+    exact = GPT(model.config).double()
+    exact.load_state_dict(model.state_dict())
+    exact.rope_cos, exact.rope_sin = model.rope_cos.double(), model.rope_sin.double()
+    true, wanted = loss_and_gradients(exact, exact.loss, *parts)
+    loss, found = loss_and_gradients(model, lambda *p: native_loss(model, *p), *parts)
+    assert abs(float(loss) - float(true)) <= 2e-6 * abs(float(true))
+    assert len(found) == len(wanted) == len(list(model.parameters()))
+    for (name, _), gradient, right in zip(model.named_parameters(), found, wanted, strict=True):
+        assert gradient.dtype == torch.float32
+        assert float((gradient - right).norm()) <= 1e-5 * max(float(right.norm()), 1e-30), name
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("B", "T", "H", "K", "D"), [(1, 32, 1, 1, 32), (2, 64, 4, 2, 32), (1, 96, 2, 2, 64), (2, 256, 4, 4, 32), (1, 512, 2, 1, 32)]
-)
+@pytest.mark.parametrize("which", SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_attention_and_its_gradients_are_those_of_pytorch(B: int, T: int, H: int, K: int, D: int, threads: int) -> None:
+def test_loss_and_gradients_are_those_of_the_model(which: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    parts = heads(B, T, H, K, D)
-    wanted = value_and_gradients(F.scaled_dot_product_attention, tuple(t.detach().double().requires_grad_() for t in parts))
-    for found, true in zip(value_and_gradients(attend, parts), wanted, strict=True):
-        assert float((found - true).abs().max() / true.abs().max()) < 5e-6
+    same_as_the_model(lively_model(SHAPES[which]), *batch(SHAPES[which]))
 
 
 @needs_compiler
-def test_attention_looks_at_no_later_position() -> None:
-    q, k, v, _ = (t.detach() for t in heads(1, 64, 2, 2, 32))
-    before = attend(q, k, v, attn_mask=None, is_causal=True, enable_gqa=False)
-    k[:, :, 40:], v[:, :, 40:] = 1e4, -1e4
-    after = attend(q, k, v, attn_mask=None, is_causal=True, enable_gqa=False)
-    assert torch.equal(before[:, :, :40], after[:, :, :40]) and not torch.equal(before[:, :, 40:], after[:, :, 40:])
+@pytest.mark.parametrize("which", ["grouped heads", "uneven vocabulary"])
+def test_segments_see_only_themselves_and_rows_may_predict_nothing(which: str) -> None:
+    config = SHAPES[which]
+    ids, targets = batch(config)
+    segments = torch.arange(config.context_len).expand(3, -1) // torch.tensor([[50], [7], [1_000]])
+    segments[1, -20:] = 0  # padding
+    segments[0, :3] = 9
+    targets[torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) < 0.6] = IGNORED
+    same_as_the_model(lively_model(config), ids, targets, segments - segments.min(1, keepdim=True).values)
 
 
 @needs_compiler
-def test_scores_of_every_size_stay_finite() -> None:
-    q, k, v, dy = heads(1, 64, 1, 1, 32)
+def test_without_targets_nothing_is_learned() -> None:
+    model = lively_model(SHAPE)
+    ids, targets = batch(SHAPE)
+    loss, gradients = loss_and_gradients(model, lambda *p: native_loss(model, *p), ids, torch.full_like(targets, IGNORED))
+    assert float(loss) == 0 and all(not gradient.any() for gradient in gradients)
+
+
+@needs_compiler
+@pytest.mark.parametrize("numbers", [1, 20_000, 1 << 20])
+def test_chunks_of_logits_do_not_show(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOGITS_AT_ONCE", numbers)
+    same_as_the_model(lively_model(SHAPE), *batch(SHAPE))
+
+
+@needs_compiler
+def test_no_prediction_looks_at_a_later_token() -> None:
+    model = lively_model(SHAPE)
+    ids, targets = batch(SHAPE)
+    targets[:, 40:] = IGNORED
+    before = native_loss(model, ids, targets)
+    ids[:, 40:] = 7
+    assert torch.equal(native_loss(model, ids, targets), before)
+    ids[:, 30] = 7
+    assert not torch.equal(native_loss(model, ids, targets), before)
+
+
+@needs_compiler
+def test_the_same_comes_out_each_time() -> None:
+    """However the threads share the work."""
+    torch.set_num_threads(3)
+    model = lively_model(SHAPE)
+    loss, gradients = loss_and_gradients(model, lambda *p: native_loss(model, *p), *batch(SHAPE, 8))
+    for _ in range(5):
+        again, others = loss_and_gradients(model, lambda *p: native_loss(model, *p), *batch(SHAPE, 8))
+        assert torch.equal(again, loss) and all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+
+
+@needs_compiler
+def test_large_weights_give_finite_numbers() -> None:
+    model = lively_model(SHAPE)
     with torch.no_grad():
-        q *= 1e3
-    for found in value_and_gradients(attend, (q, k, v, dy)):
-        assert bool(found.isfinite().all())
+        for name, parameter in model.named_parameters():
+            parameter *= 100 if "norm" in name or "gate" in name else 1
+    loss, gradients = loss_and_gradients(model, lambda *p: native_loss(model, *p), *batch(SHAPE))
+    assert bool(loss.isfinite()) and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 @needs_compiler
-@pytest.mark.parametrize("which", range(4))
-def test_a_number_that_is_not_finite_stays_visible(which: int) -> None:
+@pytest.mark.parametrize("place", range(13))
+def test_a_weight_that_is_not_finite_shows_in_the_loss(place: int) -> None:
     """Else training would go on with it."""
-    parts = heads(1, 64, 1, 1, 32)
+    model = lively_model(shape(n_layer=1, head_dim=32))
+    parameter = list(model.parameters())[place]
     with torch.no_grad():
-        parts[which][0, 0, 10, 3] = float("nan")
-    y, *gradients = value_and_gradients(attend, parts)
-    assert which == 3 or bool(y[0, 0, 10].isnan().all() if which < 2 else y[0, 0, 10, 3].isnan())
-    assert not all(bool(gradient.isfinite().all()) for gradient in gradients)
+        parameter.view(-1)[3] = float("nan")
+    ids, targets = batch(model.config)
+    assert not bool(native_loss(model, ids.fill_(0), targets).isfinite())
 
 
 @needs_compiler
-def test_bf16_comes_back_as_bf16_and_is_computed_in_fp32() -> None:
-    parts = heads(1, 64, 2, 2, 32, torch.bfloat16)
-    wide = tuple(t.detach().float().requires_grad_() for t in parts)
-    for found, true in zip(value_and_gradients(attend, parts), value_and_gradients(attend, wide), strict=True):
-        assert found.dtype == torch.bfloat16 and torch.equal(found, true.bfloat16())
+def test_bf16_is_as_near_to_fp32_as_the_model_under_autocast() -> None:
+    model = lively_model(SHAPE)
+    parts = batch(SHAPE)
+    true, wanted = loss_and_gradients(model, model.loss, *parts)
+    errors = {}
+    for name, loss_of in (("model", model.loss), ("native", lambda *p: native_loss(model, *p))):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, found = loss_and_gradients(model, loss_of, *parts)
+        assert all(gradient.dtype == torch.float32 for gradient in found)
+        distance = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
+        errors[name] = (abs(float(loss - true)), distance)
+    assert errors["native"][0] <= 2 * errors["model"][0] + 1e-4 * float(true) and 0 < errors["native"][1] <= 1.2 * errors["model"][1]
 
 
-@pytest.mark.parametrize("why", ["a mask", "single tokens", "uneven positions", "narrow heads", "fp64", "a cache"])
+@pytest.mark.parametrize("why", ["narrow heads", "uneven width", "uneven rows", "dropout", "scattered segments"])
 def test_what_it_does_not_cover_is_left_to_pytorch(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_forward", None)  # calling it would fail
-    T, D = {"uneven positions": 40, "single tokens": 1}.get(why, 64), 16 if why == "narrow heads" else 32
-    q, k, v, _ = (t.detach() for t in heads(1, T, 2, 2, D, torch.float64 if why == "fp64" else torch.float32))
-    mask = torch.ones(T, T, dtype=torch.bool).tril() if why == "a mask" else None
-    q = q[:, :, -32:] if why == "a cache" else q
-    settings = {"attn_mask": mask, "is_causal": mask is None and T > 1, "enable_gqa": False}
-    assert torch.equal(attend(q, k, v, **settings), F.scaled_dot_product_attention(q, k, v, **settings))  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "_Loss", None)  # calling it would fail
+    model = lively_model({"narrow heads": shape(context_len=64), "uneven width": shape(n_embd=48, head_dim=32)}.get(why, SHAPE))
+    ids, targets = (part[:, :50] if why == "uneven rows" else part for part in batch(model.config))
+    model.dropout = 0.5 if why == "dropout" else 0.0
+    segments = torch.arange(ids.shape[1]).expand(3, -1) % 2 if why == "scattered segments" else None
+    torch.manual_seed(0)
+    found = native_loss(model, ids, targets, segments)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, model.loss(ids, targets, segments))
 
 
-@needs_compiler
-def test_the_loss_and_gradients_of_a_model_stay_the_same() -> None:
-    config = shape(n_head=2, n_kv_head=1, head_dim=32, context_len=64)
-    ids = text_like_ids(config.vocab_size, 3, 65)
-    found = []
-    for quick in (False, True):
-        model = lively_model(config)
-        if quick:
-            quicken(model)
-        loss = model.loss(ids[:, :-1], ids[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
-        found.append((loss.item(), {name: p.grad for name, p in model.named_parameters()}))
-    (plain, plain_gradients), (quick_loss, quick_gradients) = found
-    assert quick_loss == pytest.approx(plain, rel=1e-6)
-    for name, gradient in plain_gradients.items():
-        assert gradient is not None and quick_gradients[name] is not None
-        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
-
-
-@needs_compiler
-def test_a_compiled_model_takes_it_too() -> None:
-    """With the tracing of torch.compile but without its code generator, which would take half a minute."""
-    config = shape(n_head=2, n_kv_head=2, head_dim=32, context_len=64)
-    ids = text_like_ids(config.vocab_size, 2, 65)
-    gradients = []
-    for compiled in (False, True):
-        model = lively_model(config)
-        quicken(model)
-        loss_of = torch.compile(model.loss, dynamic=False, backend="aot_eager") if compiled else model.loss
-        loss_of(ids[:, :-1], ids[:, 1:]).backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+def test_a_position_may_see_from_where_its_segment_begins() -> None:
+    wanted = torch.tensor([[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    found = begins_of(torch.tensor([[1, 1, 2, 0, 0, 0], [5, 5, 5, 5, 5, 5]]))
+    assert found is not None and torch.equal(found, wanted)
+    assert begins_of(torch.tensor([[1, 2, 1]])) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "where", "recorded", "works", "wanted", "said"),
+    ("settings", "where", "recorded", "works", "wanted", "said"),
     [
-        ("auto", "cpu", None, True, "native", ""),
-        ("auto", "cpu", None, False, "pytorch", ""),
-        ("auto", "mps", None, True, "pytorch", ""),
-        ("pytorch", "cpu", None, True, "pytorch", ""),
-        ("native", "cpu", None, False, "pytorch", "no C++ compiler"),
-        ("native", "cuda", None, True, "pytorch", "not for cuda"),
-        ("auto", "cpu", {"config": {}}, True, "pytorch", ""),  # a run from before there was a choice goes on as it was
-        ("native", "cpu", {"config": {}}, True, "native", ""),
-        ("native", "cpu", {"config": {"attention": "native"}}, False, "pytorch", "no C++ compiler"),
+        ({}, "cpu", None, True, "native", ""),
+        ({}, "cpu", None, False, "pytorch", ""),
+        ({}, "mps", None, True, "pytorch", ""),
+        ({"kernels": "pytorch"}, "cpu", None, True, "pytorch", ""),
+        ({"kernels": "native"}, "cpu", None, False, "pytorch", "no C++ compiler"),
+        ({"kernels": "native"}, "cuda", None, True, "pytorch", "not for cuda"),
+        ({"kernels": "native", "compile": "on"}, "cpu", None, True, "pytorch", "torch.compile takes their place"),
+        ({"kernels": "native", "dropout": 0.1}, "cpu", None, True, "pytorch", "no dropout"),
+        ({"compile": "on"}, "cpu", None, True, "pytorch", ""),
+        ({}, "cpu", {"config": {}}, True, "pytorch", ""),  # a run from before there was a choice goes on as it was
+        ({"kernels": "native"}, "cpu", {"config": {}}, True, "native", ""),
+        ({"kernels": "native"}, "cpu", {"config": {"kernels": "native"}}, False, "pytorch", "no C++ compiler"),
     ],
 )
-def test_who_computes_attention(
-    asked: Any, where: str, recorded: dict[str, Any] | None, works: bool, wanted: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_which_kernels_train(
+    settings: dict[str, Any],
+    where: str,
+    recorded: dict[str, Any] | None,
+    works: bool,
+    wanted: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "is_there", lambda: works)
+    monkeypatch.setattr(training, "is_there", lambda: works)
     lines: list[str] = []
-    assert choose_attention(TrainConfig(attention=asked), where, recorded, lines.append) == wanted
+    assert choose_kernels(TrainConfig(**settings), SHAPE, where, recorded, lines.append) == wanted
     assert (said in lines[0]) if said else not lines
+    if "compile" not in settings:
+        config = SFTConfig(**settings)
+        assert choose_kernels(config, SHAPE, where, recorded) == wanted
+
+
+def test_sizes_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "is_there", lambda: True)
+    lines: list[str] = []
+    assert choose_kernels(TrainConfig(kernels="native"), shape(), "cpu", None, lines.append) == "pytorch"
+    assert "multiples of 32" in lines[0]
 
 
 # --- the library ------------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared
     shapes = {preset: model_config(TrainConfig(config=preset), prepared.tokenizer.vocab_size) for preset in PRESETS}
     fitting = [preset for preset in ("PicoGPT", "MicroGPT") if fits_text(shapes[preset], size)]
     config = fitting[-1] if fitting else "PicoGPT"
-    speed = measured_speed(shapes[config])
+    speed = measured_speed(TrainConfig(), shapes[config])
     minutes = max(1, min(MOST_MINUTES, math.ceil(READINGS * prepared.train.count / speed / 60)))
     program = "positron" if Path(sys.argv[0]).stem == "positron" else "python -m positron_mini"
     words = ["train", "--dataset_path", str(text), "--tokenizer_path", str(tokenizer), "--config", config]

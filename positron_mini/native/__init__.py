@@ -1,6 +1,7 @@
 """C++ for what PyTorch's operations are slow at on a CPU: compiled at its first use, kept in the user's cache, called through ctypes.
 
-`decode_step` writes a token, `attention` trains. Without a C++ compiler there is neither, and PyTorch does the same.
+`decode_step` writes a token; `attention` and `pointwise` are what training does between products. Without a C++ compiler there are none of
+them, and PyTorch does the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SOURCES = Path(__file__).parent
 # Sums may be taken in another order, which vector registers need; NaN and infinity keep their meaning, as -ffast-math would not let them.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC")
 COMPILE_SECONDS = 60
+TRAINING = ("attention", "pointwise")  # what training needs
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from positron_mini.chunked_loss import chunked_loss
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native import library
+from positron_mini.native import TRAINING, library
 
 TILE = 32  # positions and channels come in multiples of it
 CHUNK = 64  # rows whose part of a norm's gradient is one row of sums
@@ -30,7 +30,7 @@ LOGITS_AT_ONCE = 16 << 20  # numbers, 64 MB in fp32: the table is laid out anew 
 
 def is_there() -> bool:
     """Whether the functions could be compiled."""
-    return library("attention") is not None and library("pointwise") is not None
+    return all(library(name) is not None for name in TRAINING)
 
 
 def covers(config: ModelConfig, width: int) -> bool:
@@ -175,7 +175,7 @@ def _block_backward(w: _Weights, b: _Batch, kept: _Kept, dx: Tensor, narrow: Ten
     d_qkv = dqkv.t() @ kept.h
     dx, narrow, d_norm = _norm_backward(kept.x, w.norm, dqkv @ w.qkv, eps, dx)
     heads = [c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.n_kv_head * c.head_dim]
-    gradients = [d_norm, *d_qkv.split(heads), d_o, dq_norm.sum(0), dk_norm.sum(0), d_mlp_norm, *d_gate_up.split(c.ffn), d_down]
+    gradients = [d_norm, *torch.split(d_qkv, heads), d_o, dq_norm.sum(0), dk_norm.sum(0), d_mlp_norm, *d_gate_up.chunk(2), d_down]
     return dx, narrow, gradients
 
 
@@ -222,10 +222,12 @@ class _Loss(torch.autograd.Function):
 def head_loss(h: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of the normalised stream h (N, C), its gradient and that of the table (V, C), one chunk of logits at a time."""
     head, total, dh = table.to(h.dtype), table.new_zeros(()), torch.empty_like(h)
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(table):
+        raise IndexError(f"a target is not one of the {len(table):,} pieces")
     chunks = max(1, -(-len(h) * len(table) // LOGITS_AT_ONCE))
     size = max(1, -(-len(h) // chunks))
     room, d_table = h.new_empty(size, len(table)), None
-    for rows, wanted, into in zip(h.split(size), targets.split(size), dh.split(size), strict=True):
+    for rows, wanted, into in zip(torch.split(h, size), torch.split(targets, size), torch.split(dh, size), strict=True):
         logits = torch.mm(rows, head.t(), out=room[: len(rows)])  # (n, V)
         total += _cross_entropy(logits, wanted).sum()
         torch.mm(logits, head, out=into)
@@ -251,7 +253,8 @@ def native_loss(model: GPT, ids: Tensor, targets: Tensor, segments: Tensor | Non
     c = model.config
     batch = _Batch(c, (model.rope_cos[:T], model.rope_sin[:T]), begins, dtype, (*ids.shape, c.n_head, c.n_kv_head, c.head_dim))
     with torch.autocast("cpu", enabled=False):
-        return _Loss.apply(batch, ids.flatten(), targets.flatten(), *model.parameters())
+        summed: Tensor = _Loss.apply(batch, ids.flatten(), targets.flatten(), *model.parameters())  # type: ignore[no-untyped-call]
+    return summed
 
 
 def begins_of(segments: Tensor) -> Tensor | None:

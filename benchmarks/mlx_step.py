@@ -144,7 +144,7 @@ def run_torch(model: GPT, batches: list[np.ndarray]) -> tuple[list[float], list[
         loss = model.loss(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step(lr_at(number, Schedule(WARMUP_STEPS)))
+        optimizer.step(lr_at(number, Schedule(WARMUP_STEPS)), number)
         model.zero_grad(set_to_none=True)
         return float(loss.detach())
 

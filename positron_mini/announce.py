@@ -53,7 +53,7 @@ def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool,
             loss = loss_of(batch, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
-            optimizer.step(0.0)
+            optimizer.step(0.0, 0)
             model.zero_grad(set_to_none=True)
         devices.synchronize(device)
 

@@ -29,7 +29,7 @@ from positron_mini.decoder import Decoder, Weights
 from positron_mini.errors import PositronError
 from positron_mini.generate import draws
 from positron_mini.model import GPT
-from positron_mini.optim import build_optimizer, make_schedule
+from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer, make_schedule
 from positron_mini.prepare import prepare_corpus
 from positron_mini.resolve import resolve
 from positron_mini.tokenizer import BOS, Tokenizer, train_tokenizer
@@ -99,7 +99,14 @@ def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[TrainCo
     config, rows, choice = resolve(config, shape, devices.this_machine(), None, say)
     assert config.lr is not None and config.micro_batch is not None
     model = GPT(shape).init_weights(config.seed).to(devices.torch_device(choice.device))
-    optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        muon_lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        momentum_warmup=MOMENTUM_WARMUP,
+    )
     loop = LoopConfig(
         lr=config.lr,
         schedule=make_schedule(config.warmup_steps, None, None),

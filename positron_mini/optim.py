@@ -110,14 +110,23 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimizer(Protocol):
     """What the trainer asks of an optimizer."""
 
-    def step(self, multiplier: float) -> None:
-        """Update the weights from their `.grad`, with every learning rate multiplied by `multiplier`."""
+    def step(self, multiplier: float, done: int) -> None:
+        """Update the weights from their `.grad`, after `done` updates, with every learning rate multiplied by `multiplier`."""
 
     def state(self) -> dict[str, Tensor]:
         """All tensors needed to go on, by name."""
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
+
+
+FIRST_MOMENTUM, MOMENTUM = 0.85, 0.95
+MOMENTUM_WARMUP = 1_000  # steps, of a pretraining (docs/results/recipes.md)
+
+
+def momentum_at(done: int, warmup_steps: int) -> float:
+    """Muon's momentum after `done` updates: while the loss falls fast, old gradients point less well, so it begins low and rises."""
+    return MOMENTUM if done >= warmup_steps else FIRST_MOMENTUM + (MOMENTUM - FIRST_MOMENTUM) * done / warmup_steps
 
 
 class Muon:
@@ -127,8 +136,8 @@ class Muon:
     rate serves both. Matrices of equal shape are stacked and orthogonalised in one batched product. Shapes: G matrices of m x n.
     """
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+    def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float, momentum_warmup: int = 0) -> None:
+        self.lr, self.weight_decay, self.momentum_warmup = lr, weight_decay, momentum_warmup
         self.groups: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in named:
             self.groups.setdefault(tuple(parameter.shape), []).append((name, parameter))
@@ -137,14 +146,14 @@ class Muon:
         }  # (G, m, n) each
 
     @torch.no_grad()
-    def step(self, multiplier: float) -> None:
+    def step(self, multiplier: float, done: int) -> None:
         """One update of every matrix."""
-        lr = self.lr * multiplier
+        lr, momentum = self.lr * multiplier, momentum_at(done, self.momentum_warmup)
         for shape, group in self.groups.items():
             gradient = torch.stack([p.grad for _, p in group if p.grad is not None])  # (G, m, n)
             buffer = self.buffers[shape]
-            buffer.mul_(self.momentum).add_(gradient)
-            lookahead = gradient.add_(buffer, alpha=self.momentum)  # Nesterov
+            buffer.mul_(momentum).add_(gradient)
+            lookahead = gradient.add_(buffer, alpha=momentum)  # Nesterov
             update = newton_schulz(lookahead).mul_(-lr * 0.2 * math.sqrt(max(shape)))
             weights: list[Tensor] = [p for _, p in group]
             torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
@@ -173,7 +182,7 @@ class AdamW:
         self.count = torch.zeros(1)  # updates so far, for the bias correction
 
     @torch.no_grad()
-    def step(self, multiplier: float) -> None:
+    def step(self, multiplier: float, done: int) -> None:
         """One update of every parameter."""
         lr = self.lr * multiplier
         self.count += 1
@@ -212,10 +221,10 @@ class Combined:
     def __init__(self, parts: list[Optimizer]) -> None:
         self.parts = parts
 
-    def step(self, multiplier: float) -> None:
+    def step(self, multiplier: float, done: int) -> None:
         """One update of every part."""
         for part in self.parts:
-            part.step(multiplier)
+            part.step(multiplier, done)
 
     def state(self) -> dict[str, Tensor]:
         """The state of all parts."""
@@ -227,7 +236,9 @@ class Combined:
             part.load_state(tensors)
 
 
-def build_optimizer(model: nn.Module, kind: str, *, lr: float, muon_lr: float | None, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, kind: str, *, lr: float, muon_lr: float | None, weight_decay: float, momentum_warmup: int = 0
+) -> Optimizer:
     """The optimizer of `--optimizer kind` for this model.
 
     muon: matrices inside blocks by Muon; embedding and norms by AdamW without decay. adamw: everything by AdamW, matrices decayed.
@@ -236,7 +247,9 @@ def build_optimizer(model: nn.Module, kind: str, *, lr: float, muon_lr: float | 
     matrices = [(name, p) for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
     rest = [(name, p) for name, p in named if p.ndim != 2 or "embed_tokens" in name]
     first: Optimizer = (
-        AdamW(matrices, lr, weight_decay) if kind == "adamw" else Muon(matrices, lr if muon_lr is None else muon_lr, weight_decay)
+        AdamW(matrices, lr, weight_decay)
+        if kind == "adamw"
+        else Muon(matrices, lr if muon_lr is None else muon_lr, weight_decay, momentum_warmup)
     )
     return Combined([first, AdamW(rest, lr, 0.0)])
 

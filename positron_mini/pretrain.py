@@ -33,7 +33,7 @@ from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
-from positron_mini.optim import build_optimizer
+from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request, recorded_schedule
 from positron_mini.prepare import Prepared, prepare_corpus
@@ -194,7 +194,14 @@ def _build(
     train = prepared.train
     documents = train.documents()[:, 0] if config.align_rows else None
     source = TokenBatches(train.ids, config.seed, rows, shape.context_len, config.short_steps or 0, train.check_unchanged, documents)
-    optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        muon_lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        momentum_warmup=MOMENTUM_WARMUP,
+    )
     pacer = _pacer(config)
     begun_s = 0.0 if pacer is None else time.monotonic() - began
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s, processes=processes)

@@ -219,7 +219,7 @@ class Trainer:
         loss, grad_norm = gradients
         multiplier = lr_at(self.step, self.config.schedule)
         self.is_whole = False
-        self.optimizer.step(multiplier)
+        self.optimizer.step(multiplier, self.step)
         self.model.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += batch.ids.numel()

@@ -81,7 +81,7 @@ def test_muon_updates_have_the_size_of_adamw_updates(size: tuple[int, int]) -> N
     named = parameters([size])
     before = named[0][1].detach().clone()
     give_gradients(named, 1)
-    Muon(named, 0.01, 0.0).step(0.5)
+    Muon(named, 0.01, 0.0).step(0.5, 0)
     rms = float((named[0][1].detach() - before).square().mean().sqrt())
     assert rms / (0.01 * 0.5) == pytest.approx(0.2, rel=0.2)
 
@@ -90,15 +90,15 @@ def test_muon_is_its_formula_over_several_steps_and_mixed_shapes() -> None:
     named = parameters([(8, 12), (12, 8), (8, 12)])
     twins: list[Tensor] = [p.detach().clone() for _, p in named]
     momenta = [torch.zeros_like(p) for p in twins]
-    muon = Muon(named, 0.02, 0.1)
-    for step, multiplier in enumerate((0.25, 1.0, 0.5)):
+    muon = Muon(named, 0.02, 0.1, momentum_warmup=2)
+    for step, (multiplier, momentum) in enumerate(((0.25, 0.85), (1.0, 0.9), (0.5, 0.95), (0.5, 0.95))):
         give_gradients(named, step)
         gradients = [p.grad.clone() for _, p in named if p.grad is not None]
-        muon.step(multiplier)
+        muon.step(multiplier, step)
         lr = 0.02 * multiplier
         for i, gradient in enumerate(gradients):
-            momenta[i] = 0.95 * momenta[i] + gradient
-            direction = newton_schulz((gradient + 0.95 * momenta[i])[None])[0]
+            momenta[i] = momentum * momenta[i] + gradient
+            direction = newton_schulz((gradient + momentum * momenta[i])[None])[0]
             twins[i] = twins[i] * (1 - lr * 0.1) - lr * 0.2 * math.sqrt(12) * direction
     for (_, parameter), twin in zip(named, twins, strict=True):
         torch.testing.assert_close(parameter.detach(), twin, rtol=0, atol=1e-5)
@@ -108,7 +108,7 @@ def test_a_zero_gradient_leaves_only_the_decay() -> None:
     named = parameters([(6, 9)])
     before = named[0][1].detach().clone()
     named[0][1].grad = torch.zeros(6, 9)
-    Muon(named, 0.1, 0.5).step(1.0)
+    Muon(named, 0.1, 0.5).step(1.0, 0)
     torch.testing.assert_close(named[0][1].detach(), before * 0.95)
 
 
@@ -127,7 +127,7 @@ def test_adamw_equals_the_one_of_torch_over_20_steps(decay: float) -> None:
             tiny = named[1][1].grad
             assert tiny is not None
             tiny.mul_(torch.tensor([0.0, 1e-9, 1e-8, 1.0]))  # where epsilon decides
-        optimizer.step(multiplier)
+        optimizer.step(multiplier, 0)
         reference.param_groups[0]["lr"] = 0.01 * multiplier
         reference.step()
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
@@ -168,14 +168,14 @@ def test_going_on_from_a_copied_state_is_bitwise_the_same(kind: str) -> None:
     named, optimizer = fresh()
     for step in range(3):
         give_gradients(named, step)
-        optimizer.step(1.0)
+        optimizer.step(1.0, 0)
     other_named, other = fresh()
     for (_, target), (_, source) in zip(other_named, named, strict=True):
         target.data.copy_(source.data)
     other.load_state({name: tensor.clone() for name, tensor in optimizer.state().items()})
     for each, its_optimizer in ((named, optimizer), (other_named, other)):
         give_gradients(each, 3)
-        its_optimizer.step(0.5)
+        its_optimizer.step(0.5, 0)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(named, other_named, strict=True))
     assert all(torch.equal(tensor, other.state()[name]) for name, tensor in optimizer.state().items())
 
@@ -187,8 +187,8 @@ def test_the_state_does_not_depend_on_how_matrices_are_grouped() -> None:
     give_gradients(named, 5)
     for (_, a), (_, b) in zip(named, reversed(backwards), strict=True):
         b.grad = a.grad.clone() if a.grad is not None else None
-    one.step(1.0)
-    two.step(1.0)
+    one.step(1.0, 0)
+    two.step(1.0, 0)
     assert sorted(one.state()) == [f"muon.momentum.p{i}" for i in range(3)] == sorted(two.state())
     assert all(torch.equal(one.state()[name], two.state()[name]) for name in one.state())
     assert all(torch.equal(one.state()[f"muon.momentum.{name}"], p.grad) for name, p in named if p.grad is not None), "the first momentum"

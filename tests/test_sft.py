@@ -471,7 +471,7 @@ def one_step(batches: PackedBatches, model: GPT) -> tuple[float, dict[str, torch
     seen: dict[str, torch.Tensor] = {}
 
     class Keeper:
-        def step(self, multiplier: float) -> None:
+        def step(self, multiplier: float, done: int) -> None:
             seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
         def state(self) -> dict[str, torch.Tensor]:

@@ -39,7 +39,7 @@ class Gradients:
     def __init__(self, model: GPT) -> None:
         self.model, self.seen = model, dict[str, Tensor]()
 
-    def step(self, multiplier: float) -> None:
+    def step(self, multiplier: float, done: int) -> None:
         self.seen = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
     def state(self) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def _time_update(model: GPT, subject: Subject) -> float:
         parameter.grad = torch.ones_like(parameter)
 
     def once() -> None:
-        optimizer.step(1.0)
+        optimizer.step(1.0, 0)
         devices.synchronize(subject.device)
 
     devices.synchronize(subject.device)

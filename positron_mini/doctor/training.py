@@ -181,7 +181,7 @@ class Course:
                     loss = self.model.loss(self.subject.take(ids[:, :-1]), self.subject.take(ids[:, 1:]))
                 (loss / ids[:, 1:].numel()).backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-                self.optimizer.step(lr_at(self.step, Schedule(warmup_steps=5)))
+                self.optimizer.step(lr_at(self.step, Schedule(warmup_steps=5)), self.step)
                 self.model.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()) / ids[:, 1:].numel())
             self.step += 1

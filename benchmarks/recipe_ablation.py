@@ -1,6 +1,6 @@
 """Validation loss at equal tokens for variants of the training recipe, one after the other.
 
-python benchmarks/recipe_ablation.py --text FILE [--tokens 245760] [--config MicroGPT] [--only "NAME;NAME"]
+python benchmarks/recipe_ablation.py --text FILE [--tokens 245760] [--config MicroGPT] [--vocab_size N] [--seed 0] [--only "NAME;NAME"]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from positron_mini.config import TrainConfig
+from positron_mini.optim import Combined, Muon
 from positron_mini.pretrain import open_session
 from positron_mini.session import Session
 
@@ -35,6 +36,24 @@ def redraw(std: float) -> Patch:
     return patch
 
 
+def muon(change: Callable[[Muon], None]) -> Patch:
+    """A patch of the optimizer of the matrices."""
+
+    def patch(session: Session) -> None:
+        assert isinstance(session.trainer.optimizer, Combined)
+        first = session.trainer.optimizer.parts[0]
+        assert isinstance(first, Muon)
+        change(first)
+
+    return patch
+
+
+def from_the_start(optimizer: Muon) -> None:
+    """Momentum does not rise."""
+    optimizer.momentum_warmup = 0
+
+
+HALF_WINDOWS = {"batch_tokens": 2_048, "lr": 4e-3, "short_steps": 0.6}
 VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "wide first matrices": ({"batch_tokens": 4_096, "lr": 4e-3, "short_steps": 0}, redraw(192**-0.5)),
     "wide first matrices, lr 8e-3": ({"batch_tokens": 4_096, "lr": 8e-3, "short_steps": 0}, redraw(192**-0.5)),
@@ -44,8 +63,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "context 256": ({"batch_tokens": 4_096, "lr": 4e-3, "short_steps": 0, "context_len": 256}, None),
     "context 256, 2,048 tokens": ({"batch_tokens": 2_048, "lr": 4e-3, "short_steps": 0, "context_len": 256}, None),
     "half windows 40 %": ({"batch_tokens": 2_048, "lr": 4e-3, "short_steps": 0.4}, None),
-    "half windows 60 %": ({"batch_tokens": 2_048, "lr": 4e-3, "short_steps": 0.6}, None),
+    "half windows 60 %": (HALF_WINDOWS, None),
     "half windows 80 %": ({"batch_tokens": 2_048, "lr": 4e-3, "short_steps": 0.8}, None),
+    "momentum 0.95 from the start": (HALF_WINDOWS, muon(from_the_start)),
+    "embedding at 4 times the rate": ({**HALF_WINDOWS, "lr": 1.6e-2, "muon_lr": 4e-3}, None),
 }
 
 
@@ -56,7 +77,7 @@ def measure(name: str, flags: argparse.Namespace, folder: str) -> str:
     settings = {**settings, "short_steps": round(settings["short_steps"] * steps)}
     config = TrainConfig(
         config=flags.config, dataset_path=str(flags.text), max_steps=steps, eval_every=steps, save_every=10**6, milestones="none",
-        compile="off", out_dir=str(Path(folder) / name.replace(" ", "-").replace("%", "")), **settings,
+        compile="off", seed=flags.seed, vocab_size=flags.vocab_size, out_dir=str(Path(folder) / name.replace(" ", "-").replace("%", "")), **settings,
     )  # fmt: skip
     session = open_session(config)
     if patch is not None:
@@ -72,6 +93,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=245_760)
     parser.add_argument("--config", default="MicroGPT")
+    parser.add_argument("--vocab_size", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=";".join(VARIANTS), help="names of variants, separated by ; (default: all)")
     flags = parser.parse_args()
     names = [name for name in VARIANTS if name in flags.only.split(";")]

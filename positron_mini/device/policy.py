@@ -148,12 +148,12 @@ def micro_batch_rows(model: ModelConfig, context_len: int, rows: int, device: st
 def should_compile(asked: str, machine: Machine, device: str, work_flops: float | None) -> tuple[bool, str]:
     """Whether to use torch.compile, and why. `work_flops` None: open-ended, so the start-up is repaid.
 
-    Compiling takes 20 to 60 s on a laptop and saves a quarter of the time after it.
+    Compiling takes 20 to 60 s on a laptop and saves up to a quarter of the time after it. A CPU has quicker kernels (`--kernels native`).
     """
     if asked == "off":
         return False, "off as asked"
     if device == "cpu" and not machine.has_compiler:
-        return False, "off: no C++ compiler found; training is about a quarter slower without it"
+        return False, "off: no C++ compiler found; training is about a third slower without it"
     if asked == "on":
         return True, "on as asked"
     if device == "mps":

@@ -77,7 +77,8 @@ def measure(name: str, flags: argparse.Namespace, folder: str) -> str:
     settings = {**settings, "short_steps": round(settings["short_steps"] * steps)}
     config = TrainConfig(
         config=flags.config, dataset_path=str(flags.text), max_steps=steps, eval_every=steps, save_every=10**6, milestones="none",
-        compile="off", seed=flags.seed, vocab_size=flags.vocab_size, out_dir=str(Path(folder) / name.replace(" ", "-").replace("%", "")), **settings,
+        compile="off", seed=flags.seed, vocab_size=flags.vocab_size,
+        out_dir=str(Path(folder) / name.replace(" ", "-").replace("%", "")), **settings,
     )  # fmt: skip
     session = open_session(config)
     if patch is not None:

@@ -94,8 +94,8 @@ def test_T1_a_loss_that_is_not_finite_stops_with_code_3_and_evidence_and_the_las
 def test_T1_a_weight_that_is_not_finite_never_reaches_a_checkpoint(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Combined.step
 
-    def broken(self: Combined, multiplier: float) -> None:
-        real(self, multiplier)
+    def broken(self: Combined, multiplier: float, done: int) -> None:
+        real(self, multiplier, done)
         if multiplier == 1.0:
             torch.nn.init.constant_(self.parts[1].named[0][1], float("inf"))  # type: ignore[attr-defined]
 
@@ -218,11 +218,11 @@ def test_T3_a_later_step_that_does_not_fit_stops_with_code_5_and_the_last_step_s
 def test_T3_memory_that_ends_inside_an_update_saves_nothing_half_made(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Combined.step
 
-    def broken(self: Combined, multiplier: float) -> None:
-        self.parts[0].step(multiplier)
+    def broken(self: Combined, multiplier: float, done: int) -> None:
+        self.parts[0].step(multiplier, done)
         if multiplier == 1.0:
             raise RuntimeError(TEXTS["mps"])
-        self.parts[1].step(multiplier)
+        self.parts[1].step(multiplier, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(Combined, "step", broken)

@@ -23,8 +23,8 @@ from positron_mini.files import write_text
 from positron_mini.report.build import write_report
 from positron_mini.report.evolution import Evolution, evolution
 from positron_mini.report.markup import duration, large, visible
-from positron_mini.report.record import Sample
 from positron_mini.report.timeline import shown_steps
+from positron_mini.store.run_logs import Sample
 
 BEGIN, END = "<!-- evolution:begin -->", "<!-- evolution:end -->"
 TITLE = "# See it learn: one run from noise to stories\n\n"

@@ -24,17 +24,18 @@ VALIDATION = ("step", "tokens", "elapsed_s", "val_loss", "val_bpb")
 
 def collect(run: RunFolder, text: Path) -> dict[str, Any]:
     """Everything the table shows."""
-    record, metrics = run.read() or {}, run.metrics()
+    record, metrics = run.read(), run.metrics()
+    assert record is not None, run.path
     checkpoint = find_checkpoint(run.path)
     set_threads(None)
     score = score_texts(load_model(checkpoint), checkpoint.tokenizer, list(read_documents(text, stats=ReadStats())))
     speeds = sorted(row["tok_per_s"] for row in metrics)
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{usable_cores()} cores, {platform.machine()}, {record['device']['device']} {record['device']['precision']}",
-        "versions": record["versions"],
+        "machine": f"{usable_cores()} cores, {platform.machine()}, {record.device['device']} {record.device['precision']}",
+        "versions": record.versions,
         "config": {
-            k: record["config"][k] for k in ("config", "batch_tokens", "lr", "optimizer", "compile", "threads", "micro_batch", "seed")
+            k: record.config[k] for k in ("config", "batch_tokens", "lr", "optimizer", "compile", "threads", "micro_batch", "seed")
         },
         "parameters": checkpoint.config.parameters,
         "step": checkpoint.step,

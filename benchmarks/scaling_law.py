@@ -14,7 +14,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import paired
 import torch
@@ -22,25 +21,24 @@ from paired import Row
 
 from positron_mini import files
 from positron_mini.budget import Law, bytes_per_token, worth_of_text
-from positron_mini.config import ModelConfig
+from positron_mini.runs import RunFolder
 
 FLOOR = 0.5  # near what far larger models reach: llama2.c's 110 M needs 0.76 nats per token of 32,000 pieces
 
 
 def point(folder: Path) -> Row | None:
     """What a finished run says about the law; None for a folder without one."""
-    if not (folder / "run.json").is_file():
-        return None
-    record: dict[str, Any] = files.read_json(folder / "run.json")
-    rows = [row for row in files.read_lines(folder / "metrics.jsonl") if "val_bpb" in row]
+    run = RunFolder(folder)
+    record = run.read()
+    rows = [row for row in run.metrics() if "val_bpb" in row]
     report = next(iter(folder.parent.parent.glob("data/cache/*/report.json")), None)
-    if record["kind"] != "pretrain" or not rows:
+    shape = None if record is None else record.own_shape
+    if record is None or shape is None or not rows:
         return None
-    shape = ModelConfig(**record["identity"]["model"])
-    unique = float(record["config"].get("text_bytes") or (files.read_json(report).get("train_bytes", 0) if report else 0))
+    unique = float(record.config.get("text_bytes") or (files.read_json(report).get("train_bytes", 0) if report else 0))
     return {
         "run": folder.name,
-        "config": record["config"]["config"],
+        "config": record.config["config"],
         "vocab_size": shape.vocab_size,
         "block_parameters": shape.block_parameters,
         "tokens": rows[-1]["tokens"],

@@ -26,8 +26,8 @@ from positron_mini.model import GPT
 from positron_mini.prepare import Prepared
 from positron_mini.report.corpus import COUNTED_TOKENS, bigram_probabilities, open_prepared, unigram_probabilities
 from positron_mini.report.learned import binomial_tail, holm, title
-from positron_mini.report.record import RunRecord, read_run
 from positron_mini.runs import find_checkpoint
+from positron_mini.store.run_history import RunHistory, read_run
 
 UNTRAINED_SEEDS = 5
 LEVEL = 0.01  # of each joint test
@@ -54,7 +54,7 @@ def main() -> None:
         print(text)
 
 
-def page(records: Sequence[RunRecord], checkpoints: Sequence[Checkpoint], timed: Sequence[RunRecord], cache: Path) -> str:
+def page(records: Sequence[RunHistory], checkpoints: Sequence[Checkpoint], timed: Sequence[RunHistory], cache: Path) -> str:
     """The whole page."""
     prepared = open_prepared(records[0], cache)
     if prepared is None:
@@ -99,7 +99,7 @@ def off_chance(results: Sequence[SkillResult]) -> set[str]:
     return holm({r.skill: two_sided(r.accuracy * r.pairs, r.pairs) for r in results}, LEVEL)
 
 
-def chance(test: SkillTest, record: RunRecord, prepared: Prepared) -> str:
+def chance(test: SkillTest, record: RunHistory, prepared: Prepared) -> str:
     """Models that know nothing or count only, with a joint test of all skills."""
     assert record.shape is not None
     rows = []
@@ -144,7 +144,7 @@ def _p(value: float) -> str:
 # --- seeds ------------------------------------------------------------------------------------------------------------------------------
 
 
-def seeds(points: Sequence[Points], records: Sequence[RunRecord]) -> str:
+def seeds(points: Sequence[Points], records: Sequence[RunHistory]) -> str:
     """The skills of both runs at their ends, on the same pairs; McNemar's exact test on those that only one of them has right."""
     one, other = (results_of(found) for found in points)
     tests = {skill: mcnemar(points[0][skill], points[1][skill]) for skill in points[0]}
@@ -179,7 +179,7 @@ def mcnemar(one: Sequence[float], other: Sequence[float]) -> float:
 # --- cost and stories -------------------------------------------------------------------------------------------------------------------
 
 
-def costs(records: Sequence[RunRecord]) -> str:
+def costs(records: Sequence[RunHistory]) -> str:
     """What scoring took in each run, by its own log."""
     rows = []
     for record in records:

@@ -22,10 +22,10 @@ from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, 
 from positron_mini.corpus.files import list_files
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
-from positron_mini.plan import recorded_schedule
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.resolve import choose_kernels
 from positron_mini.runs import RunFolder, readable_runs
+from positron_mini.store.run_record import RunRecord
 from positron_mini.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -169,7 +169,7 @@ def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _
         run = RunFolder(Path(config.out_dir))
         return run if run.read() is not None else None
     for run, recorded in readable_runs(say=say):
-        settings = recorded.get("config", {})
+        settings = recorded.config
         is_alike = all(settings.get(name) == getattr(config, name) for name in given & {"config", "dataset_path", "vocab_size", "seed"})
         if run.path.name.endswith("-v1-base") and settings.get("budget") is not None and is_alike:
             return run
@@ -227,21 +227,21 @@ def describe(budget: str, plan: Candidate, text_bytes: float) -> str:
 
 
 def expectation(
-    recorded: dict[str, Any] | None, shape: ModelConfig, horizon: int | None, step_tokens: int, prepared: Prepared
+    recorded: RunRecord | None, shape: ModelConfig, horizon: int | None, step_tokens: int, prepared: Prepared
 ) -> tuple[float, str]:
     """Bits per byte that a run is expected to end with, as it was said when the run began, and the line that says so."""
     size = bytes_per_token(shape.vocab_size)
     worth = worth_of_text((horizon or 0) * step_tokens * size, prepared.train.count * size)
-    found = recorded.get("expected_bpb") if recorded is not None else None
-    bits = found if isinstance(found, float) else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
+    found = recorded.expected_bpb if recorded is not None else None
+    bits = found if found is not None else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
     return bits, f"expected   {bits:.2f} bits per byte at the end, for stories like TinyStories; other texts end elsewhere"
 
 
-def longer_horizon(run: RunFolder, recorded: dict[str, Any], budget_s: float) -> int | None:
+def longer_horizon(run: RunFolder, recorded: RunRecord, budget_s: float) -> int | None:
     """The horizon for a run whose cool-down has begun and whose budget is now larger, by the speed of its log; None for other runs, whose
     horizon the pacer moves."""
-    rows, before = run.metrics(), recorded["config"].get("budget")
-    cooldown_start = recorded_schedule(recorded["events"]).cooldown_start
+    rows, before = run.metrics(), recorded.config.get("budget")
+    cooldown_start = recorded.schedule_at().cooldown_start
     if before is None or parse_duration(before, "budget") >= budget_s or cooldown_start is None:
         return None
     if not rows or rows[-1]["step"] <= cooldown_start or len(rows) < 2:
@@ -250,7 +250,7 @@ def longer_horizon(run: RunFolder, recorded: dict[str, Any], budget_s: float) ->
     steps_per_s = (last["step"] - first["step"]) / max(last["elapsed_s"] - first["elapsed_s"], 1e-9)
     start = next((row for row in reversed(rows) if row["step"] <= cooldown_start), first)
     wanted = start["step"] + int((budget_s - start["elapsed_s"]) * steps_per_s)
-    planned = recorded_schedule(recorded["events"]).horizon or 0
+    planned = recorded.horizon or 0
     return max(int(wanted), planned + 1)
 
 

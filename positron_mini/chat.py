@@ -65,7 +65,7 @@ def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] =
     """
     from positron_mini.runs import find_checkpoint, readable_runs
 
-    found = [(recorded.get("kind") == "sft", run.path) for run, recorded in readable_runs(root, say=say)]
+    found = [(recorded.is_chat, run.path) for run, recorded in readable_runs(root, say=say)]
     for _, run in sorted(found, key=lambda item: not item[0]):  # stable: the newest first among fine-tuned runs, then among the others
         best = run / "best"
         try:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, NonFiniteError, TokenizerError
+from positron_mini.store.steps import step_name as step_name
+from positron_mini.store.steps import step_number as step_number
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
@@ -181,17 +183,6 @@ class Checkpoint:
     def end_ids(self) -> frozenset[int]:
         """Tokens after which the model has finished: eos, and for chat models also the end of a message."""
         return frozenset({EOS, self.tokenizer.im_end_id}) if self.is_chat else frozenset({EOS})
-
-
-def step_number(name: str) -> int | None:
-    """The step in a folder's name such as `step_001000`, or None."""
-    digits = name.removeprefix("step_")
-    return int(digits) if name.startswith("step_") and digits.isascii() and digits.isdigit() and len(digits) <= 12 else None
-
-
-def step_name(step: int) -> str:
-    """The folder's name of a step."""
-    return f"step_{step:06d}"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

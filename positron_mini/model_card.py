@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from positron_mini import files
 from positron_mini.checkpoint import CARD_TAGS, Checkpoint, card_head
-from positron_mini.config import DEFAULT_TEXT
+from positron_mini.corpus.sources import note_of
 from positron_mini.errors import PositronError
+from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
+from positron_mini.store.run_record import RunRecord, read_record
 
 MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours
 
@@ -34,49 +34,53 @@ class _RunRecord:
     """What the files of a checkpoint's run say about it; empty for a folder that lies alone."""
 
     facts: dict[str, str]
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> _RunRecord:
         folder, step = checkpoint.folder.resolve().parent, checkpoint.step
-        if step is None or not (folder / "run.json").is_file():
-            return cls({} if step is None else {"step": f"{step:,}"}, [])
-        record = files.read_json(folder / "run.json")
-        metrics = [row for row in files.read_lines(folder / "metrics.jsonl") if row.get("step", 0) <= step]
-        samples = [row for row in files.read_lines(folder / "samples.jsonl") if row.get("step", 0) <= step]
-        newest = max((row["step"] for row in samples), default=None)
-        facts = {"run": folder.name, "step": f"{step:,}", **_figures(metrics), **_origin(record if isinstance(record, dict) else {})}
-        return cls(facts, [row for row in samples if row["step"] == newest])
+        with contextlib.suppress(PositronError):  # a damaged file of the run does not keep its model from being passed on
+            record = None if step is None else read_record(folder)
+            if step is not None and record is not None:
+                return cls._of_run(folder, record, step)
+        return cls({} if step is None else {"step": f"{step:,}"}, [])
+
+    @classmethod
+    def _of_run(cls, folder: Path, record: RunRecord, step: int) -> _RunRecord:
+        samples = [row for row in typed_rows(Sample, log_path(folder, "samples")) if row.step <= step]
+        newest = max((row.step for row in samples), default=None)
+        figures = _figures(row for row in typed_rows(StepReport, log_path(folder, "metrics")) if row.step <= step)
+        return cls({"run": folder.name, "step": f"{step:,}", **figures, **_origin(record)}, [row for row in samples if row.step == newest])
 
 
-def _figures(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The figures of a run's reports, each with its unit."""
+def _figures(reports: Iterable[StepReport]) -> dict[str, str]:
+    """The figures of a run's newest reports, each with its unit."""
+    last = scored = None
+    for last in reports:
+        scored = last if last.val_loss is not None and last.val_bpb is not None else scored
     facts: dict[str, str] = {}
-    if metrics:
-        last = metrics[-1]
-        facts["training tokens"] = f"{last['tokens']:,}"
-        facts["training time"] = f"{last['elapsed_s'] / 60:,.1f} minutes, {last['tok_per_s']:,.0f} tokens a second at the end"
-        facts["training loss"] = f"{last['loss']:.3f} nats per token (step {last['step']:,})"
-    scored = [row for row in metrics if row.get("val_bpb") is not None]
-    if scored:
-        last = scored[-1]
-        facts["validation"] = f"{last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte (step {last['step']:,})"
+    if last is not None:
+        facts["training tokens"] = f"{last.tokens:,}"
+        facts["training time"] = f"{last.elapsed_s / 60:,.1f} minutes, {last.tok_per_s:,.0f} tokens a second at the end"
+        facts["training loss"] = f"{last.loss:.3f} nats per token (step {last.step:,})"
+    if scored is not None:
+        facts["validation"] = f"{scored.val_loss:.3f} nats per token, {scored.val_bpb:.3f} bits per byte (step {scored.step:,})"
     return facts
 
 
-def _origin(record: dict[str, Any]) -> dict[str, str]:
+def _origin(record: RunRecord) -> dict[str, str]:
     """Device, seed, text and licence, as far as the run and the notes beside its texts say."""
-    settings, device = record.get("config") or {}, record.get("device") or {}
+    settings, device = record.config, record.device
     facts: dict[str, str] = {}
     if device:
         facts["device"] = f"{device.get('device')}, {device.get('precision')}"
     if settings.get("seed") is not None:
         facts["seed"] = str(settings["seed"])
-    if record.get("kind") == "sft":
+    if record.is_chat:
         facts["base model"] = str(settings.get("base_ckpt") or "the newest base run of its time")
         texts = {"conversations": settings.get("sft_data")}
     else:
-        texts = {"training text": settings.get("dataset_path") or DEFAULT_TEXT}
+        texts = {"training text": record.text}
     for what, text in texts.items():
         facts |= _source(what, Path(str(text)))
     return facts
@@ -84,7 +88,7 @@ def _origin(record: dict[str, Any]) -> dict[str, str]:
 
 def _source(what: str, text: Path) -> dict[str, str]:
     """Where a text is from and under which licence. Nothing is concluded from a file's name."""
-    note, licence = _note_of(text), f"licence of the {what.removeprefix('training ')}"
+    note, licence = note_of(text), f"licence of the {what.removeprefix('training ')}"
     if note.get("corpus") == "storyworld":
         made = f"{note.get('stories')} stories generated by Positron Mini's story world, seed {note.get('seed')}"
         return {what: made, licence: "MIT, as the program that generated them"}
@@ -93,25 +97,13 @@ def _source(what: str, text: Path) -> dict[str, str]:
     return {what: text.name, licence: "not recorded; find it out before you pass the model on"}
 
 
-def _note_of(text: Path) -> dict[str, Any]:
-    """What `positron prepare` noted beside a text it wrote; empty where there is none, or the text is another one by now."""
-    path = text.with_suffix(".json")
-    if not (text.is_file() and path.is_file()):
-        return {}
-    with contextlib.suppress(PositronError):
-        note = files.read_json(path)
-        if isinstance(note, dict) and note.get("text_bytes", text.stat().st_size) == text.stat().st_size:
-            return note
-    return {}
-
-
-def _samples_section(samples: Sequence[dict[str, Any]]) -> str:
+def _samples_section(samples: Sequence[Sample]) -> str:
     """The model's own samples, as they came. A fence longer than any run of its sign in the text holds whatever was written."""
     if not samples:
         return ""
-    parts = [f"\n## Samples\n\nUnedited, at step {samples[0]['step']:,}. The part before the bar was given.\n"]
+    parts = [f"\n## Samples\n\nUnedited, at step {samples[0].step:,}. The part before the bar was given.\n"]
     for row in samples:
-        text = f"{row.get('prompt', '')} | {row.get('text', '')}"
+        text = f"{row.prompt} | {row.text}"
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        parts.append(f"\nTemperature {row.get('temperature')}, seed {row.get('seed')}:\n{fence}text\n{text}\n{fence}\n")
+        parts.append(f"\nTemperature {row.temperature}, seed {row.seed}:\n{fence}text\n{text}\n{fence}\n")
     return "".join(parts)

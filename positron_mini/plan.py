@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from positron_mini.errors import RunError, UsageError
 from positron_mini.optim import Schedule, make_schedule, move_horizon
@@ -147,43 +146,3 @@ def _no_horizon(schedule: Schedule, request: Request) -> str:
 def _until(start: int, request: Request, planned: int | None) -> int | None:
     wanted = [planned, request.until_step, start + request.more_steps if request.more_steps is not None else None]
     return min((step for step in wanted if step is not None), default=None)
-
-
-def schedule_record(schedule: Schedule, step: int, asked: int | None = None) -> dict[str, Any]:
-    """The event that records a schedule taking effect at `step`, with the cool-down that was asked for where it did not fit."""
-    is_other = asked not in (None, schedule.cooldown_steps)
-    facts = {name: value for name, value in asdict(schedule).items() if schedule.bend_step is not None or not name.startswith("bend_")}
-    return {"kind": "schedule", "step": step, **facts, **({"asked_cooldown_steps": asked} if is_other else {})}
-
-
-def recorded_schedule(events: list[dict[str, Any]], step: int | None = None) -> Schedule:
-    """The schedule in force according to a run's events (up to `step`). Errors: RunError when there is none."""
-    event = schedule_event(events, step)
-    bend = event.get("bend_step"), event.get("bend_multiplier", 1.0)  # absent in runs that began before horizons could bend
-    return Schedule(event["warmup_steps"], event["cooldown_steps"], event["horizon"], *bend)
-
-
-def schedule_event(events: list[dict[str, Any]], step: int | None = None) -> dict[str, Any]:
-    """The newest event (up to `step`) that made a schedule. Errors: RunError when there is none, or when an event is damaged."""
-    if not (isinstance(events, list) and all(map(_is_event, events))):
-        raise RunError("the events in run.json are damaged", "restore run.json from a copy, or choose another --out_dir")
-    found = [event for event in events if event["kind"] == "schedule" and (step is None or event["step"] <= step)]
-    if not found:
-        raise RunError("run.json records no schedule", "choose another --out_dir")
-    return found[-1]
-
-
-def _is_event(event: Any) -> bool:
-    """Whether this is an event of run.json; a schedule among them must be one that can be followed."""
-    if not (isinstance(event, dict) and isinstance(event.get("kind"), str) and _is_count(event.get("step"))):
-        return False
-    warmup, cooldown, horizon = (event.get(name) for name in ("warmup_steps", "cooldown_steps", "horizon"))
-    bend, multiplier = event.get("bend_step"), event.get("bend_multiplier", 1.0)
-    if not ((bend is None or _is_count(bend)) and isinstance(multiplier, float) and 0 < multiplier <= 1):
-        return False
-    is_schedule = _is_count(warmup) and _is_count(cooldown) and (horizon is None or (_is_count(horizon) and cooldown <= horizon))
-    return is_schedule or event["kind"] != "schedule"
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= 10**12

@@ -35,7 +35,7 @@ from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
-from positron_mini.plan import Request, recorded_schedule
+from positron_mini.plan import Request
 from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Follower, Recorder, Recording
 from positron_mini.resolve import (
@@ -53,9 +53,11 @@ from positron_mini.resolve import (
 )
 from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.store.run_logs import StepReport
+from positron_mini.store.run_record import RunRecord
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
-from positron_mini.trainer import Batch, LoopConfig, StepReport, StopFlag, Trainer
+from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
@@ -154,7 +156,7 @@ def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say
 def _build(
     config: TrainConfig,
     run: RunFolder,
-    recorded: dict[str, Any] | None,
+    recorded: RunRecord | None,
     prepared: Prepared,
     shape: ModelConfig,
     rows: int,
@@ -211,13 +213,14 @@ def _build(
     planned = planned_horizon(config, recorded, plan.schedule.horizon)
     recording = _recording(config, run, prepared, shape, rows * shape.context_len, planned, processes)
     recorder = (Recorder if processes.is_first else Follower)(run, trainer, recording, tracker)
-    run_json = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
+    record = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
     lines = describe(config, shape, prepared, plan, choice, rows, trainer, run) if is_watched else []
     if pacer is not None:
-        run_json["expected_bpb"], line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
+        expected, line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
+        record = replace(record, expected_bpb=expected)
         lines.append(line)
     return Session(
-        config, run, plan, lines, trainer, recorder, run_json, stop, prepared.tokenizer, run.steps(), pacer=pacer, processes=processes
+        config, run, plan, lines, trainer, recorder, record, stop, prepared.tokenizer, run.steps(), pacer=pacer, processes=processes
     )
 
 
@@ -229,19 +232,18 @@ def _pacer(config: TrainConfig) -> Pacer | None:
     return Pacer(seconds, config.short_steps or 0, cooldown_steps=config.cooldown_steps, compiled=config.compile == "on")
 
 
-def _steps_asked(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None) -> int | None:
+def _steps_asked(config: TrainConfig, run: RunFolder, recorded: RunRecord | None) -> int | None:
     """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
     if config.max_steps is not None or config.budget is None or recorded is None:
         return config.max_steps
     return budget.longer_horizon(run, recorded, parse_duration(config.budget, "budget"))
 
 
-def planned_horizon(config: TrainConfig, recorded: dict[str, Any] | None, horizon: int | None) -> int | None:
+def planned_horizon(config: TrainConfig, recorded: RunRecord | None, horizon: int | None) -> int | None:
     """The horizon that the pairs of the milestones are chosen by: a run with a budget moves its own on the way, and keeps to its first."""
     if config.budget is None or recorded is None:
         return horizon
-    first: int | None = next((event["horizon"] for event in recorded["events"] if event["kind"] == "schedule"), horizon)
-    return first
+    return recorded.schedules[0]["horizon"] if recorded.schedules else horizon
 
 
 def _recording(
@@ -277,7 +279,7 @@ def _recording(
     def score_skills(model: GPT, step: int) -> None:
         began = time.monotonic()
         tests, record = skills(), run.read()
-        is_end = record is not None and recorded_schedule(record["events"]).horizon == step
+        is_end = record is not None and record.horizon == step
         test = tests.end if is_end else tests.milestone
         if test is None:
             return

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from positron_mini import files
 from positron_mini.checkpoint import TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
 from positron_mini.evaluate.bits import Score
 from positron_mini.model import GPT
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_logs import StepReport, log_path, read_rows
 from positron_mini.track import Tracker
-from positron_mini.trainer import StepReport, Trainer
+from positron_mini.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recorder:
 
     def _has_scored_before(self) -> bool:
         """Whether the score before the first step is written down: a run that was killed before its first checkpoint begins again."""
-        return any(event.get("kind") == "before" for event in files.read_lines(self.run.path / "events.jsonl"))
+        return any(event.get("kind") == "before" for event in read_rows(log_path(self.run.path, "events")))
 
     def record(self, report: StepReport) -> StepReport:
         """The report, with validation where it is due, after everything due at its step has been written."""

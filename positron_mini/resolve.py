@@ -6,16 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from positron_mini import device as devices
 from positron_mini import files
-from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, is_of_type, model_config, preset
+from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.native import training
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_record import RunRecord
 from positron_mini.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
@@ -61,7 +62,7 @@ def budget_checks(config: TrainConfig, count: int) -> None:
 Config = TypeVar("Config", TrainConfig, SFTConfig)
 
 
-def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: str) -> tuple[Config, dict[str, Any] | None]:
+def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: str) -> tuple[Config, RunRecord | None]:
     """The configuration completed from what `run` holds (settings not in `given` follow it), and its record, None for a new run.
 
     Errors: RunError when the folder holds something else than a run of this `kind`.
@@ -73,29 +74,15 @@ def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: 
         if run.path.exists() and any(not entry.name.startswith((".lock", ".tmp-")) for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
         return config, None
-    if recorded.get("kind") != kind:
-        raise RunError(f"{run.path}: holds a {recorded.get('kind')} run, not a {kind} run", "choose another --out_dir")
-    _check_record(run, recorded, config)
+    if recorded.kind != kind:
+        raise RunError(f"{run.path}: holds a {recorded.kind} run, not a {kind} run", "choose another --out_dir")
+    recorded.check_complete(run.run_json)
     known = {field.name for field in dataclasses.fields(config)}
-    kept = {k: v for k, v in recorded["config"].items() if k in known and k not in given and k not in CONTROL_FLAGS}
+    kept = {k: v for k, v in recorded.config.items() if k in known and k not in given and k not in CONTROL_FLAGS}
     return replace(config, **kept), recorded
 
 
-def _check_record(run: RunFolder, recorded: dict[str, Any], config: TrainConfig | SFTConfig) -> None:
-    """Nothing, or RunError naming what in run.json is missing or is not of the type that it was written with."""
-    kinds = {"identity": dict, "config": dict, "device": dict, "versions": dict, "events": list, "command": str}
-    wrong = [name for name, kind in kinds.items() if not isinstance(recorded.get(name), kind)]
-    if not wrong:
-        hints = get_type_hints(type(config))
-        wrong = [f"config.{name}" for name, value in recorded["config"].items() if name in hints and not is_of_type(value, hints[name])]
-        wrong += [f"device.{name}" for name in ("device", "reason") if not isinstance(recorded["device"].get(name), str)]
-        model = recorded["identity"].get("model", {"vocab_size": 1})  # of a pretraining
-        wrong += [] if isinstance(model, dict) and type(model.get("vocab_size")) is int else ["identity.model"]
-    if wrong:
-        raise RunError(f"{run.run_json}: damaged ({', '.join(wrong[:4])})", "restore it from a copy, or choose another --out_dir")
-
-
-def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str, Any] | None, processes: Processes) -> TrainConfig:
+def for_processes(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, processes: Processes) -> TrainConfig:
     """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
 
     Errors: UsageError when processes are asked for that were started already, or that nobody has started.
@@ -108,7 +95,7 @@ def for_processes(config: TrainConfig, given: frozenset[str], recorded: dict[str
         raise UsageError(
             f"--nproc {config.nproc}: there is only this one process", f"positron train --nproc {config.nproc}, or torchrun, starts more"
         )
-    before = 1 if recorded is None else recorded["config"].get("nproc") or 1
+    before = 1 if recorded is None else recorded.processes
     threads = config.threads if "threads" in given or before == processes.size else None
     if threads is None and processes.size > 1:
         threads = max(1, devices.usable_cores() // processes.per_machine)
@@ -138,7 +125,7 @@ def wanted_vocab(config: TrainConfig) -> int:
 def choose_device(
     config: TrainConfig | SFTConfig,
     machine: devices.Machine,
-    recorded: dict[str, Any] | None,
+    recorded: RunRecord | None,
     say: Say,
     *,
     precision_why: str = "as asked",
@@ -147,7 +134,7 @@ def choose_device(
     if machine.note:
         say(machine.note)
     choice = devices.choose(machine, config.device, config.precision, precision_why=precision_why)
-    before = {} if recorded is None else recorded["device"]
+    before = {} if recorded is None else recorded.device
     if (before.get("device"), before.get("precision")) == (choice.device, choice.precision):
         choice = replace(choice, reason=before["reason"])
     if choice.fell_back:
@@ -156,10 +143,10 @@ def choose_device(
 
 
 def choose_kernels(
-    config: TrainConfig | SFTConfig, shape: ModelConfig, device: str, recorded: dict[str, Any] | None, say: Say = lambda _: None
+    config: TrainConfig | SFTConfig, shape: ModelConfig, device: str, recorded: RunRecord | None, say: Say = lambda _: None
 ) -> Literal["native", "pytorch"]:
     """What computes the loss and its gradients. A run that is older than the setting goes on with PyTorch's kernels, as it was."""
-    if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded["config"] and config.kernels == "auto"):
+    if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded.config and config.kernels == "auto"):
         return "pytorch"
     why = ""
     if device != "cpu":
@@ -181,7 +168,7 @@ def resolve(
     config: TrainConfig,
     shape: ModelConfig,
     machine: devices.Machine,
-    recorded: dict[str, Any] | None,
+    recorded: RunRecord | None,
     say: Say,
     *,
     precision_why: str = "as asked",
@@ -228,11 +215,12 @@ def identity(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> dic
     }
 
 
-def early_checks(config: TrainConfig, run: RunFolder, recorded: dict[str, Any] | None) -> None:
+def early_checks(config: TrainConfig, run: RunFolder, recorded: RunRecord | None) -> None:
     """Nothing, or the error that a shape or a recorded run forbids what was asked: all that can be known before a text is prepared."""
     path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
     there = Tokenizer.load(path) if path.is_file() else None
-    vocab = there.vocab_size if there else wanted_vocab(config) if recorded is None else recorded["identity"]["model"]["vocab_size"]
+    recorded_vocab = None if recorded is None else recorded.vocab_size
+    vocab = there.vocab_size if there else recorded_vocab or wanted_vocab(config)
     shape = model_config(config, vocab)
     _memory_check(shape, config.device)
     if recorded is not None:
@@ -250,11 +238,11 @@ def _memory_check(shape: ModelConfig, device: str) -> None:
         )
 
 
-def same_run(run: RunFolder, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
+def same_run(run: RunFolder, recorded: RunRecord, identity: dict[str, Any]) -> None:
     """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, value in identity.items():
-        there = recorded["identity"].get(name, defaults.get(name))  # a run that is older than the setting had its default
+        there = recorded.identity.get(name, defaults.get(name))  # a run that is older than the setting had its default
         if there != value:
             if isinstance(value, dict) and isinstance(there, dict):
                 name = next(k for k in (*value, *there) if there.get(k) != value.get(k))

@@ -18,10 +18,14 @@ from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError
+from positron_mini.store import run_logs
+from positron_mini.store.run_record import RUN_JSON, RunRecord, read_record
+from positron_mini.store.run_state import run_folders
+from positron_mini.store.steps import saved_steps
+from positron_mini.store.writer import LOCK, OWNER, owner_of, writer_of
 
-FORMAT = 1
-NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tok_per_s", "elapsed_s", "val_loss", "val_bpb")
-STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
+LOOKS_S = 0.3  # a program that only looks whether somebody trains here holds the lock for less
+
 Say = Callable[[str], None]
 
 
@@ -34,27 +38,15 @@ class RunFolder:
     @property
     def run_json(self) -> Path:
         """The file that says what the run is."""
-        return self.path / "run.json"
+        return self.path / RUN_JSON
 
-    def read(self) -> dict[str, Any] | None:
-        """The content of run.json, or None for a folder without one. Errors: RunError when it is of an unknown format."""
-        if not self.run_json.is_file():
-            return None
-        data = files.read_json(self.run_json)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise RunError(f"{self.run_json}: not a run of format {FORMAT}", "choose another --out_dir")
-        return data
-
-    def write(self, data: dict[str, Any]) -> None:
-        """Replace run.json."""
-        files.write_json(self.run_json, {"format": FORMAT, **data})
+    def read(self) -> RunRecord | None:
+        """The run's record, or None for a folder without one. Errors: RunError when it is damaged or of an unknown format."""
+        return read_record(self.path)
 
     def steps(self) -> list[int]:
         """The saved steps, ascending, without checking them."""
-        if not self.path.is_dir():
-            return []
-        found = (ckpt.step_number(entry.name) for entry in self.path.iterdir() if entry.is_dir() and not entry.is_symlink())
-        return sorted(step for step in found if step is not None)
+        return saved_steps(self.path)
 
     def folder(self, step: int) -> Path:
         """The folder of a step."""
@@ -97,11 +89,11 @@ class RunFolder:
 
     def log(self, name: str, record: dict[str, Any]) -> None:
         """Append a record to one of the run's line files."""
-        files.append_line(self.path / f"{name}.jsonl", record)
+        run_logs.append(self.path, name, record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All reports of the run so far. Errors: PositronError naming a line that is none."""
-        return _step_rows(self.path / "metrics.jsonl")
+        return list(run_logs.step_rows(run_logs.log_path(self.path, "metrics")))
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
@@ -109,7 +101,7 @@ class RunFolder:
         later = [s for s in self.steps() if s > step]
         last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
         attic = next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
-        logs = {path: _step_rows(path) for path in (self.path / name for name in STEP_LOGS) if path.is_file()}
+        logs = {path: list(run_logs.step_rows(path)) for path in (self.path / name for name in run_logs.STEP_LOGS) if path.is_file()}
         for path, rows in logs.items():
             cut = [row for row in rows if row["step"] > last]
             if cut and (keep_lines or later):
@@ -152,18 +144,7 @@ class RunFolder:
 
     def writer(self) -> str | None:
         """The number of the process that writes this run, as text, or None when nobody does."""
-        from filelock import FileLock, Timeout
-
-        owner = self.path / ".lock.json"
-        if not owner.is_file():
-            return None
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return None  # left by a process that was killed
-        except Timeout:
-            return _pid(owner)
-        except OSError:  # a folder that may not be written to
-            return None
+        return writer_of(self.path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -172,13 +153,14 @@ class RunFolder:
 
         with files.translate_os_errors(f"writing {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock, owner = FileLock(self.path / ".lock"), self.path / ".lock.json"
+            lock, owner = FileLock(self.path / LOCK), self.path / OWNER
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=LOOKS_S)
             except Timeout:
+                pid = owner_of(self.path)
                 raise RunError(
-                    f"{self.path}: process {_pid(owner)} is training in this folder",
-                    f"wait for it, stop it with: kill -INT {_pid(owner)}, or choose another --out_dir",
+                    f"{self.path}: process {pid} is training in this folder",
+                    f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir",
                 ) from None
         try:
             files.write_json(owner, {"pid": os.getpid()})
@@ -190,30 +172,12 @@ class RunFolder:
             lock.release()
 
 
-def _pid(owner: Path) -> str:
-    """The process that wrote `.lock.json`."""
-    try:
-        return str(int(files.read_json(owner)["pid"]))
-    except (PositronError, TypeError, ValueError, KeyError):
-        return "unknown"
-
-
 def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
     """Whether a manifest lists a training state; `damaged` is the answer for a manifest that cannot be read."""
     try:
         return ckpt.STATE_FILE in ckpt.read_manifest(folder)
     except PositronError:
         return damaged
-
-
-def _step_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of a log that tells of steps. Errors: PositronError naming a line without a step, or with a number that is none."""
-    rows = files.read_lines(path)
-    for number, row in enumerate(rows, 1):
-        numbers = [row[name] for name in NUMBERS if name in row]
-        if type(row.get("step")) is not int or not all(type(value) in (int, float) for value in numbers):
-            raise RunError(f"{path}, line {number}: not a record of a step", f"remove that line from {path}")
-    return rows
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
@@ -237,7 +201,7 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
         return ckpt.open_checkpoint(target)
     if target.name in ("latest", "best"):
         return _follow(target, say)
-    if (target / "run.json").is_file() or RunFolder(target).steps():
+    if (target / RUN_JSON).is_file() or RunFolder(target).steps():
         return _newest_of(RunFolder(target), say)
     if target.is_dir():
         ckpt.read_manifest(target)
@@ -269,11 +233,18 @@ def _newest_of(run: RunFolder, say: Say) -> ckpt.Checkpoint:
 
 def list_runs(root: Path = Path("runs")) -> list[Path]:
     """The run folders under `root`, newest first."""
-    found = [path.parent for path in root.glob("*/run.json")] if root.is_dir() else []
-    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+    found = {path: _modified(path / RUN_JSON) for path in run_folders(root)}
+    return sorted(found, key=lambda path: found[path], reverse=True)
 
 
-def readable_runs(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # just being removed
+        return 0.0
+
+
+def readable_runs(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Iterator[tuple[RunFolder, RunRecord]]:
     """The runs under `root` with their records, newest first. `say` is told of those whose record cannot be read."""
     for path in list_runs(root):
         run = RunFolder(path)

@@ -17,12 +17,14 @@ from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
 from positron_mini.optim import Schedule
 from positron_mini.pace import Pacer
-from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new, recorded_schedule, schedule_event, schedule_record
+from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_logs import StepReport
+from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
 from positron_mini.tokenizer import Tokenizer
-from positron_mini.trainer import StepReport, StopFlag, Trainer
+from positron_mini.trainer import StopFlag, Trainer
 
 Say = Callable[[str], None]
 # settings that a run may change when it goes on, and what they change
@@ -33,16 +35,16 @@ CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps 
 
 
 def plan_run(
-    run: RunFolder, recorded: dict[str, Any] | None, request: Request, warmup_steps: int, say: Say
+    run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say
 ) -> tuple[Plan, Checkpoint | None]:
     """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
     if recorded is None:
         return plan_new(request, warmup_steps), None
     newest = run.newest(training=True, say=say)
     step = newest.step if newest is not None and newest.step is not None else 0
-    events, place = recorded["events"], request.resume_from_step if request.resume_from_step is not None else step
-    asked = schedule_event(events, place).get("asked_cooldown_steps")
-    plan = plan_continuation(recorded_schedule(events, place), step, run.resumable(), request, asked)
+    place = request.resume_from_step if request.resume_from_step is not None else step
+    asked = schedule_event(recorded.events, place).get("asked_cooldown_steps")
+    plan = plan_continuation(recorded.schedule_at(place), step, run.resumable(), request, asked)
     if newest is not None and plan.start != newest.step:
         newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
     return plan, newest
@@ -66,31 +68,32 @@ def elapsed_before(run: RunFolder, step: int) -> float:
 
 
 def run_record(
-    kind: str, settings: dict[str, Any], recorded: dict[str, Any] | None, identity: dict[str, Any], plan: Plan, choice: devices.Choice
-) -> dict[str, Any]:
-    """The content of run.json: identity, resolved settings, device, versions, events."""
+    kind: str, settings: dict[str, Any], recorded: RunRecord | None, identity: dict[str, Any], plan: Plan, choice: devices.Choice
+) -> RunRecord:
+    """The record of a run that begins, or goes on: identity, resolved settings, device, versions, events."""
     # events after the start did not happen: the run was set back, or its newer steps are damaged
-    events = [] if recorded is None else [event for event in recorded["events"] if event["step"] <= plan.start]
+    events = [] if recorded is None else [event for event in recorded.events if event["step"] <= plan.start]
     if recorded is None or plan.changed:
         events.append(schedule_record(plan.schedule, plan.start, plan.asked))
-    return {
-        "kind": kind,
-        "identity": identity,
-        "config": {k: v for k, v in settings.items() if k not in CONTROL_FLAGS},
-        "device": {"device": choice.device, "precision": choice.precision, "reason": choice.reason},
-        "versions": devices.describe_versions(),
-        "events": events,
-        "started": recorded.get("started") if recorded else datetime.date.today().isoformat(),
-        "command": recorded["command"] if recorded else f"positron {shlex.join(sys.argv[1:])}",
-    }
+    return RunRecord(
+        kind=kind,
+        identity=identity,
+        config={k: v for k, v in settings.items() if k not in CONTROL_FLAGS},
+        device={"device": choice.device, "precision": choice.precision, "reason": choice.reason},
+        versions=devices.describe_versions(),
+        events=tuple(events),
+        started=recorded.started if recorded else datetime.date.today().isoformat(),
+        command=recorded.command if recorded else f"positron {shlex.join(sys.argv[1:])}",
+        other=recorded.other if recorded else {},
+    )
 
 
-def changed_settings(recorded: dict[str, Any], run_json: dict[str, Any]) -> list[dict[str, Any]]:
+def changed_settings(recorded: RunRecord, record: RunRecord) -> list[dict[str, Any]]:
     """What differs between how a run was trained so far and how it goes on, of the things that it may change, as events."""
-    before = {name: recorded["config"].get(name) for name in CHANGEABLE}
-    now = {name: run_json["config"].get(name) for name in CHANGEABLE}
+    before = {name: recorded.config.get(name) for name in CHANGEABLE}
+    now = {name: record.config.get(name) for name in CHANGEABLE}
     effects = {**CHANGEABLE, "torch": "results may differ in the last digits"}
-    before["torch"], now["torch"] = recorded["versions"].get("torch"), devices.describe_versions()["torch"]
+    before["torch"], now["torch"] = recorded.versions.get("torch"), devices.describe_versions()["torch"]
     return [
         {
             "kind": "changed",
@@ -117,7 +120,7 @@ class Session:
     lines: list[str]
     trainer: Trainer
     recorder: Recorder
-    run_json: dict[str, Any]
+    record: RunRecord
     stop: StopFlag
     tokenizer: Tokenizer
     steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
@@ -128,7 +131,7 @@ class Session:
     def __post_init__(self) -> None:
         recorded = self.run.read()
         is_going_on = recorded is not None and not self.plan.finished and self.processes.is_first
-        self._changes = changed_settings(recorded, self.run_json) if recorded is not None and is_going_on else []
+        self._changes = changed_settings(recorded, self.record) if recorded is not None and is_going_on else []
         self.lines += [f"warning: {change['text']}" for change in self._changes]
         self.trainer.tell = self._note
 
@@ -171,7 +174,7 @@ class Session:
         moved = self.pacer.look(report.step, report.elapsed_s - before, elapsed - report.elapsed_s, elapsed, schedule)
         if moved is not None:
             self._reschedule(moved, report.step)
-            self.run.write(self.run_json)  # before it acts
+            self.record.write(self.run.path)  # before it acts
             text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
             self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
             if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
@@ -180,7 +183,7 @@ class Session:
     def _reschedule(self, schedule: Schedule, step: int, asked: int | None = None) -> None:
         self.plan = replace(self.plan, schedule=schedule)
         self.trainer.config = replace(self.trainer.config, schedule=schedule)
-        self.run_json["events"].append(schedule_record(schedule, step, asked))
+        self.record = self.record.with_schedule(schedule, step, asked)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -209,8 +212,8 @@ class Session:
         self.say(event["text"])
         self.run.log("events", event)
         if event["kind"] == "micro_batch":
-            self.run_json["config"]["micro_batch"] = event["now"]
-            self.run.write(self.run_json)
+            self.record = self.record.with_setting("micro_batch", event["now"])
+            self.record.write(self.run.path)
 
     def _settle(self) -> None:
         """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
@@ -250,7 +253,7 @@ class Session:
         for change in self._changes:  # before run.json: a kill between them says it twice rather than never
             self.run.log("events", {**change, "step": self.plan.start})
         self._changes = []
-        self.run.write(self.run_json)
+        self.record.write(self.run.path)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""

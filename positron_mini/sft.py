@@ -10,7 +10,7 @@ from typing import Any
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
-from positron_mini.config import DEFAULT_TEXT, SampleConfig, SFTConfig, changed_fields, parse_milestones
+from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.files import sha256_of
@@ -26,9 +26,12 @@ from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
 from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.store.run_logs import StepReport
+from positron_mini.store.run_record import RunRecord
+from positron_mini.store.run_state import look
 from positron_mini.tokenizer import EOS
 from positron_mini.track import NoTracker, open_tracker
-from positron_mini.trainer import LoopConfig, StepReport, StopFlag, Trainer
+from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
 QUESTIONS = ("Who are you?", "Explain gravity to a child.", "Write a short story about a robot.")
 SAMPLING = SampleConfig(max_tokens=60, temperature=0.3, seed=42)
@@ -73,7 +76,7 @@ def open_sft_session(
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
-        newest = next((run for run, recorded in readable_runs(say=say) if recorded.get("kind") == "pretrain"), None)
+        newest = next((run for run, recorded in readable_runs(say=say) if recorded.kind == "pretrain"), None)
         if newest is None:
             raise CheckpointError(
                 "no base model under runs/ to fine-tune", "./bootstrap_tiny_llm.sh trains one, or name one with --base_ckpt"
@@ -115,8 +118,8 @@ def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared
     """The base text, prepared with the base's tokenizer, for replay; None, with a note, where it is not there and was not named."""
     source = config.replay_path
     if source is None:
-        record = RunFolder(base.folder.resolve().parent).read() or {}
-        source = record.get("config", {}).get("dataset_path") or (DEFAULT_TEXT if record else None)
+        record = look(base.folder.resolve().parent).record
+        source = None if record is None else str(record.text)
     if config.replay_path is None and (source is None or not Path(source).exists()):
         if config.replay:
             say(f"no replay: the base model's text ({source or 'unknown'}) is not here; name one with --replay_path, or expect forgetting")
@@ -139,7 +142,7 @@ def sft_identity(config: SFTConfig, material: Material) -> dict[str, Any]:
 def _build(
     config: SFTConfig,
     run: RunFolder,
-    recorded: dict[str, Any] | None,
+    recorded: RunRecord | None,
     material: Material,
     identity: dict[str, Any],
     say: Say,
@@ -194,9 +197,9 @@ def _build(
     restore(trainer, newest, plan)
     tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
     recorder = Recorder(run, trainer, _recording(config, run, material), tracker)
-    run_json = run_record("sft", asdict(config), recorded, identity, plan, choice)
+    record = run_record("sft", asdict(config), recorded, identity, plan, choice)
     lines = [] if plan.finished else _lines(config, material, source, plan, choice)
-    return Session(config, run, plan, lines, trainer, recorder, run_json, stop, base.tokenizer, run.steps())
+    return Session(config, run, plan, lines, trainer, recorder, record, stop, base.tokenizer, run.steps())
 
 
 def answer_score(model: GPT, rows: Sequence[Encoded], tokenizer: Any, *, device: str, precision: str) -> Score:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from positron_mini.errors import UsageError
-from positron_mini.trainer import StepReport
+from positron_mini.store.run_logs import StepReport
 
 
 class Tracker(Protocol):

@@ -26,6 +26,7 @@ from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryErr
 from positron_mini.model import GPT, IGNORED
 from positron_mini.native.training import native_loss
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
+from positron_mini.store.run_logs import StepReport
 
 
 class Batch(NamedTuple):
@@ -41,35 +42,6 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> Batch:
         """The rows of the update after `step` finished ones."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished update. `loss` is the mean over the step's targets before the update, in nats per token."""
-
-    step: int
-    tokens: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tok_per_s: float
-    elapsed_s: float
-    val_loss: float | None = None
-    val_bpb: float | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The line for metrics.jsonl; validation only where there was one."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": round(self.loss, 6),
-            "lr": float(f"{self.lr:.6g}"),
-            "grad_norm": round(self.grad_norm, 6),
-            "tok_per_s": round(self.tok_per_s, 1),
-            "elapsed_s": round(self.elapsed_s, 3),
-            **({} if self.val_loss is None else {"val_loss": round(self.val_loss, 6)}),
-            **({} if self.val_bpb is None else {"val_bpb": round(self.val_bpb, 6)}),
-        }
 
 
 @dataclass

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import checkpoint as ckpt
-from positron_mini import files
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import PositronError, RunError, UsageError
-from positron_mini.plan import schedule_event
-from positron_mini.runs import STEP_LOGS, RunFolder
+from positron_mini.runs import RunFolder
 from positron_mini.session import Session
+from positron_mini.store.run_logs import STEP_LOGS, read_rows
+from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
 
 Say = Callable[[str], None]
 TIMES = ("tok_per_s", "elapsed_s")  # of a log line, which no two trainings share
@@ -67,7 +67,8 @@ def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
             problems.append(f"{pointer} names {name!r}, which is not there; commands take the newest complete step instead")
     for log in sorted(run.path.glob("*.jsonl")):
         try:
-            files.read_lines(log)
+            for _ in read_rows(log):
+                pass
         except PositronError as error:
             problems.append(error.message)
     return steps, problems
@@ -93,15 +94,13 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     recorded = run.read()
     if recorded is None:
         raise RunError(f"{run.path}: no run.json there, so nothing says how it was trained", "positron verify runs/NAME")
-    processes = recorded["config"].get("nproc") or 1
-    if processes > 1:
+    if recorded.processes > 1:
         raise RunError(
-            f"{run.path}: trained by {processes} processes; one alone adds up in another order and has other last digits",
+            f"{run.path}: trained by {recorded.processes} processes; one alone adds up in another order and has other last digits",
             f"positron verify {run.path}   checks every file without a replay",
         )
-    events = recorded.get("events", [])
-    schedule_event(events)  # or the error that says what is wrong with them
-    start, end = stretch(run, events, steps)
+    recorded.check_complete(run.run_json)
+    start, end = stretch(run, recorded.events, steps)
     say(f"training steps {start + 1:,} to {end:,} again")
     with tempfile.TemporaryDirectory() as folder:
         twin = RunFolder(Path(folder) / run.path.resolve().name)  # the name stands in the model card
@@ -120,12 +119,12 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     return Replay(start, end, lines, len(shared), differences)
 
 
-def stretch(run: RunFolder, events: list[dict[str, Any]], steps: int) -> tuple[int, int]:
+def stretch(run: RunFolder, events: Events, steps: int) -> tuple[int, int]:
     """The steps between which to train again: no schedule was changed there. Errors: UsageError, RunError."""
     if steps < 1:
         raise UsageError(f"--replay is {steps}, it must be at least 1", "--replay 10")
     saved, logged = run.steps(), {row.get("step") for row in run.metrics()}
-    moved = {event["step"] for event in events if event.get("kind") == "schedule"}
+    moved = {event["step"] for event in events if event["kind"] == "schedule"}
     starts = ([0] if 1 in logged else []) + run.resumable()
     pairs = [(a, b) for a in starts for b in saved if 0 < b - a <= steps and not any(a < step < b for step in moved)]
     if pairs:
@@ -140,7 +139,7 @@ def stretch(run: RunFolder, events: list[dict[str, Any]], steps: int) -> tuple[i
 def _copy(run: RunFolder, twin: RunFolder, start: int) -> None:
     """The run as it stood at `start`, with links to its files where the system can: nothing is written in place."""
     twin.path.mkdir()
-    for name in ("run.json", *STEP_LOGS):
+    for name in (RUN_JSON, *STEP_LOGS):
         if (run.path / name).is_file():
             shutil.copy2(run.path / name, twin.path / name)
     kept = [start] if start else []
@@ -157,13 +156,13 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _open(recorded: dict[str, Any], twin: RunFolder, end: int, say: Say) -> Session:
+def _open(recorded: RunRecord, twin: RunFolder, end: int, say: Say) -> Session:
     """The session that trains the twin up to `end`, by the settings of the record."""
     from positron_mini.pretrain import open_session
     from positron_mini.sft import open_sft_session
 
     given = frozenset({"out_dir", "until_step", "track"})
-    if recorded.get("kind") == "sft":
+    if recorded.is_chat:
         return open_sft_session(SFTConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
     return open_session(TrainConfig(out_dir=str(twin.path), until_step=end, track="none"), given=given, say=say)
 

@@ -143,7 +143,7 @@ def test_without_a_network_it_trains_on_the_story_world_and_uses_it_again(
     result = start("--steps", "2", dataset=None)
     assert result.code == 0 and result.err.count("no network") == 1 and RUN.steps()[-1] == 2
     record = RUN.read()
-    assert record is not None and record["config"]["dataset_path"] == "data/storyworld.txt"
+    assert record is not None and record.config["dataset_path"] == "data/storyworld.txt"
     os.rename("runs/mine", "runs/first")
     monkeypatch.setattr("positron_mini.corpus.hub.hub_reachable", fail)  # what is here needs no asking
     result = start("--steps", "2", dataset=None)

@@ -17,7 +17,6 @@ from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError
 from positron_mini.optim import Schedule, move_horizon
 from positron_mini.pace import Pacer
-from positron_mini.plan import recorded_schedule
 from positron_mini.runs import RunFolder
 
 _FLAGS = (
@@ -117,12 +116,12 @@ def test_a_run_keeps_to_its_time_says_what_it_reached_and_is_exact_relative_to_i
     run = RunFolder(Path("runs/timed"))
     record = run.read()
     assert result.code == 0 and record is not None, result.err
-    horizon = recorded_schedule(record["events"]).horizon
+    horizon = record.horizon
     rows = run.metrics()
     assert horizon is not None and horizon > 30 and rows[-1]["step"] == horizon
     assert 9.0 < rows[-1]["elapsed_s"] < 11.5  # a second of such a run is dozens of steps; minutes are kept within 5 %
     assert "reached" in result.err and f"expected {record['expected_bpb']:.2f}" in result.err
-    assert [event["kind"] for event in lines_of(run.path / "events.jsonl")].count("replan") == len(record["events"]) - 1
+    assert [event["kind"] for event in lines_of(run.path / "events.jsonl")].count("replan") == len(record.events) - 1
     again = positron("verify", "runs/timed", "--replay", "5")  # the same events give the same bytes
     assert again.code == 0, again.err
     result = positron("train", "--out_dir", "runs/timed", "--budget", "15s", "--threads", "1")
@@ -140,7 +139,7 @@ def test_a_cool_down_that_a_move_of_the_horizon_begins_at_once_can_be_gone_back_
     assert positron("train", *TINY, "--budget", "10s", "--warmup_steps", "0").code == 0
     run = RunFolder(Path("runs/timed"))
     record = run.read()
-    assert record is not None and recorded_schedule(record["events"]).cooldown_start == 9
+    assert record is not None and record.schedule_at().cooldown_start == 9
     result = positron("train", "--out_dir", "runs/timed", "--budget", "20s", "--until_step", "10", "--threads", "1")
     assert result.code == 0 and "going back to step 9," in result.err, result.err
 
@@ -165,7 +164,7 @@ def test_a_precision_that_the_budget_measured_is_not_said_to_be_asked_for(
     result = positron("train", *TINY, "--device", "cpu", "--budget", "10s", "--until_step", "1", *words)
     record = RunFolder(Path("runs/timed")).read()
     assert result.code == 0 and f"fp32 (as asked; {reason})" in result.err, result.err
-    assert record is not None and record["device"]["reason"] == f"as asked; {reason}" and record["config"]["precision"] == "fp32"
+    assert record is not None and record.device["reason"] == f"as asked; {reason}" and record.config["precision"] == "fp32"
 
 
 def test_a_budget_and_a_number_of_steps_are_refused_and_nothing_is_written(workshop: Path) -> None:

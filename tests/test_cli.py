@@ -24,7 +24,7 @@ from positron_mini.cli.progress import plain_line
 from positron_mini.evaluate.bits import line_logprobs
 from positron_mini.generate import generate
 from positron_mini.runs import find_checkpoint
-from positron_mini.trainer import StepReport
+from positron_mini.store.run_logs import StepReport
 
 GENERATION_KEYS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "tok_per_s", "first_token_s"}
 ROOT = Path(__file__).parent.parent

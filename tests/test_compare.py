@@ -13,11 +13,11 @@ from made_runs import metric, skill, write_run
 from tiny_runs import TINY, lines_of, positron, tiny_train
 
 from positron_mini.report.compare import crossings
-from positron_mini.report.record import RunRecord, read_run
-from positron_mini.trainer import StepReport
+from positron_mini.store.run_history import RunHistory, read_run
+from positron_mini.store.run_logs import StepReport
 
 
-def record(folder: Path, bits: dict[int, float]) -> RunRecord:
+def record(folder: Path, bits: dict[int, float]) -> RunHistory:
     return read_run(write_run(folder, metrics=[metric(step, 2.0, value) for step, value in bits.items()]))
 
 

@@ -113,7 +113,7 @@ def test_nonsense_ask_continue_and_finish_at_a_terminal(workshop: Path) -> None:
     assert tiny_train("runs/hand", "--until_step", "12").code == 0 and tiny_train("runs/hand", "--finish").code == 0
     assert trained(RUN.path, 15) == trained(Path("runs/hand"), 15)
     mine, hand = RUN.read(), RunFolder(Path("runs/hand")).read()
-    assert mine is not None and hand is not None and mine["events"] == hand["events"] and mine["identity"] == hand["identity"]
+    assert mine is not None and hand is not None and mine.events == hand.events and mine.identity == hand.identity
     result = chunk("6")
     assert result.code == 0 and "this run is finished at step 15" in result.err and "--max_steps 30" in result.err
 

@@ -33,10 +33,11 @@ from positron_mini.report.evolution import evolution
 from positron_mini.report.learned import AREAS, above, binomial_tail, claims, holm, moves, skill_lines
 from positron_mini.report.markup import esc, visible
 from positron_mini.report.page import page
-from positron_mini.report.record import SkillScore, read_run
 from positron_mini.report.reproduce import reproduction
 from positron_mini.report.short import short_form
 from positron_mini.report.timeline import compare_texts, shown_steps, timelines
+from positron_mini.store.run_history import read_run
+from positron_mini.store.run_logs import SkillScore
 from positron_mini.tokenizer import BOS
 
 
@@ -90,7 +91,7 @@ def test_a_line_that_does_not_fit_is_named(tmp_path: Path, name: str, line: str,
 
 @pytest.mark.parametrize("change", [{"identity": 5}, {"config": None}, {"events": [{}]}, {"identity": {"model": {"n_layer": 1}}}])
 def test_a_record_that_does_not_fit_is_one_error(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(PositronError, match="not the record of a run"):
+    with pytest.raises(PositronError, match="damaged"):
         read_run(write_run(tmp_path / "r", **change))
 
 

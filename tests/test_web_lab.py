@@ -24,9 +24,12 @@ from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import load_model, open_checkpoint
 from positron_mini.curve import curve_checks
 from positron_mini.runs import RunFolder, list_runs
+from positron_mini.store import run_logs
+from positron_mini.store.run_logs import read_log
+from positron_mini.store.run_state import look
+from positron_mini.store.writer import writer_of
 from positron_mini.tokenizer import BOS, Tokenizer
-from positron_mini.web import run_files
-from positron_mini.web.run_files import is_training, read_log, run_facts
+from positron_mini.web.run_views import run_facts
 from positron_mini.web.state import Models, Served, ServerState
 
 TEXT = "Once there was a cat. She said: 🐱\n"
@@ -228,11 +231,13 @@ def test_a_step_is_the_model_that_was_saved_there(client: httpx.Client, runs: Pa
     assert asked(client, "model", model="base")["is_chat"] is False
 
 
-def test_runs_are_listed_with_how_far_they_are_and_strange_ones_left_out(client: httpx.Client, runs: Path) -> None:
-    (run,) = client.get("/lab/api/runs").json()["runs"]
+def test_runs_are_listed_with_how_far_they_are_and_strange_ones_say_what_is_wrong(client: httpx.Client, runs: Path) -> None:
+    (run, strange) = sorted(client.get("/lab/api/runs").json()["runs"], key=lambda run: run["name"])
+    assert strange["name"] == "strange" and "strange/run.json" in strange["damaged"]
     assert run == {
         "name": "base",
         "kind": "pretrain",
+        "damaged": "",
         "reference": None,
         "vocab_size": 512,
         "batch_tokens": 512,
@@ -246,40 +251,38 @@ def test_runs_are_listed_with_how_far_they_are_and_strange_ones_left_out(client:
 
 def test_a_run_trains_while_a_living_process_holds_it(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    assert not is_training(run)
+    assert writer_of(run.path) is None
     with run.writing():
-        assert is_training(run)
-    assert not is_training(run)
+        assert writer_of(run.path) == run.writer() == str(os.getpid())
+    assert writer_of(run.path) is None
     dead = os.fork() if hasattr(os, "fork") else None
     if dead == 0:
         os._exit(0)
     if dead is not None:
         os.waitpid(dead, 0)
         files.write_json(run.path / ".lock.json", {"pid": dead})
-        assert not is_training(run)
+        assert writer_of(run.path) is None
     for content in ('{"pid": "x"}', "[]", "{", '{"pid": 99999999999999999999}'):
         (run.path / ".lock.json").write_text(content)
-        assert not is_training(run)
+        assert writer_of(run.path) is None
 
 
 def test_a_run_whose_files_are_damaged_has_no_facts(workshop: Path) -> None:
     run = RunFolder(Path("runs/base"))
-    facts = run_facts(run)
-    assert facts is not None and facts["step"] == 30
+    assert run_facts(look(run.path))["step"] == 30
     with open(run.path / "metrics.jsonl", "a") as handle:
         handle.write('{"step": 31, "lo')  # a line that is being written
-    facts = run_facts(run)
-    assert facts is not None and facts["step"] == 30
+    assert run_facts(look(run.path))["step"] == 30
     (run.path / "metrics.jsonl").write_text("what\n")
-    facts = run_facts(run)
-    assert facts is not None and facts["step"] == 0
+    assert run_facts(look(run.path))["step"] == 30  # the newest saved one
     for content in ("{", "[]", '{"format": 1, "identity": 5}', '{"format": 9}'):
         run.run_json.write_text(content)
-        assert run_facts(run) is None
+        facts = run_facts(look(run.path))
+        assert "run.json" in facts["damaged"] and facts["name"] == "base" and facts["step"] == 30
 
 
 def test_a_log_read_in_parts_is_the_whole_log(client: httpx.Client, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_files, "MAX_LOG_BYTES", 700)
+    monkeypatch.setattr(run_logs, "MAX_PART_BYTES", 700)
     for log in ("metrics", "samples"):
         rows, part = [], {"offset": 0, "version": "", "more": True}
         while part["more"]:
@@ -411,11 +414,12 @@ def test_shipped_curves_are_offered_and_held_against_a_run(
     assert client.get("/lab/api/references/same").json()["rows"] == rows
     assert client.get("/lab/api/references/..%2fsame").status_code == client.get("/lab/api/references/other").status_code == 404
     assert client.get("/lab/api/runs/base/checks").json()["reference"] is None  # none fits this text
-    record = RunFolder(runs / "base").read() or {}
-    stem = Path(record["config"]["dataset_path"]).stem
-    files.write_json(tmp_path / f"{stem}-{record['config']['config']}.json", {"rows": rows})
+    record = RunFolder(runs / "base").read()
+    assert record is not None
+    stem = record.text.stem
+    files.write_json(tmp_path / f"{stem}-{record.config['config']}.json", {"rows": rows})
     fitting = client.get("/lab/api/runs/base/checks").json()
-    assert fitting["reference"] == f"{stem}-{record['config']['config']}" and fitting["checks"][-1]["name"] == "reference"
+    assert fitting["reference"] == f"{stem}-{record.config['config']}" and fitting["checks"][-1]["name"] == "reference"
     assert client.get("/lab/api/runs/base/checks?reference=").json()["reference"] is None
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()
     assert len(unknown["checks"]) == 5

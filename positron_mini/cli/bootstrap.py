@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.config import DEFAULT_TEXT, TrainConfig, check_ranges, given_flags
+from positron_mini.config import TrainConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
+    from positron_mini.store.run_logs import Sample
+    from positron_mini.store.run_record import RunRecord
 
 CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
@@ -124,30 +126,30 @@ def run(argv: Sequence[str]) -> int:
     text = find_text(flags, recorded, choice.device)
     folder = flags.out_dir if run_folder is None else str(run_folder.path)
     if recorded is not None and flags.steps is None and "max_steps" not in given:
-        flags = replace(flags, max_steps=None, budget=flags.budget if "budget" in given else recorded["config"].get("budget"))
+        flags = replace(flags, max_steps=None, budget=flags.budget if "budget" in given else recorded.config.get("budget"))
     show_samples(train(replace(train_flags(flags, text), out_dir=folder), given | {"dataset_path"}))
     return 0
 
 
-def find_text(flags: Any, recorded: dict[str, Any] | None, device: str) -> Path:
+def find_text(flags: Any, recorded: RunRecord | None, device: str) -> Path:
     """The text to train on: that of a run which goes on, else what `--dataset` or `--dataset_path` names, fetched or made if need be."""
     from positron_mini.corpus.sources import obtain
 
     if flags.dataset_path is not None:
         return Path(flags.dataset_path)
     if recorded is not None and flags.dataset == "auto":
-        return Path(recorded["config"]["dataset_path"] or DEFAULT_TEXT)
+        return recorded.text
     dataset = choose_dataset(flags.dataset)
     part = CPU_STORIES if device == "cpu" and dataset == "tinystories" else None
     return obtain(dataset, stories=part, seed=flags.seed, say=note)
 
 
-def newest_samples(run: RunFolder) -> list[dict[str, Any]]:
+def newest_samples(run: RunFolder) -> list[Sample]:
     """The milestone samples of the newest step that has some."""
-    from positron_mini.files import read_lines
+    from positron_mini.store.run_logs import Sample, log_path, typed_rows
 
-    rows = read_lines(run.path / "samples.jsonl")
-    return [row for row in rows if row["step"] == rows[-1]["step"]]
+    rows = list(typed_rows(Sample, log_path(run.path, "samples")))
+    return [row for row in rows if row.step == rows[-1].step]
 
 
 def show_samples(run: RunFolder) -> None:
@@ -159,9 +161,9 @@ def show_samples(run: RunFolder) -> None:
     print_curve(run)
     rows = newest_samples(run)
     for row in rows:
-        print(f"\n[step {row['step']:,}, temperature {row['temperature']}]\n{row['prompt']}{printable(row['text'])}")
+        print(f"\n[step {row.step:,}, temperature {row.temperature}]\n{row.prompt}{printable(row.text)}")
     print(f"\nyour model is in {run.path}. Next:")
     print('  ./ask_model.sh "Once upon a time"      ask it')
     print("  ./sft_quickstart.sh                    teach it to answer questions")
     if rows:
-        print(f"  ./bootstrap_tiny_llm.sh --out_dir {shlex.quote(str(run.path))} --steps {2 * max(rows[-1]['step'], 1)}   train it further")
+        print(f"  ./bootstrap_tiny_llm.sh --out_dir {shlex.quote(str(run.path))} --steps {2 * max(rows[-1].step, 1)}   train it further")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ def print_curve(run: RunFolder) -> None:
     """Print the loss curve; for a story-world text it stands on the line of the generator's entropy, in nats per token."""
     from positron_mini.corpus.sources import generator_entropy
 
-    record, rows = run.read() or {}, run.metrics()
+    record, rows = run.read(), run.metrics()
     points = [(row["step"], row["loss"]) for row in rows]
-    entropy = generator_entropy(Path(record.get("config", {}).get("dataset_path") or ""))
+    entropy = None if record is None else generator_entropy(record.text)
     ratio = next((row["val_loss"] / row["val_bpb"] for row in reversed(rows) if row.get("val_bpb")), None)
     if entropy is None or ratio is None:
         lines = curve_lines(points)

@@ -109,15 +109,15 @@ def _pairs(items: int | None) -> int:
 def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
     """The text that the model was trained on, by --text or by its run folder; None, with a note, where it is not here."""
     from positron_mini.prepare import prepare_corpus
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_state import look
 
-    recorded = RunFolder(checkpoint.folder.resolve().parent).read() or {}
-    named = flags.text or recorded.get("config", {}).get("dataset_path") or DEFAULT_TEXT
-    if flags.text is None and (not recorded or not Path(named).exists()):
+    recorded = look(checkpoint.folder.resolve().parent).record
+    named = flags.text or (DEFAULT_TEXT if recorded is None else recorded.text)
+    if flags.text is None and (recorded is None or not Path(named).exists()):
         note("copies, consistency and bits per byte are not measured: the training text is not known here; name it with --text FILE")
         return None
     prepared = prepare_corpus(Path(named), tokenizer_path=checkpoint.folder / "tokenizer.model", vocab_size=None, say=note)
-    if recorded.get("identity", {}).get("text") not in (None, prepared.content_fingerprint):
+    if recorded is not None and recorded.identity.get("text") not in (None, prepared.content_fingerprint):
         note(f"warning: {named} is not the text that this model was trained on, or has changed since")
     return prepared
 

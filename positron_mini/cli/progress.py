@@ -13,7 +13,7 @@ from positron_mini.device import SpeedWatch, peak_memory
 
 if TYPE_CHECKING:
     from positron_mini.session import Session
-    from positron_mini.trainer import StepReport
+    from positron_mini.store.run_logs import StepReport
 
 LINE_EVERY_STEPS = 10
 LINE_EVERY_S = 15.0
@@ -128,10 +128,10 @@ class Progress:
             found = standing(self._reference, self.validated.tokens, self.validated.val_bpb)
             if found is not None:
                 lines.append(f"curve      a run of ours had {found[0]:.3f} bits per byte after as many tokens")
-        if done and self.validated is not None and session.pacer is not None and "expected_bpb" in session.run_json:
+        if done and self.validated is not None and session.pacer is not None and session.record.expected_bpb is not None:
             from positron_mini.budget import reached
 
-            expected, bits = session.run_json["expected_bpb"], self.validated.val_bpb
+            expected, bits = session.record.expected_bpb, self.validated.val_bpb
             assert bits is not None
             lines.append(reached(expected, bits, session.pacer.budget_s, session.trainer.clock.elapsed_s))
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.config import SFTConfig, check_ranges, given_flags
@@ -59,11 +59,12 @@ def run(argv: Sequence[str]) -> int:
 
 def gentle_lr(flags: QuickFlags) -> float:
     """The peak learning rate that suits the base model: in proportion to the one that it was trained with, where that is known."""
-    from positron_mini.runs import RunFolder
     from positron_mini.sft import find_base
+    from positron_mini.store.run_state import look
 
     base = find_base(flags.base_ckpt, lambda _: None)
-    rate = ((RunFolder(base.folder.resolve().parent).read() or {}).get("config") or {}).get("lr")
+    record = look(base.folder.resolve().parent).record  # a damaged one says nothing
+    rate = None if record is None else record.config.get("lr")
     return min(flags.lr, round(GENTLER * rate, 6)) if isinstance(rate, float) else flags.lr
 
 
@@ -89,13 +90,13 @@ def mix(sample: Path, rows: int, seed: int) -> int:
 def show_answers(run: RunFolder) -> None:
     """Print the three questions with the answers of the base model and of the fine-tuned one."""
     from positron_mini.cli.terminal import printable
-    from positron_mini.files import read_lines
+    from positron_mini.store.run_logs import Sample, log_path, typed_rows
 
-    samples: list[dict[str, Any]] = read_lines(run.path / "samples.jsonl")
-    steps = sorted({row["step"] for row in samples})
-    for question in dict.fromkeys(row["prompt"] for row in samples):
+    samples = list(typed_rows(Sample, log_path(run.path, "samples")))
+    steps = sorted({row.step for row in samples})
+    for question in dict.fromkeys(row.prompt for row in samples):
         print(f"\n> {question}")
         for name, step in (("before", steps[0]), ("after", steps[-1]))[: len(steps)]:
-            text = next(row["text"] for row in samples if row["step"] == step and row["prompt"] == question)
+            text = next(row.text for row in samples if row.step == step and row.prompt == question)
             print(f"  {name:<7}{printable(text).strip()}")
     print(f'\nyour model is in {run.path}. Next:\n  ./ask_model.sh "Who are you?"\n  ./ask_model.sh              (a conversation)')

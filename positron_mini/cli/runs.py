@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import printable
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
 
@@ -57,46 +58,47 @@ def run(argv: Sequence[str]) -> int:
 
     rows = [summary(path) for path in list_runs(Path(flags.root))]
     if flags.json:
-        print(json.dumps({"runs": rows}))
+        print(json.dumps({"runs": [{name: value for name, value in row.items() if name != "progress"} for row in rows]}))
         return 0
     if not rows:
         print(f"no runs under {flags.root}; start one with: positron train --dataset_path FILE")
     for row in rows:
-        goal = f"/{row['horizon']:,}" if row["horizon"] else ""
+        if row["damaged"]:
+            print(printable(f"{row['run']:<40} {row['state']:<22} step {row['step']:,}  {row['damaged']}"))
+            continue
         score = f"{row['val_bpb']:.3f} bits per byte" if row["val_bpb"] is not None else "not validated yet"
         minutes, size = f"{row['minutes']} min", f"{row['bytes'] / 1e6:,.0f} MB"
-        print(f"{row['run']:<40} {row['state']:<22} step {row['step']:,}{goal}  {score}  {minutes}  {size}")
+        print(printable(f"{row['run']:<40} {row['state']:<22} {row['progress'].replace(' of ', '/')}  {score}  {minutes}  {size}"))
     return 0
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """State, step, horizon, last loss and validation, minutes and size of a run; a damaged one says so in its state."""
-    from positron_mini.errors import PositronError
-    from positron_mini.plan import recorded_schedule
-    from positron_mini.runs import RunFolder
+    """State, steps, horizon, last loss and validation, minutes and size of a run; a damaged one says so in its state, and why."""
+    from positron_mini.store.run_state import look
 
-    run, row = RunFolder(path), dict.fromkeys(("kind", "state", "step", "horizon", "loss", "val_bpb", "minutes", "bytes"))
-    row |= {"run": str(path), "step": max(run.steps(), default=0), "minutes": 0.0, "bytes": size_of(path)}
-    try:
-        data, metrics = run.read() or {}, run.metrics()
-        row |= {"kind": data["kind"], "horizon": recorded_schedule(data["events"]).horizon}
-        if metrics:
-            scores = [line["val_bpb"] for line in metrics if "val_bpb" in line]
-            row |= {
-                "loss": metrics[-1]["loss"],
-                "minutes": round(metrics[-1]["elapsed_s"] / 60, 1),
-                "val_bpb": scores[-1] if scores else None,
-            }
-    except (PositronError, KeyError, TypeError):
-        return {**row, "state": "damaged record"}
-    pid = run.writer()
-    if pid is not None:
-        state = f"training, process {pid}"
-    elif row["horizon"] is not None and row["step"] >= row["horizon"]:
+    found = look(path)
+    if found.damaged:
+        state = "damaged record"
+    elif found.writer is not None:
+        state = f"training, process {found.writer}"
+    elif found.is_finished:
         state = "finished"
     else:
-        state = "paused" if row["step"] else "not begun"
-    return {**row, "state": state}
+        state = "paused" if found.step else "not begun"
+    return {
+        "kind": found.kind,
+        "state": state,
+        "step": found.step,
+        "horizon": found.horizon,
+        "loss": found.end.loss,
+        "val_bpb": found.end.val_bpb,
+        "minutes": round(found.end.elapsed_s / 60, 1),
+        "bytes": size_of(path),
+        "run": str(path),
+        "trained": found.trained,
+        "damaged": found.damaged,
+        "progress": found.progress,
+    }
 
 
 def size_of(path: Path) -> int:
@@ -146,7 +148,6 @@ def removable(run: Any, keep: int | None) -> list[tuple[Path, str]]:
     What stays: the newest `keep` steps, those that `latest` and `best` name, the one before the cool-down, and the newest undamaged one.
     """
     from positron_mini import checkpoint as ckpt
-    from positron_mini.plan import recorded_schedule
 
     found = [(path, "left by a process that was killed") for path in sorted(run.path.glob(".tmp-*"))]
     found += [(path, "superseded") for path in sorted((run.path / "superseded").glob("*"))]
@@ -157,6 +158,6 @@ def removable(run: Any, keep: int | None) -> list[tuple[Path, str]]:
         note(f"{run.path}: every step is damaged; all are left alone (positron verify {run.path})")
         return found
     named = {run.points_to("latest"), run.points_to("best"), right.folder.name}
-    kept = {*run.steps()[-keep:], recorded_schedule(run.read()["events"]).cooldown_start}
+    kept = {*run.steps()[-keep:], recorded.schedule_at().cooldown_start if (recorded := run.read()) and recorded.schedules else None}
     old = [step for step in run.steps() if step not in kept and ckpt.step_name(step) not in named]
     return found + [(run.folder(step), "older step") for step in old]

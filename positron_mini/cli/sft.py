@@ -40,19 +40,19 @@ def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
 
 def changes(run: RunFolder) -> list[str]:
     """Validation loss and story loss before and after, as lines."""
-    from positron_mini.files import read_lines
+    from positron_mini.store.run_logs import StoryScore, log_path, read_rows, typed_rows
 
     lines = []
-    before = [event for event in read_lines(run.path / "events.jsonl") if event["kind"] == "before"]
+    before = [event for event in read_rows(log_path(run.path, "events")) if event.get("kind") == "before"]
     scored = [row for row in run.metrics() if "val_loss" in row]
     if before and scored:
         first, last = before[-1]["val_loss"], scored[-1]["val_loss"]
         best = min(scored, key=lambda row: row["val_loss"])
         lines.append(f"answers    {first:.3f} nats per token before, {last:.3f} now ({last / first - 1:+.0%})")
         lines.append(f"           best {best['val_loss']:.3f} at step {best['step']:,}, kept as {run.path}/best")
-    stories = read_lines(run.path / "stories.jsonl")
+    stories = [row.story_bpb for row in typed_rows(StoryScore, log_path(run.path, "stories")) if row.story_bpb]
     if len(stories) > 1:
-        first, last = stories[0]["story_bpb"], stories[-1]["story_bpb"]
+        first, last = stories[0], stories[-1]
         lines.append(f"stories    {first:.3f} bits per byte before, {last:.3f} now ({last / first - 1:+.1%}): what it forgot")
     return lines
 

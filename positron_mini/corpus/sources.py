@@ -118,11 +118,14 @@ def generator_entropy(text: Path) -> float | None:
 
 
 def note_of(text: Path) -> dict[str, Any]:
-    """What `positron prepare` noted beside a text it wrote; empty where there is no note, or where a file of the user's has its name."""
+    """What `positron prepare` noted beside a text it wrote; empty where there is none, where a file of the user's has its name, or where
+    the text has another size by now."""
     if not text.name or text.suffix == ".json":
         return {}
     try:
         found = read_json(text.with_suffix(".json"))
     except PositronError:
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or (text.is_file() and found.get("text_bytes", text.stat().st_size) != text.stat().st_size):
+        return {}
+    return found

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from positron_mini.config import parse_duration
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
-from positron_mini.report.record import RunRecord
-from positron_mini.trainer import StepReport
+from positron_mini.store.run_history import RunHistory
+from positron_mini.store.run_logs import StepReport
 
 WORTHWHILE = 0.03
 LEAST_POINTS = 3
@@ -67,7 +67,7 @@ class Improvement:
     share: float | None = None
 
 
-def advise(record: RunRecord, corpus: Corpus, lines: Sequence[SkillLine]) -> Advice:
+def advise(record: RunHistory, corpus: Corpus, lines: Sequence[SkillLine]) -> Advice:
     """The advice for a run as it stands."""
     found = improvement(record)
     stories = _stories(record, corpus, lines)
@@ -75,7 +75,7 @@ def advise(record: RunRecord, corpus: Corpus, lines: Sequence[SkillLine]) -> Adv
     return Advice(found.verdict, stories, tuning, found.gain, found.share, _next_command(record, found.verdict, tuning))
 
 
-def improvement(record: RunRecord) -> Improvement:
+def improvement(record: RunHistory) -> Improvement:
     """Whether a run still improves, from its curve alone."""
     if record.kind != "pretrain":
         return Improvement(_improving_answers(record))
@@ -85,7 +85,7 @@ def improvement(record: RunRecord) -> Improvement:
     return Improvement(_improving(rows, gain, share), gain, share)
 
 
-def constant_rate(record: RunRecord) -> list[StepReport]:
+def constant_rate(record: RunHistory) -> list[StepReport]:
     """The validations before the rate falls that have at least half of the tokens of the last of them."""
     start = record.schedule.cooldown_start
     rows = [row for row in record.validations if start is None or row.step <= start]
@@ -113,7 +113,7 @@ def _improving(rows: Sequence[StepReport], gain: float | None, share: float | No
     return Verdict(question, share > WORTHWHILE, f"{rate}; more than {WORTHWHILE:.0%} counts as improving.")
 
 
-def _improving_answers(record: RunRecord) -> Verdict:
+def _improving_answers(record: RunHistory) -> Verdict:
     """A fine-tuning reads its conversations again and again: it improves while the newest held-out loss is the lowest."""
     question, rows = "Is it still improving?", record.validations
     if len(rows) < LEAST_POINTS:
@@ -125,7 +125,7 @@ def _improving_answers(record: RunRecord) -> Verdict:
     return Verdict(question, False, f"{figures}; at step {rows[-1].step:,} it is {rows[-1].val_loss:.3f}.")
 
 
-def _stories(record: RunRecord, corpus: Corpus, lines: Sequence[SkillLine]) -> Verdict:
+def _stories(record: RunHistory, corpus: Corpus, lines: Sequence[SkillLine]) -> Verdict:
     question = "Is it good enough for stories?"
     if record.kind != "pretrain":
         return Verdict(question, None, "This is a fine-tuning run; ask this of its base run.")
@@ -155,7 +155,7 @@ def _fine_tuning(stories: Verdict, lines: Sequence[SkillLine]) -> Verdict:
     return Verdict(question, is_good, f"{first}; {len(risen)} of {len(lines)} skills are above chance; those about keeping track: {names}.")
 
 
-def _further(record: RunRecord) -> str:
+def _further(record: RunHistory) -> str:
     """The flag that trains a run on, to about twice the tokens where it had an end."""
     if record.schedule.horizon is None:
         return "--more_steps 1000"
@@ -164,7 +164,7 @@ def _further(record: RunRecord) -> str:
     return f"--max_steps {2 * max(record.step, 1)}"
 
 
-def _next_command(record: RunRecord, improving: Verdict, tuning: Verdict) -> str:
+def _next_command(record: RunHistory, improving: Verdict, tuning: Verdict) -> str:
     folder, horizon = shlex.quote(record.place), record.schedule.horizon
     if record.kind != "pretrain":
         return f"positron chat --ckpt {folder}"

@@ -15,10 +15,10 @@ from positron_mini.evaluate.skills import skill_test
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.report.learned import Move, skill_lines
-from positron_mini.report.record import RunRecord, SkillScore, read_run
 from positron_mini.runs import find_checkpoint
+from positron_mini.store.run_history import RunHistory, read_run
+from positron_mini.store.run_logs import SkillScore, StepReport
 from positron_mini.tokenizer import BOS
-from positron_mini.trainer import StepReport
 
 Say = Callable[[str], None]
 ROWS = 8  # of a table of curves
@@ -31,7 +31,7 @@ class Side:
 
     given: str
     checkpoint: Checkpoint
-    record: RunRecord | None
+    record: RunHistory | None
 
     @property
     def step(self) -> int | None:
@@ -88,7 +88,7 @@ class Crossing:
     b: float
 
 
-def crossings(a: RunRecord | None, b: RunRecord | None, axis: Callable[[StepReport], float], most: int = ROWS) -> list[Crossing]:
+def crossings(a: RunHistory | None, b: RunHistory | None, axis: Callable[[StepReport], float], most: int = ROWS) -> list[Crossing]:
     """Where a validation of the one lies between validations of the other: at most `most` places, spread over the shared stretch.
 
     The other's value there is on the straight line between its neighbours over the logarithm of the axis.
@@ -105,7 +105,7 @@ def crossings(a: RunRecord | None, b: RunRecord | None, axis: Callable[[StepRepo
     return [Crossing(x, _between(first, x), _between(second, x)) for x in places]
 
 
-def _points(record: RunRecord, axis: Callable[[StepReport], float]) -> list[tuple[float, float]]:
+def _points(record: RunHistory, axis: Callable[[StepReport], float]) -> list[tuple[float, float]]:
     return [(axis(row), row.val_bpb) for row in record.validations if row.val_bpb is not None and axis(row) > 0]
 
 

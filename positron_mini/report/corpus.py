@@ -23,7 +23,7 @@ from positron_mini.corpus.sources import generator_entropy, note_of
 from positron_mini.errors import PositronError
 from positron_mini.prepare import Prepared
 from positron_mini.pretrain import validation_subset
-from positron_mini.report.record import RunRecord
+from positron_mini.store.run_history import RunHistory
 from positron_mini.tokenizer import BOS, Tokenizer
 from positron_mini.tokens import TokenFile
 
@@ -59,7 +59,7 @@ class Corpus:
         return next((line for line in self.references if line.name == name), None)
 
 
-def describe_corpus(record: RunRecord, cache_dir: Path = Path("data/cache")) -> Corpus:
+def describe_corpus(record: RunHistory, cache_dir: Path = Path("data/cache")) -> Corpus:
     """The corpus of a run: as its report folder remembers it, else from the prepared tokens, else the little the run itself tells."""
     if record.kind != "pretrain" or record.shape is None:
         return Corpus(_uniform(record), {}, {})
@@ -73,7 +73,7 @@ def describe_corpus(record: RunRecord, cache_dir: Path = Path("data/cache")) -> 
     return Corpus((*_uniform(record), *counted, *_entropy(record)), report, note)
 
 
-def remember(record: RunRecord, corpus: Corpus) -> None:
+def remember(record: RunHistory, corpus: Corpus) -> None:
     """Keep what was counted beside the report, so that it outlives the cache and the text."""
     if record.kind == "pretrain" and corpus.report:
         lines = [asdict(line) for line in corpus.references]
@@ -81,7 +81,7 @@ def remember(record: RunRecord, corpus: Corpus) -> None:
         files.write_json(record.path / MEMORY, value)
 
 
-def _recall(record: RunRecord) -> Corpus | None:
+def _recall(record: RunHistory) -> Corpus | None:
     try:
         data = files.read_json(record.path / MEMORY)
         if data["format"] != FORMAT or any(data[name] != value for name, value in _fingerprints(record).items()):
@@ -91,12 +91,12 @@ def _recall(record: RunRecord) -> Corpus | None:
         return None  # it only saves time
 
 
-def _fingerprints(record: RunRecord) -> dict[str, Any]:
+def _fingerprints(record: RunHistory) -> dict[str, Any]:
     """What the references depend on."""
     return {"text": record.identity.get("text"), "tokenizer": record.identity.get("tokenizer"), "validated": _validation_tokens(record)}
 
 
-def open_prepared(record: RunRecord, cache_dir: Path) -> Prepared | None:
+def open_prepared(record: RunHistory, cache_dir: Path) -> Prepared | None:
     """The prepared tokens of a run's text from the cache; None when they, or the run's tokenizer, are no longer there."""
     text, fingerprint = str(record.identity.get("text")), str(record.identity.get("tokenizer"))
     folder = cache_dir / f"{text[:16]}-{fingerprint[:16]}"
@@ -118,7 +118,7 @@ def open_prepared(record: RunRecord, cache_dir: Path) -> Prepared | None:
 # --- references -------------------------------------------------------------------------------------------------------------------------
 
 
-def _validation_tokens(record: RunRecord) -> int:
+def _validation_tokens(record: RunHistory) -> int:
     """The most tokens that one validation of the run reads."""
     assert record.shape is not None
     context = record.shape.context_len
@@ -126,7 +126,7 @@ def _validation_tokens(record: RunRecord) -> int:
     return int(VALIDATION_SHARE * int(record.config.get("eval_every") or 1) * rows * context)
 
 
-def _uniform(record: RunRecord) -> tuple[Reference, ...]:
+def _uniform(record: RunHistory) -> tuple[Reference, ...]:
     ratio = record.nats_per_bit
     if record.shape is None or ratio is None:
         return ()
@@ -134,13 +134,13 @@ def _uniform(record: RunRecord) -> tuple[Reference, ...]:
     return (Reference("uniform", loss, loss / ratio),)
 
 
-def _entropy(record: RunRecord) -> tuple[Reference, ...]:
+def _entropy(record: RunHistory) -> tuple[Reference, ...]:
     bits = generator_entropy(Path(str(record.config.get("dataset_path") or "")))
     ratio = record.nats_per_bit
     return () if bits is None or ratio is None else (Reference("entropy", bits * ratio, bits),)
 
 
-def _counted(record: RunRecord, prepared: Prepared) -> tuple[Reference, ...]:
+def _counted(record: RunHistory, prepared: Prepared) -> tuple[Reference, ...]:
     """The unigram and the bigram on the documents that the run's validation reads."""
     documents, byte_counts = validation_subset(prepared, _validation_tokens(record))
     before = np.array([token for document in documents for token in document[:-1]], np.int64)

@@ -11,15 +11,15 @@ from positron_mini.checkpoint import STATE_FILE
 from positron_mini.report.advice import Advice, advise
 from positron_mini.report.corpus import Corpus, describe_corpus
 from positron_mini.report.learned import Claim, SkillLine, claims, skill_lines
-from positron_mini.report.record import RunRecord, read_run
 from positron_mini.report.reproduce import reproduction
+from positron_mini.store.run_history import RunHistory, read_run
 
 
 @dataclass(frozen=True)
 class Evolution:
     """A run, its text, what it learned, what to do next, and how to make it again."""
 
-    record: RunRecord
+    record: RunHistory
     corpus: Corpus
     skills: tuple[SkillLine, ...]
     claims: tuple[Claim, ...]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from positron_mini.report.record import SkillScore
+from positron_mini.store.run_logs import SkillScore
 
 CHANCE, SURE = 0.5, 0.8
 LEVEL = 0.025

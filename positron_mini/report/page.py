@@ -11,7 +11,7 @@ from positron_mini.report.corpus import Corpus
 from positron_mini.report.evolution import Evolution
 from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
 from positron_mini.report.parts import corpus_section, method_section, samples_section, setup_section, skills_section
-from positron_mini.report.record import shown_path
+from positron_mini.store.run_history import shown_path
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -12,8 +12,8 @@ from positron_mini.report import advice, corpus, learned
 from positron_mini.report.evolution import Evolution
 from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
-from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
+from positron_mini.store.run_history import RunHistory, shown_path
 
 FEW_SAMPLES, FEW_CELLS = 6, 4
 MOST_CELLS = 16
@@ -218,12 +218,12 @@ def setup_section(found: Evolution) -> str:
             "<p>This run had a time to keep, so the clock decided how many steps it took: the command gives a run of equal length in time, "
             f"not of equal bytes. Its own steps can be computed again, to the byte: <code>{esc(_replay(record))}</code></p>"
         )
-    happened = [(f"step {step:,}", esc(text)) for step, text in record.events]
+    happened = [(f"step {step:,}", esc(text)) for step, text in record.happened]
     way = details("What happened on the way", pairs(happened)) if happened else ""
     return section("again", "Do it again", text, commands, details("What it ran on", pairs(rows)), way)
 
 
-def _replay(record: RunRecord) -> str:
+def _replay(record: RunHistory) -> str:
     return f"positron verify {shlex.quote(shown_path(record.place))} --replay 20"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
 from positron_mini.report.markup import visible
-from positron_mini.report.record import RunRecord
+from positron_mini.store.run_history import RunHistory
 
 # name of the CSS variable: (mark in the SVG, colour on white paper)
 COLOURS = {
@@ -250,7 +250,7 @@ def count(value: float) -> str:
 # --- the charts of a run ----------------------------------------------------------------------------------------------------------------
 
 
-def loss_chart(record: RunRecord, corpus: Corpus) -> Chart:
+def loss_chart(record: RunHistory, corpus: Corpus) -> Chart:
     """Nats per token against tokens read, on a logarithmic axis: training loss, validation, references."""
     train = binned([(row.tokens, row.loss) for row in record.reports], log=True)
     validation = [(float(row.tokens), row.val_loss) for row in record.validations if row.val_loss is not None]
@@ -261,7 +261,7 @@ def loss_chart(record: RunRecord, corpus: Corpus) -> Chart:
     return Chart("training tokens read (logarithmic)", "loss, nats per token", curves, levels, moments(record, "tokens"), dots, is_log=True)
 
 
-def bits_chart(record: RunRecord, corpus: Corpus) -> Chart:
+def bits_chart(record: RunHistory, corpus: Corpus) -> Chart:
     """Bits per byte of the validation text against the time of training, with the references that are not far above it."""
     unit, seconds = time_unit(record)
     rows = [(row.elapsed_s / seconds, row.val_bpb, row.step) for row in record.validations if row.val_bpb is not None]
@@ -273,13 +273,13 @@ def bits_chart(record: RunRecord, corpus: Corpus) -> Chart:
     return Chart(f"{unit} of training", "bits per byte of the validation text", (curve,), levels, moments(record, "time"), dots)
 
 
-def time_unit(record: RunRecord) -> tuple[str, float]:
+def time_unit(record: RunHistory) -> tuple[str, float]:
     """The unit in which the run's time reads well, and its seconds."""
     last = record.reports[-1].elapsed_s if record.reports else 0.0
     return ("seconds", 1.0) if last < 180 else ("minutes", 60.0) if last < 4 * 3_600 else ("hours", 3_600.0)
 
 
-def moments(record: RunRecord, axis: str) -> tuple[tuple[float, str], ...]:
+def moments(record: RunHistory, axis: str) -> tuple[tuple[float, str], ...]:
     """When the windows grew to the full context and when the rate began to fall, on the axis of tokens or of time."""
     named = [(record.schedule.cooldown_start, "rate falls"), (record.config.get("short_steps"), "full context")]
     found = []
@@ -290,15 +290,15 @@ def moments(record: RunRecord, axis: str) -> tuple[tuple[float, str], ...]:
     return tuple(sorted(found))
 
 
-def step_chart(record: RunRecord, field: str, y_label: str, *, from_zero: bool = False) -> Chart:
+def step_chart(record: RunHistory, field: str, y_label: str, *, from_zero: bool = False) -> Chart:
     """A column of the log against steps."""
     points = binned([(row.step, float(getattr(row, field))) for row in record.reports], log=False)
     return Chart("step", y_label, (Curve(points, True, y_label),), from_zero=from_zero)
 
 
-def story_chart(record: RunRecord) -> Chart:
+def story_chart(record: RunHistory) -> Chart:
     """Bits per byte of the base model's stories against steps of a fine-tuning: what it forgets."""
-    points = [(float(row["step"]), float(row["story_bpb"])) for row in record.stories if "story_bpb" in row]
+    points = [(float(row.step), row.story_bpb) for row in record.stories if row.story_bpb is not None]
     return Chart("step", "bits per byte of stories", (Curve(points, True, "stories"),), dots=tuple(points))
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from positron_mini.config import TrainConfig
 from positron_mini.corpus.sources import TINYSTORIES_BYTES_PER_STORY
 from positron_mini.optim import Schedule, make_schedule
-from positron_mini.report.record import RunRecord, shown_path
 from positron_mini.resolve import CONTROL_FLAGS
+from positron_mini.store.run_history import RunHistory, shown_path
 
 
-def reproduction(record: RunRecord, note: dict[str, Any]) -> list[str]:
+def reproduction(record: RunHistory, note: dict[str, Any]) -> list[str]:
     """Shell lines; comments say what a command cannot. An absolute path is shortened to its name: a report may be shown to others."""
     if record.kind != "pretrain":
         trained = [_typed(record, "sft")]
@@ -33,17 +33,17 @@ def reproduction(record: RunRecord, note: dict[str, Any]) -> list[str]:
     return [*_text_lines(record, note), *trained, f"positron report --run {folder}"]
 
 
-def _folder(record: RunRecord) -> str:
+def _folder(record: RunHistory) -> str:
     return str(record.config.get("out_dir") or record.path)
 
 
-def _typed(record: RunRecord, name: str) -> str:
+def _typed(record: RunHistory, name: str) -> str:
     """The command that began the run, as it was typed; `name` is that of the command where a file such as train.py was started."""
     words = [shown_path(word) for word in shlex.split(record.command)[1:]]
     return shlex.join(["positron", *([] if words[:1] and not words[0].startswith("-") else [name]), *words])
 
 
-def _text_lines(record: RunRecord, note: dict[str, Any]) -> list[str]:
+def _text_lines(record: RunHistory, note: dict[str, Any]) -> list[str]:
     if record.kind != "pretrain":
         base = str(record.identity.get("base"))[:16]
         return [f"# the base model: its model.safetensors has the sha256 {base}..."]
@@ -66,7 +66,7 @@ def _prepare_words(note: dict[str, Any]) -> list[str] | None:
     return None
 
 
-def _train_lines(record: RunRecord) -> list[str]:
+def _train_lines(record: RunHistory) -> list[str]:
     """The first command with every setting that differs from its default, then one for each later schedule."""
     warmup = int(record.config.get("warmup_steps", TrainConfig.warmup_steps))
     begins = [event["step"] for event in record.schedules]
@@ -91,7 +91,7 @@ def _schedule_words(schedule: Schedule, begin: int, warmup: int) -> list[str]:
     return ["--max_steps", str(schedule.horizon), *([] if is_usual else cooldown)]
 
 
-def _setting_words(record: RunRecord) -> list[str]:
+def _setting_words(record: RunHistory) -> list[str]:
     words: list[str] = []
     for field in dataclasses.fields(TrainConfig):
         value = record.config.get(field.name, field.default)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from positron_mini.report.advice import improvement
 from positron_mini.report.learned import CHANCE, SURE, Move, above, moves, skill_lines, title
-from positron_mini.report.record import RunRecord, SkillScore, read_run
+from positron_mini.store.run_history import RunHistory, read_run
+from positron_mini.store.run_logs import SkillScore
 
 SAMPLES, SKILLS = 2, 3
 
@@ -18,17 +19,17 @@ def short_form(path: Path, since: int) -> list[str]:
     return [*_validation(record), *_samples(record), *_skills(record, since), *_advice(record)]
 
 
-def _validation(record: RunRecord) -> list[str]:
+def _validation(record: RunHistory) -> list[str]:
     rows = record.validations
     return [f"validation at step {rows[-1].step:,}: {rows[-1].val_bpb:.3f} bits per byte"] if rows else []
 
 
-def _samples(record: RunRecord) -> list[str]:
+def _samples(record: RunHistory) -> list[str]:
     newest = [row for row in record.samples if row.step == record.samples[-1].step][:SAMPLES]
     return [line for row in newest for line in ("", f"[step {row.step:,}] {row.prompt}{row.text}")]
 
 
-def _skills(record: RunRecord, since: int) -> list[str]:
+def _skills(record: RunHistory, since: int) -> list[str]:
     """The three that moved most since `since`; where the chunk met no milestone, nothing was measured and nothing is said."""
     lines = skill_lines(record.skills)
     newest = max((row.step for row in record.skills), default=0)
@@ -51,7 +52,7 @@ def _move(move: Move, now: list[SkillScore]) -> str:
     return f"{100 * move.before.accuracy:3.0f} -> {100 * after.accuracy:3.0f}   {words} ({interval})"
 
 
-def _advice(record: RunRecord) -> list[str]:
+def _advice(record: RunHistory) -> list[str]:
     verdict = improvement(record).verdict
     if verdict.answer is None:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from positron_mini.report.record import Sample
+from positron_mini.store.run_logs import Sample
 
 MOST_SHOWN = 20
 LEAST_RUN = 2  # words in a row; a single one in common is chance

@@ -21,11 +21,13 @@ from positron_mini.curve import curve_checks, read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_logs import log_path, read_log
+from positron_mini.store.run_state import look as look_at_run
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
 from positron_mini.web.prompts import check_ids
-from positron_mini.web.run_files import read_log, run_facts
+from positron_mini.web.run_views import run_facts
 from positron_mini.web.schemas import Body, RequestError, Text, TokenId
 from positron_mini.web.state import Served, ServerState
 from positron_mini.web.writing import interruptible
@@ -169,8 +171,7 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
     def runs() -> dict[str, Any]:
         """The runs, newest first, also those that have not saved a step yet."""
         state.models.refresh()
-        found = (run_facts(run) for run in state.models.runs().values())
-        return {"runs": [facts for facts in found if facts is not None]}
+        return {"runs": [run_facts(look_at_run(run.path)) for run in state.models.runs().values()]}
 
     @router.get("/runs/{name}/logs/{log}")
     def logs(
@@ -180,19 +181,19 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
         version: Annotated[str, Query(max_length=64)] = "",
     ) -> dict[str, Any]:
         """The lines of a log from a byte offset on. `version` is what the last answer said; a log that was rewritten starts again at 0."""
-        return asdict(read_log(run_called(name).path / f"{log}.jsonl", offset, version))
+        return asdict(read_log(log_path(run_called(name).path, log), offset, version))
 
     @router.get("/runs/{name}/checks")
     def checks(name: str, reference: Annotated[str | None, Query(max_length=256)] = None) -> dict[str, Any]:
         """Whether the loss curve of a run is normal, by rules and by a reference curve (default: the one that fits; empty: none)."""
         run = run_called(name)
-        facts = run_facts(run)
-        if facts is None:
-            raise RequestError(f"run.json of {name!r:.80} cannot be read", param="name", code="run_not_found", status=404)
+        facts = run_facts(look_at_run(run.path))
+        if facts["damaged"]:
+            raise RequestError(facts["damaged"], param="name", code="run_damaged", status=404)
         wanted, known = facts["reference"] if reference is None else reference, reference_names()
         held = wanted if wanted in known else None
         rows, reference_rows = run.metrics(), None if held is None else read_reference(held)
-        found = curve_checks(rows, facts["vocab_size"], is_pretraining=facts["kind"] == "pretrain", reference=reference_rows)
+        found = curve_checks(rows, facts["vocab_size"] or 1, is_pretraining=facts["kind"] == "pretrain", reference=reference_rows)
         return {"checks": [asdict(check) for check in found] if rows else [], "references": known, "reference": held}
 
     @router.get("/references/{name}")
@@ -210,11 +211,12 @@ def _model_list(state: ServerState) -> list[dict[str, Any]]:
     found, ids, runs = [], state.models.refresh(), state.models.runs()
     for id in ids:
         run = runs.get(id)
-        facts = (run_facts(run) if run is not None else None) or {"kind": "", "steps": []}
+        look = look_at_run(run.path) if run is not None else None
+        steps, is_chat = (look.steps, look.is_chat) if look is not None else ((), False)
         served = state.models.in_memory(id)
-        common = {"run": id, "is_chat": served.speaker.is_chat if served is not None else facts["kind"] == "sft"}
+        common = {"run": id, "is_chat": served.speaker.is_chat if served is not None else is_chat}
         found.append({"id": id, "step": None, "name": "best step" if run and run.points_to("best") else "newest step", **common})
-        found += [{"id": f"{id}@{step}", "step": step, "name": f"step {step:,}", **common} for step in reversed(facts["steps"])]
+        found += [{"id": f"{id}@{step}", "step": step, "name": f"step {step:,}", **common} for step in reversed(steps)]
     return found
 
 

@@ -1,0 +1,42 @@
+"""Which run a command means when it names none: one rule for all commands, and the words that say which it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from positron_mini.store.run_state import RunState, look, run_folders
+
+
+def by_rule(states: Iterable[RunState], *, talks: bool) -> list[RunState]:
+    """The runs that can be used, the one that a command means first.
+
+    Finished runs come before those that were stopped early or still train, fine-tuned ones before base ones where the command talks, then
+    the one whose newest step was saved last. When a run was started does not matter.
+    """
+    usable = [state for state in states if state.steps and state.record is not None]
+    return sorted(usable, key=lambda state: (not state.is_finished, talks and not state.is_chat, -state.active_s))
+
+
+def newest_base(root: Path = Path("runs")) -> RunState | None:
+    """The base run that fine-tuning begins from when none is named; None where there is none."""
+    return next(iter(by_rule((state for state in map(look, run_folders(root)) if state.kind == "pretrain"), talks=False)), None)
+
+
+def in_words(state: RunState, step: int | None = None) -> str:
+    """`fine-tuned, step 30 of 30`: what kind of model a run gives at `step` (None: the newest), and how far it is."""
+    kind = "fine-tuned" if state.is_chat else "base"
+    if step is not None and step != state.step:
+        return f"{kind}, step {step:,}; the run is at {state.step:,}"
+    return f"{kind}, {state.progress}{'' if state.is_finished or state.horizon is None else ', not finished'}"
+
+
+def outdated(state: RunState, base: RunState | None) -> str:
+    """What to say of a fine-tuned run whose base is not `base`, the newest one; empty for others."""
+    named = state.record.config.get("base_ckpt") if state.record is not None and state.is_chat else None
+    if named is None or base is None or not base.is_finished:
+        return ""
+    own = look(Path(named).parent)
+    if own.path.resolve() == base.path.resolve() or own.active_s > base.active_s:
+        return ""
+    return f"fine-tuned from {own.path}, which is older than {base.path}: positron quicksft teaches the newer one"

@@ -29,6 +29,7 @@ FORMAT = 1
 CHAT_SETTINGS = SampleConfig(max_tokens=30, temperature=0.3, top_p=0.8)
 MAX_FILE_BYTES = 16 << 20
 RIVALS = 4
+MAX_EXPONENT = 709.0  # exp of more overflows
 
 
 # --- who speaks -------------------------------------------------------------------------------------------------------------------------
@@ -116,8 +117,12 @@ class Answer:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean -ln p of the tokens: between how many equally likely ones the model chose. 1 for an empty answer."""
-        return math.exp(-math.fsum(self.logprobs) / max(len(self.logprobs), 1))
+        """exp of the mean -ln p of the tokens: between how many equally likely ones the model chose. 1 for an empty answer.
+
+        Infinity where no float holds it: weights can be so large that a drawn token has ln p -10,000.
+        """
+        nats = -math.fsum(self.logprobs) / max(len(self.logprobs), 1)
+        return math.exp(nats) if nats < MAX_EXPONENT else math.inf
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,13 @@ class Span(NamedTuple):
     trained: bool
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Encoded:
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False, continue_final_message: bool = False
+) -> Encoded:
     """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each.
 
-    With `add_generation_prompt` the ids end where an assistant's content begins. Errors: TokenizerError for a lone surrogate.
+    With `add_generation_prompt` the ids end where an assistant's content begins, with `continue_final_message` where that of the last
+    message ends, its turn still open: transformers' names. Errors: TokenizerError for a lone surrogate.
     """
     newline = tokenizer.encode("\n")
     ids, trained = [BOS], [False]
@@ -69,6 +72,9 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
         before = _tokens_of_header(tokenizer, text, len(header)) if is_answer else len(text)
         ids += [tokenizer.im_start_id, *text, tokenizer.im_end_id, *newline]
         trained += [False, *(i >= before for i in range(len(text))), is_answer, *(False for _ in newline)]
+    if continue_final_message:
+        end = len(ids) - 1 - len(newline)
+        ids, trained = ids[:end], trained[:end]
     if add_generation_prompt:
         prompt = [tokenizer.im_start_id, *tokenizer.encode("assistant\n")]
         ids += prompt

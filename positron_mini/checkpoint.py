@@ -281,6 +281,7 @@ def load_model(checkpoint: Checkpoint) -> GPT:
         model = GPT(checkpoint.config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     model.load_state_dict(read_tensors(checkpoint.folder / MODEL_FILE, shapes), assign=True)
+    model.name = str(checkpoint.folder)
     return model.eval()
 
 

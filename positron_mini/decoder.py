@@ -216,7 +216,7 @@ class Decoder:
     def __init__(self, model: GPT, weights: Weights = "f32") -> None:
         self.before_layer: Callable[[], None] | None = None
         with torch.inference_mode():
-            self.config, self.weights = model.config, weights
+            self.config, self.name, self.weights = model.config, model.name, weights
             step = native.decode_step() if has_whole_blocks(model.config) else None
             is_for_step = step is not None
             kind = Dense if weights == "f32" else Int8

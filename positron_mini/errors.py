@@ -35,6 +35,10 @@ class CheckpointError(PositronError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class NotFiniteOutput(CheckpointError):
+    """A model whose weights are numbers, but so large that its logits are not: no probability can be made of them."""
+
+
 class RunError(PositronError):
     """A run folder that cannot be used for what was asked: it holds another run, or another process writes it."""
 

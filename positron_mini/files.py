@@ -110,9 +110,27 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def json_line(value: Any, *, is_compact: bool = False) -> str:
+    """JSON on one line, the form of our logs and of what commands print. Halves of surrogate pairs, which stand for the bytes of a path
+    that is not UTF-8, are written in ASCII.
+
+    Errors: PositronError for NaN and infinity, which are not JSON.
+    """
+    separators = (",", ":") if is_compact else None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=separators)
+    except ValueError:
+        sentence = "a result is not a finite number, which JSON cannot hold"
+        raise PositronError(sentence, "run it again with --debug and report what it prints") from None
+    return text
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line. A line cut off by a crash is recognised by its missing newline and dropped by readers."""
-    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    line = (json_line(record) + "\n").encode("utf-8")
     with translate_os_errors(f"writing {path}"), open(path, "ab") as handle:
         handle.write(line)
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.decoder import quickest
+from positron_mini.errors import NotFiniteOutput
 from positron_mini.model import GPT, KVCache
 from positron_mini.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 
+SEEDS = 1 << 64  # a generator takes no more
 FinishReason = Literal["stop", "length"]
 
 
@@ -102,7 +104,7 @@ def distribution(logits: Tensor, seen: Tensor, config: SampleConfig) -> Tensor:
     logits = penalise(logits.double(), seen, config.repetition_penalty)
     if config.temperature == 0.0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-    logits = logits / config.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature  # the largest is 0, which no temperature makes infinite
     return keep_min_p(keep_top_p(keep_top_k(logits, config.top_k), config.top_p), config.min_p).softmax(-1)
 
 
@@ -132,6 +134,15 @@ def choose(logits: Tensor, seen: Tensor, config: SampleConfig, uniforms: Sequenc
         greedy: list[int] = penalise(logits.double(), seen, config.repetition_penalty).argmax(-1).tolist()
         return greedy
     return draw_each(distribution(logits, seen, config), uniforms)
+
+
+def check_finite(values: Tensor, model: GPT | Engine) -> None:
+    """Raise NotFiniteOutput if one of `values`, which `model` computed, is not a finite number."""
+    if not bool(values.isfinite().all()):
+        raise NotFiniteOutput(
+            f"{model.name}: the model computes numbers that are not finite, because its weights are too large",
+            "use an earlier step of the run; a new run with a smaller --lr may avoid it",
+        )
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------------------
@@ -204,6 +215,7 @@ class Engine(Protocol):
     """What computes logits: `Plain` or a `Decoder`. A cache is its own, has `length` and `repeat`, and belongs to one text at a time."""
 
     config: ModelConfig
+    name: str
 
     def new_cache(self, batch: int) -> Any:
         """Room for `batch` sequences that have not begun."""
@@ -216,7 +228,7 @@ class Plain:
     """The model as it is written in `model.py`, on whatever device it is: what `Decoder` must agree with."""
 
     def __init__(self, model: GPT) -> None:
-        self.model, self.config = model, model.config
+        self.model, self.config, self.name = model, model.config, model.name
         self.device = next(model.parameters()).device
 
     def new_cache(self, batch: int) -> KVCache:
@@ -242,7 +254,16 @@ class Reader:
         self.cache: Any = None
 
     def read(self, history: Tensor) -> Tensor:
-        """Logits (N, V) of the token after `history` (N, T), of which only the last column is new unless nothing was read yet."""
+        """Logits (N, V) of the token after `history` (N, T), of which only the last column is new unless nothing was read yet.
+
+        Every ln p made of them is a finite number. Errors: NotFiniteOutput.
+        """
+        logits = self._read(history)
+        least, most = logits.aminmax(dim=-1)  # (N,): what lies further apart than fp32 reaches has no ln p either
+        check_finite(most - least, self.engine)
+        return logits
+
+    def _read(self, history: Tensor) -> Tensor:
         if self.cache is not None and self.cache.length < self.engine.config.context_len:
             return self.engine.next_logits(history[:, -1:], self.cache)
         window = self._newest(history)
@@ -270,7 +291,7 @@ def draws(
 
     A model on the CPU is read through a `Decoder`, made for this text where that is repaid; who writes many texts makes one and gives it.
     """
-    generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(n)]
+    generators = [torch.Generator().manual_seed((config.seed * 1_000_003 + i) % SEEDS) for i in range(n)]
     history = torch.tensor([list(prompt_ids)] * n)  # (N, T)
     reader = Reader(quickest(model, config.max_tokens) if isinstance(model, GPT) else model, n)
     for _ in range(config.max_tokens):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.evaluate.bits import token_logprobs
-from positron_mini.generate import Reader
+from positron_mini.generate import Reader, check_finite
 from positron_mini.model import GPT, Attention, Block, rotate
 from positron_mini.tokenizer import SPACE, UNK, Tokenizer
 from positron_mini.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
@@ -91,12 +91,14 @@ def surprise(model: GPT, ids: Sequence[int]) -> list[float]:
 def attention_maps(model: GPT, ids: Sequence[int]) -> Tensor:
     """How much each token (row) looks at each token up to itself (column), per layer and head: (L, H, T, T), each row sums to 1.
 
-    Errors: ValueError when the text is longer than the context.
+    Errors: ValueError when the text is longer than the context, NotFiniteOutput.
     """
     streams, rope = _streams(model, ids), _angles(model, len(ids))
     blocks = cast(Iterable[Block], model.model.layers)
     layers = zip(blocks, streams, strict=False)  # the last stream, which no layer reads, is left over
-    return torch.stack([attention_weights(block.self_attn, block.input_layernorm(x), rope) for block, x in layers])
+    maps = torch.stack([attention_weights(block.self_attn, block.input_layernorm(x), rope) for block, x in layers])
+    check_finite(maps, model)
+    return maps
 
 
 def attention_weights(attention: Attention, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -132,10 +134,15 @@ def logit_lens(model: GPT, ids: Sequence[int], k: int = 5) -> list[LayerGuess]:
     """The guesses after the embedding and after each layer, L + 1 of them: the final norm and the head applied to the stream there, as
     if the layers above did nothing. The last one is the model's own prediction. Source: nostalgebraist 2020, "the logit lens".
 
-    Errors: ValueError when the text is longer than the context.
+    Errors: ValueError when the text is longer than the context, NotFiniteOutput.
     """
     final = model(_row(model, ids))[0].argmax(-1)  # (T,)
-    return [_guess(logits, final, k) for logits in layer_logits(model, ids)]
+    guesses = []
+    for logits in layer_logits(model, ids):
+        logprobs = logits.log_softmax(-1)  # (T, V)
+        check_finite(logprobs, model)
+        guesses.append(_guess(logprobs, final, k))
+    return guesses
 
 
 @torch.inference_mode()
@@ -145,8 +152,7 @@ def layer_logits(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
         yield model.logits(model.model.norm(x))[0]
 
 
-def _guess(logits: Tensor, final: Tensor, k: int) -> LayerGuess:
-    logprobs = logits.log_softmax(-1)  # (T, V)
+def _guess(logprobs: Tensor, final: Tensor, k: int) -> LayerGuess:
     top = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1) / torch.log(torch.tensor(2.0))
     return LayerGuess(top.indices, top.values.exp(), entropy, logprobs.gather(-1, final[:, None])[:, 0].exp())

@@ -153,6 +153,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.name = "the model"  # what an error calls it; load_model writes the checkpoint's folder here
         self.dropout = 0.0  # set by the trainer while it trains; never stored
         self.model = Backbone(config)
         cos, sin = rope_table(config)

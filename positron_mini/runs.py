@@ -6,7 +6,6 @@ The folder is the truth: everything shown about a run is read from here.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -181,7 +180,7 @@ def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(files.json_line(row) + "\n" for row in rows)
 
 
 def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Checkpoint:

@@ -14,7 +14,7 @@ from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
-from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, OutOfMemoryError, RunError
+from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, NotFiniteOutput, OutOfMemoryError, RunError
 from positron_mini.optim import Schedule
 from positron_mini.pace import Pacer
 from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new
@@ -198,9 +198,17 @@ class Session:
 
     @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
-        """While inside, write the evidence of a NonFiniteError to events.jsonl before the error goes on."""
+        """While inside, write the evidence of a NonFiniteError to events.jsonl before the error goes on.
+
+        The loss of a step can be finite where held-out texts, samples or skills are not; that is one too.
+        """
         try:
             yield
+        except NotFiniteOutput as error:
+            step = self.trainer.step
+            text = f"step {step:,}: the loss is finite, but held-out texts, samples or skills are not; this step was not saved"
+            self.run.log("events", {"kind": "non_finite", "step": step, "text": text})
+            raise NonFiniteError(text, error.hint) from error
         except NonFiniteError as error:
             self.run.log("events", {**error.evidence, "text": error.message})
             raise

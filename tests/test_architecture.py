@@ -44,7 +44,6 @@ RANKS = [
     "distributed",
     "trainer",
     "packing",
-    "evaluate.bits",
     "generate",
     "evaluate",
     "lens",

@@ -97,7 +97,7 @@ def test_a_stream_has_the_chunks_that_clients_expect(server: TinyServer) -> None
         reply = http.post("/v1/chat/completions", json=body)
     assert reply.headers["content-type"].startswith("text/event-stream") and reply.headers["cache-control"] == "no-cache"
     first, *middle, end, usage, done = events_of(reply.text)
-    assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}]
+    assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
     assert all(list(event["choices"][0]["delta"]) == ["content"] and event["usage"] is None for event in middle)
     assert end["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}] and "timings" in end
     assert usage["choices"] == [] and usage["usage"]["total_tokens"] > 0
@@ -317,14 +317,15 @@ def test_errors_are_the_clients_own_kinds(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"n": 2}, "n"), ({"presence_penalty": 2.5}, "presence_penalty"), ({"frequency_penalty": "x"}, "frequency_penalty"),
+        ({"n": 9}, "n"), ({"n": 2.5}, "n"),
+        ({"presence_penalty": 2.5}, "presence_penalty"), ({"frequency_penalty": "x"}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"stop": [""]}, "stop"), ({"stop": ["a"] * 17}, "stop"), ({"tools": [{}]}, "tools"), ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"messages": []}, "messages"), ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"), ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"), ({"temperature": "hot"}, "temperature"), ({"stream": "yes"}, "stream"),
-        ({"seed": 10**15}, "seed"),
+        ({"seed": 2**63}, "seed"), ({"seed": -(2**63) - 1}, "seed"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(server: TinyServer, change: dict[str, Any], param: str) -> None:

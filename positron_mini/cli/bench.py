@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.config import TrainConfig, check_ranges, preset
 from positron_mini.errors import UsageError
 
@@ -74,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
 
         write_json(Path(flags.out), record)
     if flags.json:
-        print(json.dumps(record))
+        print_json(record)
         return 0
     for name, value in record.items():
         if name != "versions":

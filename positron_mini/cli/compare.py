@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import printable
 from positron_mini.config import check_ranges
 
@@ -52,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     set_threads(flags.threads)
     found = compare(flags.a, flags.b, prompts=flags.prompt, seed=flags.seed, max_tokens=flags.max_tokens, say=note)
     if flags.json:
-        print(json.dumps(found.summary(), ensure_ascii=False))
+        print_json(found.summary())
         return 0
     for line in comparison_lines(found):
         print(printable(line))

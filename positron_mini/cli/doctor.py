@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
@@ -51,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     report = diagnose(machine, subjects_of(machine, flags.device), Scope(compiled=flags.thorough), note, date.today())
     kept = remember(report, is_whole=flags.device == "auto")
     if flags.json:
-        print(json.dumps({**report.as_json(), "verdict": kept, "seconds": round(time.monotonic() - began, 1)}))
+        print_json({**report.as_json(), "verdict": kept, "seconds": round(time.monotonic() - began, 1)})
     else:
         show(report, kept)
     return 0 if report.is_sound else 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
@@ -61,7 +60,7 @@ def evaluate_suite(flags: EvalFlags) -> int:
     set_threads(flags.threads)
     result = _result(flags, checkpoint, load_model(checkpoint))
     if flags.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return 0
     unit = {"skills": "pairs", "stories": "stories"}.get(result["suite"], "tasks")
     for kind, row in {**result["by_kind"], "all": result}.items():
@@ -153,7 +152,7 @@ def evaluate_text(flags: EvalFlags, text: str) -> int:
         "documents": score.documents,
     }
     if flags.json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         print(f"{score.loss:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte ({score.documents:,} documents)")
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         done = export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
     if flags.json:
-        print(json.dumps({"path": str(done.path), "bytes": done.bytes, "beside": [str(path) for path in done.beside]}))
+        print_json({"path": str(done.path), "bytes": done.bytes, "beside": [str(path) for path in done.beside]})
         return 0
     print(done.path)
     for path in done.beside:

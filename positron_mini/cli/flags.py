@@ -13,6 +13,7 @@ from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from positron_mini.errors import UsageError
+from positron_mini.files import json_line
 
 T = TypeVar("T")
 
@@ -89,6 +90,11 @@ def _nearest_flag(sentence: str, kind: Any) -> str | None:
     names = [field.name for field in dataclasses.fields(kind)]
     near = get_close_matches(unknown[1].replace("-", "_"), names, 1) if unknown else []
     return f"--{near[0]}" if near else None
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on a line of its own. Errors: PositronError for NaN and infinity."""
+    print(json_line(value))
 
 
 def note(text: str) -> None:

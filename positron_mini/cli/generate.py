@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import printable, read_stdin
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
@@ -61,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
         from positron_mini import device as devices
 
         model = model.to(devices.torch_device(devices.choose(devices.this_machine(), flags.device).device))
-    prompt = read_stdin().replace("\r\n", "\n") if flags.prompt == "-" else flags.prompt
+    prompt = read_stdin().replace("\r\n", "\n").replace("\r", "\n") if flags.prompt == "-" else flags.prompt
     if not flags.json and flags.n == 1:
         return _stream(model, checkpoint.tokenizer, prompt, flags, checkpoint.end_ids)
     samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)
@@ -80,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         }
         for s in samples
     ]
-    print(json.dumps(rows[0] if flags.n == 1 else {"samples": rows}, ensure_ascii=False))
+    print_json(rows[0] if flags.n == 1 else {"samples": rows})
     return 0
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.config import PRESETS, ModelConfig, preset_shape
 
 
@@ -38,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         shapes = {name: preset_shape(name) for name in PRESETS}
     if flags.json:
-        print(json.dumps({name: {**asdict(shape), "parameters": shape.parameters} for name, shape in shapes.items()}))
+        print_json({name: {**asdict(shape), "parameters": shape.parameters} for name, shape in shapes.items()})
         return 0
     print(f"{'':<10} {'layers':>6} {'width':>6} {'heads/kv':>12} {'ffn':>6} {'context':>8} {'pieces':>8} {'parameters':>12}")
     for name, shape in shapes.items():

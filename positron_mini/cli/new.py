@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     prepared = prepare_corpus(text, tokenizer_path=tokenizer, vocab_size=vocab, say=note)
     advice = advise(flags.name, text, size, tokenizer, prepared)
     if flags.json:
-        print(json.dumps({**prepared.report, **advice}, ensure_ascii=False))
+        print_json({**prepared.report, **advice})
         return 0
     for line in report_lines(prepared.report):
         print(line)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.config import check_ranges, preset
 
 
@@ -48,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     path = obtain(flags.dataset, stories=flags.stories, text_out=out, seed=flags.seed, say=note)
     if out is not None:
         if flags.json:
-            print(json.dumps({"text": str(path), "bytes": path.stat().st_size}))
+            print_json({"text": str(path), "bytes": path.stat().st_size})
         return 0
     from positron_mini.corpus.report import report_lines
     from positron_mini.prepare import prepare_corpus
@@ -57,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     vocab = flags.vocab_size if flags.vocab_size or tokenizer else preset(flags.config).vocab_size
     prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, workers=flags.workers or 0, say=note)
     if flags.json:
-        print(json.dumps({**prepared.report, "text": str(path), "folder": str(prepared.folder)}, ensure_ascii=False))
+        print_json({**prepared.report, "text": str(path), "folder": str(prepared.folder)})
         return 0
     for line in report_lines(prepared.report):
         print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,15 +73,15 @@ def mix(sample: Path, rows: int, seed: int) -> int:
     Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and seeing it once is too little.
     """
     from positron_mini.corpus.storyworld import conversation_rows
-    from positron_mini.files import write_text
+    from positron_mini.files import json_line, write_text
     from positron_mini.instructions import read_conversations
 
     known = [[asdict(message) for message in c.messages] for c in read_conversations(sample).conversations]
     lines = []
     for messages in known:
         size = sum(len(message["content"]) for message in messages)
-        lines += [json.dumps({"messages": messages}, ensure_ascii=False)] * (SAMPLE_TIMES if size <= SHORT_CHARS else 1)
-    lines += [json.dumps(row, ensure_ascii=False) for row in conversation_rows(seed + 1, rows, "train")]
+        lines += [json_line({"messages": messages})] * (SAMPLE_TIMES if size <= SHORT_CHARS else 1)
+    lines += [json_line(row) for row in conversation_rows(seed + 1, rows, "train")]
     write_text(MIXED, "\n".join(lines) + "\n")
     return len(known)
 

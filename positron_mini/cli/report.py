@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.errors import RunError
 
 
@@ -32,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     html, images = write_report(found)
     if flags.json:
         written = {"html": str(html), "bytes": html.stat().st_size, "images": [str(path) for path in images]}
-        print(json.dumps({**found.summary(), **written}, ensure_ascii=False))
+        print_json({**found.summary(), **written})
         return 0
     advice = found.advice
     rows = found.record.validations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import printable
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
@@ -58,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
 
     rows = [summary(path) for path in list_runs(Path(flags.root))]
     if flags.json:
-        print(json.dumps({"runs": [{name: value for name, value in row.items() if name != "progress"} for row in rows]}))
+        print_json({"runs": [{name: value for name, value in row.items() if name != "progress"} for row in rows]})
         return 0
     if not rows:
         print(f"no runs under {flags.root}; start one with: positron train --dataset_path FILE")
@@ -131,7 +130,7 @@ def prune(flags: PruneFlags) -> int:
     total = sum(size for *_, size in found)
     if flags.json:
         rows = [{"path": str(path), "why": why, "bytes": size} for _, path, why, size in found]
-        print(json.dumps({"removed": flags.yes, "bytes": total, "entries": rows}))
+        print_json({"removed": flags.yes, "bytes": total, "entries": rows})
         return 0
     for _, path, why, size in found:
         print(f"{size / 1e6:>9,.1f} MB  {path}  ({why})")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import read_stdin
 from positron_mini.config import check_ranges
 
 
 @dataclass(frozen=True)
 class ScoreFlags:
-    """Print {"text", "logprob", "tokens"} for every line of stdin: the sum of ln p of its tokens after bos, without eos."""
+    """Print {"text", "logprob", "tokens"} for every line of stdin: the sum of ln p of its tokens after bos, without eos. Only newlines end
+    a line; the carriage return before one (CRLF, as on Windows) is left out, and "text" is what was scored."""
 
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     """Score; 0 when done."""
     flags = parse(ScoreFlags, argv, "score")
     from positron_mini.checkpoint import load_model
+    from positron_mini.corpus.reading import ReadStats, clean_text
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import line_logprobs
     from positron_mini.runs import find_checkpoint
@@ -40,6 +41,8 @@ def run(argv: Sequence[str]) -> int:
     lines = read_stdin().split("\n")
     if lines[-1] == "":
         lines.pop()  # the end of the last line, not a line of its own
+    stats = ReadStats()
+    lines = [clean_text(line.removesuffix("\r"), stats) for line in lines]  # what `prepare` mends in a training text is mended here too
     for line, (logprob, count) in zip(lines, line_logprobs(model, checkpoint.tokenizer, lines), strict=True):
-        print(json.dumps({"text": line, "logprob": logprob, "tokens": count}, ensure_ascii=False))
+        print_json({"text": line, "logprob": logprob, "tokens": count})
     return 0

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from positron_mini.cli.flags import note, parse
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "POSITRON_API_KEY"
+NEW_KEY = "(umask 077; openssl rand -hex 16 > api.key), then add --api_key_file api.key"
+MAX_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,16 @@ class NetworkFlags:
     port: int = 8000
     """port to listen on (0: any free one)"""
     api_key: str | None = None
-    """secret that clients must send (default: the environment variable POSITRON_API_KEY, if there is one)"""
+    """secret that clients must send; others on this machine can see it in the list of processes, unlike the two ways below"""
+    api_key_file: str | None = None
+    """file that holds this secret (default: the environment variable POSITRON_API_KEY, if there is one)"""
     allow_host: tuple[str, ...] = ()
     """name of this machine that clients on the network may use, besides its IP addresses"""
+    allow_origin: tuple[str, ...] = ()
+    """site whose pages may ask this server from a browser, exactly as browsers name it: https://app.example.com"""
+    when_full: Literal["error", "drop_oldest"] = "error"
+    """what happens to a conversation or text that the context does not hold, unless a request says `truncation` itself:
+    error: it is refused; drop_oldest: the oldest turns, or the beginning of the text, are left out"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
@@ -41,15 +51,27 @@ class NetworkFlags:
             raise UsageError(f"--port {self.port:,} does not exist", "--port 8000, or --port 0 for any free one")
         key = self.key
         if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
-            raise UsageError("the API key must be of visible ASCII characters", "--api_key $(openssl rand -hex 16)")
+            raise UsageError("the API key must be of visible ASCII characters", NEW_KEY)
         if key is None and self.host not in LOOPBACK_HOSTS:
-            raise UsageError(
-                f"--host {self.host} lets other machines in, so clients must prove who they are", "--api_key $(openssl rand -hex 16)"
-            )
+            raise UsageError(f"--host {self.host} lets other machines in, so clients must prove who they are", NEW_KEY)
 
-    @property
+        self._check_origins()
+
+    def _check_origins(self) -> None:
+        """Raise UsageError for what no browser sends as Origin."""
+        from positron_mini.web.cors import is_origin
+
+        wrong = next((origin for origin in self.allow_origin if not is_origin(origin)), None)
+        if wrong is not None:
+            raise UsageError(f"--allow_origin {wrong} is not the address of a site alone", "--allow_origin https://app.example.com")
+
+    @cached_property
     def key(self) -> str | None:
-        """The API key, from the flag or the environment."""
+        """The API key, from a flag or the environment. Errors: UsageError."""
+        if self.api_key is not None and self.api_key_file is not None:
+            raise UsageError("--api_key and --api_key_file both give the key", "leave one of them out")
+        if self.api_key_file is not None:
+            return _key_in(self.api_key_file)
         return self.api_key if self.api_key is not None else os.environ.get(KEY_VARIABLE) or None
 
     @property
@@ -58,6 +80,18 @@ class NetworkFlags:
         if self.host in LOOPBACK_HOSTS and not self.allow_host:
             return None
         return frozenset(name.lower() for name in (self.host, *self.allow_host))
+
+
+def _key_in(path: str) -> str:
+    """The key in a file, without white space around it. Errors: UsageError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"--api_key_file {path}: {error.strerror or error}", NEW_KEY) from error
+    if len(data) > MAX_KEY_BYTES:
+        raise UsageError(f"--api_key_file {path}: more than {MAX_KEY_BYTES:,} bytes, so it is no key", NEW_KEY)
+    return data.decode("utf-8", "replace").strip()
 
 
 @dataclass(frozen=True)
@@ -112,13 +146,15 @@ def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callab
 
     with bind(flags.host, flags.port) as listener:
         set_threads(flags.threads)
-        state = ServerState(make_models(), api_key=flags.key, hosts=flags.hosts)
+        origins, drops_oldest = frozenset(flags.allow_origin), flags.when_full == "drop_oldest"
+        state = ServerState(make_models(), api_key=flags.key, hosts=flags.hosts, origins=origins, drops_oldest=drops_oldest)
 
         def started() -> None:
             address = address_of(listener)
             print(address, flush=True)
             note(f"API for OpenAI's clients: {address}/v1{'  (with the API key)' if flags.key else ''}; stop with Ctrl-C")
-            opened(address + (f"/#api_key={quote(flags.key, safe='')}" if flags.key else ""))
+            # a browser's address stands in the list of processes: only a key that stands there already is put into it
+            opened(address + (f"/#api_key={quote(flags.api_key, safe='')}" if flags.api_key else ""))
 
         with suppress(KeyboardInterrupt):  # uvicorn has closed everything and mostly raises the signal again
             Server(state, started).run_on(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from typing import Protocol
 
@@ -32,9 +33,12 @@ def marked(text: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of stdin. Errors: DataError when it is not UTF-8."""
+    """All of stdin, without the byte-order mark that editors on Windows begin a file with. Errors: DataError when it is not UTF-8."""
+    data = sys.stdin.buffer.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError("stdin is UTF-16, not UTF-8", "convert it first: iconv -f UTF-16 -t UTF-8 FILE | positron ...")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not UTF-8 (byte {error.start:,})", "convert it first, for example with iconv -t utf-8") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         show_steps(steps, problems)
     again = replay(folder, flags.replay, note) if flags.replay is not None else None
     if flags.json:
-        print(json.dumps({"run": flags.run, "steps": [asdict(s) for s in steps], "problems": problems, "replay": again and asdict(again)}))
+        print_json({"run": flags.run, "steps": [asdict(s) for s in steps], "problems": problems, "replay": again and asdict(again)})
     elif again is not None:
         show_replay(again)
     _raise_for(flags.run, steps, again)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron_mini import device as devices
+from positron_mini.generate import check_finite
 from positron_mini.model import GPT, IGNORED
 from positron_mini.tokenizer import BOS, Tokenizer
 
@@ -69,7 +70,10 @@ def token_logprobs(
     precision: str = "fp32",
     done: Callable[[int], None] = lambda _: None,
 ) -> list[Tensor]:
-    """ln p of every token after the first, per document: (length - 1,) fp32 each. `done` is told the tokens read after each pass."""
+    """ln p of every token after the first, per document: (length - 1,) fp32 each. `done` is told the tokens read after each pass.
+
+    Errors: NotFiniteOutput.
+    """
     context = model.config.context_len
     results = [torch.zeros(max(len(document) - 1, 0)) for document in documents]
     windows = sorted(_windows([len(document) for document in documents], context), key=lambda w: w.length)  # alike lengths: little padding
@@ -86,6 +90,7 @@ def token_logprobs(
             hidden = model.hidden(ids.to(device))
         picked = targets != IGNORED
         flat = _pick_logprobs(model, hidden[picked.to(device)], targets[picked].to(device)).cpu()
+        check_finite(flat, model)
         for w, values in zip(group, torch.split(flat, picked.sum(1).tolist()), strict=True):
             results[w.document][w.scored_from : w.start + w.length] = values
         done(ids.numel())

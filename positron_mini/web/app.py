@@ -16,12 +16,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from positron_mini import __version__
-from positron_mini.errors import CheckpointError, PositronError
-from positron_mini.web.engine import Busy, Stopped
+from positron_mini.errors import PositronError
+from positron_mini.web.failures import failure
 from positron_mini.web.guard import Guard
 from positron_mini.web.lab import lab_routes
 from positron_mini.web.openai import openai_routes
-from positron_mini.web.schemas import RequestError, error_body, first_violation
+from positron_mini.web.schemas import error_body, first_violation
 from positron_mini.web.state import ServerState
 
 PAGE_FOLDERS = ("static", "vendor")
@@ -52,7 +52,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(PositronError, _positron_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_middleware(Guard, api_key=state.api_key, hosts=state.hosts)
+    app.add_middleware(Guard, api_key=state.api_key, hosts=state.hosts, origins=state.origins)
     return app
 
 
@@ -60,18 +60,9 @@ def create_app(state: ServerState) -> FastAPI:
 
 
 async def _positron_error(_: Request, error: Exception) -> Response:
-    """A 429 or 503 where the engine has no room, else a 400 with the sentence and its hint."""
     assert isinstance(error, PositronError)
-    if isinstance(error, RequestError):
-        return JSONResponse(error_body(error.message, "invalid_request_error", param=error.param, code=error.code), error.status)
-    if isinstance(error, Busy):
-        body = error_body(f"{error.message}; {error.hint}", "rate_limit_error", code="queue_full")
-        return JSONResponse(body, 429, {"retry-after": str(error.retry_after_s)})
-    if isinstance(error, Stopped):
-        return JSONResponse(error_body(error.message, "server_error", code="stopped"), 503, {"connection": "close"})
-    if isinstance(error, CheckpointError):
-        return JSONResponse(error_body(error.message, "server_error", code="model_unavailable"), 503)
-    return JSONResponse(error_body(error.message, "invalid_request_error"), 400)
+    found = failure(error)
+    return JSONResponse(found.body, found.status, found.headers)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import json
 import sys
 import traceback
 from collections.abc import Iterable
@@ -20,10 +19,12 @@ from urllib.parse import urlsplit
 import h11
 from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from positron_mini.files import json_line
+from positron_mini.web.cors import advice, is_origin, is_preflight, permission, preflight
 from positron_mini.web.schemas import error_body
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -64,10 +65,13 @@ class Guard:
     """ASGI middleware that refuses what the module's first lines name, and gives every answer its security headers.
 
     `hosts`: None for a server on loopback; else the names for this machine that are allowed besides loopback's and IP addresses.
+    `origins`: the other sites whose pages may ask.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None = None, hosts: frozenset[str] | None = None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None = None, hosts: frozenset[str] | None = None, origins: frozenset[str] = frozenset()
+    ) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,12 +79,18 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answering = _Answering(send)
+        headers = Headers(scope=scope)
+        allowed = headers.get("origin") if headers.get("origin") in self._origins else None
+        answering = _Answering(send, {} if allowed is None else permission(allowed))
         try:
             if scope["http_version"] not in HTTP_VERSIONS:
                 raise Refusal(505, f"this server does not speak HTTP/{scope['http_version']}", code="http_version_not_supported")
-            self._check(scope["method"], scope["path"], Headers(scope=scope))
-            body = await _whole_body(Headers(scope=scope), receive)
+            self._check_sender(scope["path"], headers)
+            if allowed is not None and is_preflight(scope["method"], headers):  # which carries no key
+                await Response(status_code=204, headers=preflight(headers))(scope, receive, answering.send)
+                return
+            self._check(scope["method"], scope["path"], headers)
+            body = await _whole_body(headers, receive)
             if scope["method"] == "POST":
                 _check_json(body)
             await self._app(scope, _replay(body, receive), answering.send)
@@ -88,8 +98,8 @@ class Guard:
             return
         except Refusal as refusal:
             body_json = error_body(refusal.message, refusal.type, code=refusal.code)
-            headers = {401: {"www-authenticate": "Bearer"}, 505: {"connection": "close"}}.get(refusal.status, {})
-            await JSONResponse(body_json, refusal.status, headers)(scope, receive, answering.send)
+            more = {401: {"www-authenticate": "Bearer"}, 505: {"connection": "close"}}.get(refusal.status, {})
+            await JSONResponse(body_json, refusal.status, more)(scope, receive, answering.send)
         except Exception as error:
             report(error)
             if answering.has_begun:
@@ -97,16 +107,19 @@ class Guard:
             message = "the server met an unexpected error; its log says where"
             await JSONResponse(error_body(message, "server_error", code="internal_error"), 500)(scope, receive, answering.send)
 
-    def _check(self, method: str, path: str, headers: Headers) -> None:
-        """Nothing. Errors: Refusal."""
-        hosts = headers.getlist("host")
+    def _check_sender(self, path: str, headers: Headers) -> None:
+        """Raise Refusal if the request is for another server, or comes from a page of another site."""
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
-            raise Refusal(403, "the Host header does not name this server", code="host_not_allowed")
-        for origin in headers.getlist("origin"):
-            if origin_host(origin) != hosts[0].lower():
-                raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
-        if path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise Refusal(403, "requests from other sites are not answered", code="origin_not_allowed")
+            raise Refusal(403, f"the Host header does not name this server{advice('host', hosts, host_name)}", code="host_not_allowed")
+        foreign = [origin for origin in origins if origin_host(origin) != hosts[0].lower()]
+        is_foreign = bool(foreign) or (path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"))
+        if is_foreign and not (len(origins) == 1 and origins[0] in self._origins):
+            told = advice("origin", origins, lambda origin: origin if is_origin(origin) else None)
+            raise Refusal(403, f"requests from other sites are not answered{told}", code="origin_not_allowed")
+
+    def _check(self, method: str, path: str, headers: Headers) -> None:
+        """Raise Refusal for a wrong key or a POST that is not JSON."""
         if self._key is not None and path not in OPEN_PATHS and not path.startswith(PAGE_PREFIXES):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
@@ -122,17 +135,17 @@ class Guard:
 
 
 class _Answering:
-    """`send` that adds the security headers and remembers whether the answer has begun."""
+    """`send` that adds the security headers, and those of `more`, and remembers whether the answer has begun."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.has_begun = send, False
+    def __init__(self, send: Send, more: dict[str, str]) -> None:
+        self._send, self._more, self.has_begun = send, more, False
 
     async def send(self, message: Message) -> None:
         """Pass a message on."""
         if message["type"] == "http.response.start":
             self.has_begun = True
             headers = MutableHeaders(scope=message)
-            headers.update(SECURITY_HEADERS)
+            headers.update({**SECURITY_HEADERS, **self._more})
             headers.setdefault("cache-control", "no-store")
         await self._send(message)
 
@@ -289,7 +302,7 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer with an error if no answer has begun, and close the connection."""
-        body = json.dumps(error_body(message, "invalid_request_error")).encode()
+        body = json_line(error_body(message, "invalid_request_error")).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         parts: Iterable[Any] = (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
-from positron_mini.chat_format import Message, encode_chat
+from positron_mini.chat_format import Message, Role, encode_chat
 from positron_mini.tokenizer import BOS, Tokenizer
-from positron_mini.web.schemas import ChatRequest, CompletionRequest, RequestError
+from positron_mini.web.schemas import MAX_PROMPTS, ChatRequest, CompletionRequest, RequestError
 from positron_mini.web.state import Served
 
 
@@ -21,24 +22,32 @@ class Prompt:
     dropped: int = 0
 
 
-def chat_prompt(served: Served, request: ChatRequest) -> Prompt:
+def chat_prompt(served: Served, request: ChatRequest, drops_oldest: bool = False) -> Prompt:
     """What the model reads for a conversation. A base model, which knows no conversations, continues the last message as a text.
 
-    Errors: RequestError when it does not fit the context.
+    A last message of the assistant is the beginning of its answer, which goes on from there. `drops_oldest` is the rule where the request
+    has none. Errors: RequestError when it does not fit the context.
     """
-    messages = [Message("system" if m.role == "developer" else m.role, m.text) for m in request.messages]
-    dropped = 0
+    messages, dropped = _turns(request), 0
+    drops = request.truncation == "auto" if request.truncation else drops_oldest
     if not served.speaker.is_chat:
-        messages = messages[-1:]
-        ids = [BOS, *_encoded(served, messages[0].content, "messages")]
+        ids = [BOS, *_encoded(served, messages[-1].content if messages else "", "messages", drops_oldest=drops)]
     else:
         wanted = request.max_completion_tokens or request.max_tokens or served.speaker.context_len
-        if request.truncation == "auto":
+        if drops:
             kept = newest_that_fit(served, messages, served.speaker.context_len - max(1, min(wanted, served.speaker.context_len // 4)))
             dropped, messages = len(messages) - len(kept), kept
         _check_length(served, sum(len(message.content) for message in messages), "messages")
-        ids = encode_chat(served.speaker.tokenizer, messages, add_generation_prompt=True).ids
+        goes_on = bool(messages) and messages[-1].role == "assistant"
+        tokenizer = served.speaker.tokenizer
+        ids = encode_chat(tokenizer, messages, add_generation_prompt=not goes_on, continue_final_message=goes_on).ids
     return Prompt(ids, _room(served, len(ids), "messages"), dropped=dropped)
+
+
+def _turns(request: ChatRequest) -> list[Message]:
+    """The messages of a request in the roles that the format has: what a tool answered is read as something that the user says."""
+    roles: dict[str, Role] = {"developer": "system", "tool": "user", "function": "user"}
+    return [Message(roles.get(m.role, cast(Role, m.role)), m.text) for m in request.messages if m.content is not None]
 
 
 def newest_that_fit(served: Served, messages: Sequence[Message], limit: int) -> list[Message]:
@@ -62,16 +71,21 @@ def _size(served: Served, message: Message) -> int:
     return len(encode_chat(served.speaker.tokenizer, [message]).ids) - 1  # bos belongs to the conversation
 
 
-def text_prompt(served: Served, request: CompletionRequest) -> Prompt:
-    """What the model reads for a text or for ids, bos first. Errors: RequestError for ids that do not exist or too many tokens."""
+def text_prompts(served: Served, request: CompletionRequest, drops_oldest: bool = False) -> list[Prompt]:
+    """What the model reads for each text or list of ids, bos first. Errors: RequestError for ids that do not exist or too many tokens."""
     prompt = request.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        (prompt,) = prompt
+    given: list[Any] = [prompt] if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else [*prompt]
+    if len(given) * (request.n or 1) > MAX_PROMPTS:
+        raise RequestError(f"{len(given)} prompts, {request.n} times each; at most {MAX_PROMPTS} texts are written at once", param="n")
+    return [_text_prompt(served, one, request, drops_oldest) for one in given]
+
+
+def _text_prompt(served: Served, prompt: Any, request: CompletionRequest, drops_oldest: bool) -> Prompt:
     if isinstance(prompt, str):
-        ids = _encoded(served, prompt, "prompt")
+        ids = _encoded(served, prompt, "prompt", drops_oldest=drops_oldest)
     else:
-        ids = [index for index in prompt if isinstance(index, int)]
-        check_ids(served.speaker.tokenizer, ids, "prompt")
+        check_ids(served.speaker.tokenizer, prompt, "prompt")
+        ids = _newest(served, prompt) if drops_oldest else prompt
     added = [BOS] if ids[:1] != [BOS] else []
     ids = added + ids
     return Prompt(ids, _room(served, len(ids), "prompt", scores_only=request.max_tokens == 0), len(added))
@@ -84,9 +98,18 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
         raise RequestError(f"{param}: there is no token {wrong:,}; ids go from 0 to {tokenizer.vocab_size - 1:,}", param=param)
 
 
-def _encoded(served: Served, text: str, param: str) -> list[int]:
+def _encoded(served: Served, text: str, param: str, *, drops_oldest: bool) -> list[int]:
+    """The ids of a text without bos, only the newest that fit where the oldest may be left out. Errors: RequestError for a long text."""
+    if drops_oldest:
+        return _newest(served, served.speaker.tokenizer.encode(text[-served.longest_text :]))
     _check_length(served, len(text), param)
     return served.speaker.tokenizer.encode(text)
+
+
+def _newest(served: Served, ids: list[int]) -> list[int]:
+    """`ids` where the context holds them, bos and a next token, else as many of the newest as generation keeps of a full context."""
+    context = served.speaker.context_len
+    return ids if len(ids) + 1 < context else ids[-(3 * context // 4) :]
 
 
 def _check_length(served: Served, characters: int, param: str) -> None:

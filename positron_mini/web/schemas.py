@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from positron_mini.errors import PositronError
 
 MAX_TOKENS = 1 << 17  # more than any context here: clients that want no limit send such numbers, and get what the context holds
 MAX_MESSAGES = 256
+MAX_TOOL_CALLS = 128
 MAX_IDS = 1 << 18
 MAX_TOKENIZED_CHARACTERS = 1 << 16
-MAX_SEED = 10**12
+MAX_SEED = (1 << 63) - 1
 MAX_TOP_LOGPROBS = 20
+MAX_N = 8
+MAX_PROMPTS = 64
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------------------
@@ -81,6 +84,11 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _integral(value: Any) -> Any:
+    """A whole number for one that is written as 32.0, as some programs write every number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _ask_nothing(value: Any) -> Any:
     if value:
         raise PydanticCustomError("not_offered", "this server does not support it")
@@ -94,9 +102,13 @@ Ids = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
 Stop = Annotated[
     StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=16)], _only("a text of 1 to 256 characters, or up to 16 of them")
 ]
-OnePrompt = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=1)]
-OneIds = Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=1)]
-Prompt = Annotated[Text | Ids | OnePrompt | OneIds, _only("a text, a list of token ids, or a list that holds one of these")]
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+IdsLists = Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+Prompt = Annotated[
+    Text | Ids | Texts | IdsLists, _only(f"a text, a list of token ids, or a list of up to {MAX_PROMPTS} texts or lists of ids")
+]
+Whole = BeforeValidator(_integral)
+Limit = Annotated[int, Field(ge=1, le=MAX_TOKENS), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -120,14 +132,28 @@ Content = Annotated[
 
 
 class ChatMessage(Body):
-    """One turn of a conversation. `developer` is another name for `system`."""
+    """One turn of a conversation. `developer` is another name for `system`.
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    This server calls no tools, but reads conversations in which some were called: a `tool` (or `function`) turn is read as one of the
+    user's. Only an assistant that calls tools may say nothing (`content` null or absent); such a turn is left out.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    function_call: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.function_call)):
+            raise PydanticCustomError("no_content", "only an assistant turn with tool_calls may have no content")
+        return self
 
     @property
     def text(self) -> str:
         """The content as one text."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -152,19 +178,21 @@ class SamplingRequest(Body):
     model: Annotated[str, Field(max_length=256)] | None = Field(None, description="an id of GET /v1/models (default: the first one)")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 always takes the likeliest token")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="keep the likeliest tokens that make up this share")
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(None, description="keep only the k likeliest tokens (0, -1: all)")
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000), Whole] | None = Field(
+        None, description="keep only the k likeliest tokens (0, -1: all)"
+    )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="drop tokens below this share of the likeliest one's")
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
         None, description="divide the logits of tokens that already occurred (1: off)"
     )
     presence_penalty: Penalty | None = Field(None, description="subtract this from the logits of tokens that the answer holds already")
     frequency_penalty: Penalty | None = Field(None, description="subtract this for each time that the answer holds the token already")
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="equal seeds give equal answers (-1: any)")
-    stop: Stop | None = Field(None, description="end before any of these texts")
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        None, description="tokens to write at most; never more than the context has room for"
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), Whole] | None = Field(
+        None, description="equal seeds give equal answers (-1: any)"
     )
-    n: Annotated[Literal[1], _only("this server writes one answer: n must be 1")] | None = None
+    stop: Stop | None = Field(None, description="end before any of these texts")
+    max_tokens: Limit | None = Field(None, description="tokens to write at most; never more than the context has room for")
+    n: Annotated[int, Field(ge=1, le=MAX_N), Whole] | None = Field(None, description="answers to write, each with draws of its own")
     stream: bool | None = Field(None, description="send the answer as it is written, as server-sent events")
     stream_options: StreamOptions | None = None
     logit_bias: Annotated[dict[str, Any], AfterValidator(_ask_nothing), Field(json_schema_extra={"maxProperties": 0})] | None = None
@@ -174,11 +202,11 @@ class ChatRequest(SamplingRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(None, description="the newer name of max_tokens")
+    max_completion_tokens: Limit | None = Field(None, description="the newer name of max_tokens")
     logprobs: bool | None = Field(None, description="ln p of every token, under the model itself, before temperature")
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(None, description="also the likeliest tokens")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), Whole] | None = Field(None, description="also the likeliest tokens")
     truncation: Literal["auto", "disabled"] | None = Field(
-        None, description="auto: forget the oldest turns that do not fit the context (default: refuse)"
+        None, description="auto: forget the oldest turns that do not fit the context; disabled: refuse (default: as --when_full says)"
     )
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], AfterValidator(_ask_nothing), Field(json_schema_extra={"maxItems": 0})] | None = None
@@ -188,15 +216,15 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """The body of POST /v1/completions."""
 
-    prompt: Prompt = Field(description="the beginning of the text; bos is put before it")
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+    prompt: Prompt = Field(description="the beginning of the text, bos is put before it; several are answered one after the other")
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), Whole] | None = Field(
         None, description="tokens to write at most; 0 with echo scores the prompt"
     )
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), Whole] | None = Field(
         None, description="ln p of each token and of this many likeliest ones"
     )
     echo: bool | None = Field(None, description="begin the answer with the prompt, with its ln p where logprobs are asked for")
-    best_of: Annotated[Literal[1], _only("this server writes one answer: best_of must be 1")] | None = None
+    best_of: Annotated[Literal[1], _only("this server shows all that it writes: best_of must be 1")] | None = None
     suffix: Annotated[str, AfterValidator(_ask_nothing), Field(json_schema_extra={"maxLength": 0})] | None = None
 
 
@@ -270,7 +298,7 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The one answer."""
+    """One of the answers."""
 
     index: int
     message: AssistantMessage
@@ -309,7 +337,7 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """The one continuation."""
+    """One of the continuations."""
 
     index: int
     text: str

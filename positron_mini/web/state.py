@@ -138,10 +138,13 @@ class Models:
 class ServerState:
     """What every route may use. `api_key` None: whoever reaches the port may ask.
 
-    `hosts`: names for this machine besides loopback's; None when the server listens on loopback only.
+    `hosts`: names for this machine besides loopback's; None when the server listens on loopback only. `origins`: sites whose pages may
+    ask. `drops_oldest`: what does not fit the context is left out, the oldest first, unless a request says `truncation: disabled`.
     """
 
     models: Models
     engine: Engine = field(default_factory=Engine)
     api_key: str | None = None
     hosts: frozenset[str] | None = None
+    origins: frozenset[str] = frozenset()
+    drops_oldest: bool = False

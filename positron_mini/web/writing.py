@@ -6,8 +6,8 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ from positron_mini import generate
 from positron_mini.chat import CHAT_SETTINGS
 from positron_mini.config import SampleConfig
 from positron_mini.decoder import Decoder
-from positron_mini.generate import Token, likeliest
+from positron_mini.generate import Token, check_finite, likeliest
 from positron_mini.lens import token_views
 from positron_mini.model import GPT
 from positron_mini.tokenizer import BOS, IncrementalDecoder, Tokenizer
@@ -25,6 +25,22 @@ from positron_mini.web.schemas import ChatRequest, CompletionRequest, SamplingRe
 from positron_mini.web.state import Served
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+R = TypeVar("R", bound=SamplingRequest)
+
+
+ANY_SEED = (None, -1)
+
+
+def with_seed(request: R) -> R:
+    """The request with a seed of its own where it leaves the choice to the server: all its texts are drawn with this one."""
+    return request.model_copy(update={"seed": secrets.randbelow(1 << 31)}) if request.seed in ANY_SEED else request
+
+
+def seed_of(request: SamplingRequest) -> int:
+    """The seed of a request that has one."""
+    assert request.seed is not None
+    return request.seed
 
 
 def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int | None, room: int) -> SampleConfig:
@@ -44,22 +60,26 @@ def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int 
         repetition_penalty=of("repetition_penalty"),
         presence_penalty=of("presence_penalty"),
         frequency_penalty=of("frequency_penalty"),
-        seed=secrets.randbelow(1 << 31) if request.seed in (None, -1) else of("seed"),
+        seed=seed_of(request) % (1 << 64),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
 
 
 @dataclass
 class Order:
-    """What is to be written, and when it happened. `top` None asks for no logprobs; `echo` scores the prompt first."""
+    """What is to be written `n` times after one prompt, and when it happened. `top` None asks for no logprobs; `echo` scores the prompt
+    first. `seed` is the request's, of which `config` has what the generator takes."""
 
     served: Served
     prompt: Prompt
     config: SampleConfig
+    seed: int
+    n: int = 1
     top: int | None = None
     echo: bool = False
     scores_only: bool = False
     began: float = 0.0
+    ended: float = 0.0  # of reading, where nothing is written
     times: list[float] = field(default_factory=list)  # when each token was there
 
     @classmethod
@@ -68,14 +88,15 @@ class Order:
         wanted = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         defaults = CHAT_SETTINGS if served.speaker.is_chat else SampleConfig()
         top = (request.top_logprobs or 0) if request.logprobs else None
-        return cls(served, prompt, sample_config(request, defaults, wanted, prompt.room), top)
+        config = sample_config(request, defaults, wanted, prompt.room)
+        return cls(served, prompt, config, seed_of(request), request.n or 1, top)
 
     @classmethod
     def of_text(cls, served: Served, prompt: Prompt, request: CompletionRequest) -> Order:
         """The order that a text makes; 80 tokens unless it says how many."""
         wanted = SampleConfig().max_tokens if request.max_tokens is None else request.max_tokens
         config = sample_config(request, SampleConfig(), wanted, prompt.room)
-        return cls(served, prompt, config, request.logprobs, request.echo or False, wanted == 0)
+        return cls(served, prompt, config, seed_of(request), request.n or 1, request.logprobs, request.echo or False, wanted == 0)
 
     def write(self, job: Job[Token]) -> Iterator[Token]:
         """The tokens of the prompt if they are to be scored, then those of the answer; for the engine's thread."""
@@ -83,35 +104,48 @@ class Order:
         self.began = time.perf_counter()
         if self.echo:
             with interruptible(speaker.model, job.check):
-                yield from prompt_tokens(speaker.model, self.prompt, self.top)
+                read = prompt_tokens(speaker.model, self.prompt, self.top)
+            yield from (replace(token, index=i) for i in range(self.n) for token in read)
+        self.ended = time.perf_counter()
         if self.scores_only:
             return
         with interruptible(self.served.writer, job.check):
             tokens = generate.stream(
-                self.served.writer, speaker.tokenizer, self.prompt.ids, self.config, end_ids=speaker.end_ids, top_logprobs=self.top or 0
+                self.served.writer,
+                speaker.tokenizer,
+                self.prompt.ids,
+                self.config,
+                n=self.n,
+                end_ids=speaker.end_ids,
+                top_logprobs=self.top or 0,
             )
             for token in tokens:
                 self.times.append(time.perf_counter())
                 yield token
 
-    def usage(self) -> dict[str, int]:
-        """Tokens read and written so far."""
-        read, written = len(self.prompt.ids), len(self.times)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
-    def timings(self, submitted: float) -> dict[str, float | int]:
-        """Milliseconds in the queue, until the first token, and for those after it."""
-        first, last = (self.times[0], self.times[-1]) if self.times else (time.perf_counter(),) * 2
-        read_s, write_s, following = first - self.began, last - first, max(0, len(self.times) - 1)
-        return {
-            "queued_ms": round(1e3 * (self.began - submitted), 3),
-            "prompt_n": len(self.prompt.ids),
-            "prompt_ms": round(1e3 * read_s, 3),
-            "prompt_per_second": round(len(self.prompt.ids) / max(read_s, 1e-9), 2),
-            "predicted_n": len(self.times),
-            "predicted_ms": round(1e3 * write_s, 3),
-            "predicted_per_second": round(following / max(write_s, 1e-9), 2),
-        }
+def usage(orders: Sequence[Order]) -> dict[str, int]:
+    """Tokens read and written so far."""
+    read, written = sum(len(order.prompt.ids) for order in orders), sum(len(order.times) for order in orders)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def timings(orders: Sequence[Order], submitted: float) -> dict[str, float | int]:
+    """Milliseconds in the queue, until the first token of each order, and for those after it."""
+    spans = [(order.began, *((order.times[0], order.times[-1]) if order.times else (order.ended, order.ended))) for order in orders]
+    read_s = sum(first - began for began, first, _ in spans)
+    write_s = sum(last - first for _, first, last in spans)
+    read, written = sum(len(order.prompt.ids) for order in orders), sum(len(order.times) for order in orders)
+    following = sum(max(0, len(order.times) - 1) for order in orders)
+    return {
+        "queued_ms": round(1e3 * (orders[0].began - submitted), 3),
+        "prompt_n": read,
+        "prompt_ms": round(1e3 * read_s, 3),
+        "prompt_per_second": round(read / max(read_s, 1e-9), 2),
+        "predicted_n": written,
+        "predicted_ms": round(1e3 * write_s, 3),
+        "predicted_per_second": round(following / max(write_s, 1e-9), 2),
+    }
 
 
 @contextlib.contextmanager
@@ -138,6 +172,7 @@ def prompt_tokens(model: GPT, prompt: Prompt, top: int | None) -> list[Token]:
     if top is None:
         return [Token(index, "", 0.0) for index in prompt.ids[prompt.added :]]
     logprobs = model.logits(model.hidden(torch.tensor([prompt.ids])))[0].log_softmax(-1)  # (T, V)
+    check_finite(logprobs, model)
     found = [Token(prompt.ids[0], "", 0.0)]
     for position, index in enumerate(prompt.ids[1:]):
         row = logprobs[position]

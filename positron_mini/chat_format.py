@@ -19,10 +19,12 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 # Plain ChatML, because llama.cpp and Ollama recognise it by its likeness to the template they know. Newlines stand inside expressions:
 # a bare one is dropped or kept by different engines. transformers adds no bos to a rendered template, so it is part of it.
+# Content may be a list of OpenAI's parts, [{"type": "text", "text": ...}], whose texts are joined.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] if message['content'] is string"
+    " else message['content']|join('', 'text')) + '<|im_end|>' + '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )

@@ -7,7 +7,9 @@ so no row is permuted. A chat model carries this package's own template; what st
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ Format = Literal["gguf", "hf"]
 Dtype = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
 VERSION = "v1.0"
+MAX_NAME = 80  # characters, as Ollama allows
 BLOCK = 32  # weights that share one scale in q8_0 and q4_0
 # the largest magnitude that each type holds; blocks keep their scale as a 16-bit float
 LARGEST = {"F32": 3.4e38, "BF16": 3.38e38, "F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_0": 8 * 65_504.0}
@@ -65,9 +68,22 @@ class Exported:
     bytes: int
 
 
-def model_name(config: ModelConfig, *, is_chat: bool) -> str:
-    """The name without spaces: `Positron-Mini-15M-Chat-v1.0`."""
-    return f"Positron-Mini-{config.size_name}-{'Chat' if is_chat else 'Base'}-{VERSION}"
+def model_name(checkpoint: Checkpoint) -> str:
+    """The name of the run, or of a folder that is no step of one, in letters of any script, digits and `.-_`, so that two models of a
+    person have two names; for a step that lies alone `Positron-Mini-15M-Chat-v1.0`."""
+    folder = checkpoint.folder.resolve()
+    own = folder.parent if checkpoint.step is not None else folder
+    is_run = checkpoint.step is None or (own / "run.json").is_file()
+    name = re.sub(r"[^\w.-]+", "-", own.name).strip("-._")[:MAX_NAME] if is_run else ""
+    return name or f"Positron-Mini-{checkpoint.config.size_name}-{'Chat' if checkpoint.is_chat else 'Base'}-{VERSION}"
+
+
+def ollama_name(checkpoint: Checkpoint) -> str:
+    """The name in what Ollama takes, small ASCII letters; one in another script is told apart by its hash."""
+    name = model_name(checkpoint).lower()
+    if name.isascii():
+        return name
+    return f"positron-mini-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------------------------
@@ -79,7 +95,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
     Equal checkpoints give equal bytes. Errors: PositronError without the package gguf, UsageError, DiskFullError; then nothing is left.
     """
     gguf = _gguf()
-    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat)
+    name = model_name(checkpoint)
     path = _gguf_path(checkpoint, out, f"{name}-{dtype.upper()}.gguf")
     tensors = dict(_converted(ckpt.load_model(checkpoint).state_dict(), dtype, gguf, say))
     card = model_card(checkpoint, name, _gguf_use(path.name, checkpoint), library="gguf")
@@ -162,7 +178,7 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
     from gguf.gguf_writer import WriterState
 
     writer = gguf.GGUFWriter(None, "qwen3")
-    _add_shape(writer, checkpoint.config, name.replace("-", " "))
+    _add_shape(writer, checkpoint.config, name)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     if dtype.startswith("q"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -215,7 +231,7 @@ def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
 
 def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
     """Ollama's Modelfile for the GGUF file of that name in the same folder. Ollama puts bos first by itself."""
-    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat).lower()
+    name = ollama_name(checkpoint)
     if checkpoint.is_chat:
         message = "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
         template = f'"""{{{{- range .Messages }}}}{message}{{{{ end }}}}<|im_start|>assistant\n"""'
@@ -243,7 +259,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
     types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in types:
         raise UsageError(f"--format hf stores f32, f16 or bf16, not {dtype}", f"--format gguf --dtype {dtype}")
-    name = model_name(checkpoint.config, is_chat=checkpoint.is_chat)
+    name = model_name(checkpoint)
     path = _folder_path(checkpoint, out, name)
     weights = {key: tensor.to(types[dtype]) for key, tensor in ckpt.load_model(checkpoint).state_dict().items()}
     ckpt.check_free_space(path.parent, sum(tensor.nbytes for tensor in weights.values()))
@@ -284,7 +300,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
-    model = model_name(checkpoint.config, is_chat=checkpoint.is_chat).lower()
+    model = ollama_name(checkpoint)
     run = f"ollama run {model}" if checkpoint.is_chat else f'ollama run {model} "Once upon a time"'
     return f"```\nollama create {model} -f Modelfile\n{run}\nllama-server -m {name}\n```\n"
 

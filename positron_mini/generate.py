@@ -19,7 +19,6 @@ from positron_mini.errors import NotFiniteOutput
 from positron_mini.model import GPT, KVCache
 from positron_mini.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 
-SEEDS = 1 << 64  # a generator takes no more
 FinishReason = Literal["stop", "length"]
 
 
@@ -291,7 +290,7 @@ def draws(
 
     A model on the CPU is read through a `Decoder`, made for this text where that is repaid; who writes many texts makes one and gives it.
     """
-    generators = [torch.Generator().manual_seed((config.seed * 1_000_003 + i) % SEEDS) for i in range(n)]
+    generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(n)]
     history = torch.tensor([list(prompt_ids)] * n)  # (N, T)
     reader = Reader(quickest(model, config.max_tokens) if isinstance(model, GPT) else model, n)
     for _ in range(config.max_tokens):

@@ -134,12 +134,49 @@ def test_the_mask_is_shown_as_the_text_in_spans() -> None:
 def test_the_template_is_plain_chatml() -> None:
     assert "generation %" not in CHAT_TEMPLATE
     assert "\n" not in CHAT_TEMPLATE
-    # what Ollama compares with (Levenshtein distance below 100 of about 200 characters)
+    # what Ollama compares with: it knows a template by a Levenshtein distance below 100
     chatml = (
         "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
-    assert CHAT_TEMPLATE.removeprefix("{{ bos_token }}").replace(" ", "") == chatml.replace(" ", "")
+    assert distance(CHAT_TEMPLATE, chatml) < 100
+
+
+def distance(a: str, b: str) -> int:
+    """The Levenshtein distance of two texts."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+def test_a_distance_counts_edits() -> None:
+    assert (distance("kitten", "sitting"), distance("", "abc"), distance("abc", "abc")) == (3, 3, 0)
+
+
+def test_content_in_parts_renders_as_the_joined_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, data in huggingface_files(story_tokenizer(), context_len=512, chat_template=CHAT_TEMPLATE).items():
+        (tmp_path / name).write_bytes(data)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path, local_files_only=True)
+    parts = [{"type": "text", "text": "Tell me "}, {"type": "text", "text": " a story\n"}]
+    given = [{"role": "system", "content": parts[:1]}, {"role": "user", "content": parts}, {"role": "assistant", "content": "{{ x }}"}]
+    joined = [Message("system", "Tell me "), Message("user", "Tell me  a story\n"), Message("assistant", "{{ x }}")]
+    for asks in (False, True):
+        ids = theirs.apply_chat_template(given, add_generation_prompt=asks, return_dict=False)
+        assert ids == encode_chat(story_tokenizer(), joined, add_generation_prompt=asks).ids
+
+
+def test_a_final_message_of_the_assistant_can_stay_open() -> None:
+    tokenizer = story_tokenizer()
+    question = Message("user", "Hi")
+    whole = encode_chat(tokenizer, [question, Message("assistant", "Hello Tom")]).ids
+    opened = encode_chat(tokenizer, [question, Message("assistant", "Hello Tom")], continue_final_message=True).ids
+    assert [*opened, tokenizer.im_end_id, *tokenizer.encode("\n")] == whole
+    nothing = encode_chat(tokenizer, [question, Message("assistant", "")], continue_final_message=True).ids
+    assert nothing == encode_chat(tokenizer, [question], add_generation_prompt=True).ids
 
 
 def test_roles_and_characters_that_do_not_exist_are_refused() -> None:

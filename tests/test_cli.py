@@ -193,7 +193,7 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal() -> None:
 
 
 def test_score_answers_every_line_split_on_newlines_only(workshop: Path) -> None:
-    lines = ["Lily saw a dog.", "", "a\u2028b\x0bc\x1dd\u0085e\x0cf", "  spaced\r", "naïve — café", "x"]
+    lines = ["Lily saw a dog.", "", "a\u2028b\x0bc\x1dd\u0085e\x0cf", "  spaced", "naïve — café", "x"]
     result = positron("score", "--ckpt", "runs/base", "--json", stdin="\n".join(lines).encode())
     rows = [json.loads(line) for line in result.out.split("\n")[:-1]]
     assert [row["text"] for row in rows] == lines and all(set(row) == {"text", "logprob", "tokens"} for row in rows)
@@ -208,6 +208,48 @@ def test_score_answers_every_line_split_on_newlines_only(workshop: Path) -> None
 def test_the_end_of_the_last_line_is_not_a_line(workshop: Path, stdin: bytes, count: int) -> None:
     result = positron("score", "--ckpt", "runs/base", stdin=stdin)
     assert result.code == 0 and len(result.out.splitlines()) == count
+
+
+WINDOWS = ["  Lily saw a dog.", "", "naïve — café", "x "]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_score_reads_lines_of_windows_as_any_others(workshop: Path, mark: bytes, end: str) -> None:
+    plain = positron("score", "--ckpt", "runs/base", stdin="\n".join(WINDOWS).encode())
+    windows = positron("score", "--ckpt", "runs/base", stdin=mark + ("\r\n".join(WINDOWS) + end).encode())
+    assert windows.out == plain.out and [json.loads(line)["text"] for line in plain.out.splitlines()] == WINDOWS
+
+
+def test_score_mends_within_a_line_what_prepare_mends_and_says_what_it_scored(workshop: Path) -> None:
+    result = positron("score", "--ckpt", "runs/base", stdin=b"a\rb\r\r\nc\x00d\xe2\x96\x81e\n")
+    assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["a\nb\n", "cd e"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+@pytest.mark.parametrize("command", ["score", "generate"])
+def test_text_that_is_not_utf_8_is_refused_with_the_way_to_convert_it(workshop: Path, command: str, encoding: str) -> None:
+    prompt = ("--prompt", "-") if command == "generate" else ()
+    result = positron(command, "--ckpt", "runs/base", *prompt, stdin="Größe\n".encode(encoding))
+    assert result.code == 1 and "iconv" in result.hint and "not" in result.sentence and "UTF-8" in result.sentence
+
+
+@pytest.mark.parametrize("stdin", [b"Lily saw\r\na dog", b"Lily saw\ra dog", b"\xef\xbb\xbfLily saw\na dog"])
+def test_a_prompt_from_stdin_has_newlines_of_one_kind(workshop: Path, stdin: bytes) -> None:
+    words = ("generate", "--ckpt", "runs/base", "--prompt", "-", "--max_tokens", "3", "--json")
+    ids = [json.loads(positron(*words, stdin=given).out)["prompt_token_ids"] for given in (stdin, b"Lily saw\na dog")]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(("mark", "end"), [(b"", "\r\n"), (b"", "\r"), (b"\xef\xbb\xbf", "\n"), (b"\xef\xbb\xbf", "\r\n")])
+@pytest.mark.parametrize("separator", ["<|endoftext|>", ""])
+def test_eval_reads_line_ends_of_any_system_alike(workshop: Path, mark: bytes, end: str, separator: str) -> None:
+    text = f"Lily saw a dog.\nShe ran.\n{separator}\nTom had a ball.\n"
+    Path("plain.txt").write_bytes(text.encode())
+    Path("other.txt").write_bytes(mark + text.replace("\n", end).encode())
+    words = ("eval", "--ckpt", "runs/base", "--json", "--text")
+    assert json.loads(positron(*words, "plain.txt").out) == json.loads(positron(*words, "other.txt").out)
+    assert json.loads(positron(*words, "plain.txt").out)["documents"] == 2
 
 
 def test_eval_counts_every_document_and_byte_and_agrees_with_score(workshop: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +73,7 @@ def test_keys_of_a_base_model_are_those_llama_cpp_needs(base: Checkpoint, tmp_pa
     pieces = base.tokenizer.pieces()
     assert found == {
         "general.architecture": "qwen3",
-        "general.name": "Positron Mini 1M Base v1.0",
+        "general.name": "Positron-Mini-1M-Base-v1.0",
         "general.file_type": 0,
         "qwen3.context_length": 32,
         "qwen3.embedding_length": 32,
@@ -422,6 +425,70 @@ def test_the_command_prints_what_it_wrote(base: Checkpoint, tmp_path: Path) -> N
     assert (done.code, done.out.splitlines()) == (0, [str(out / name), str(out / "Modelfile"), str(out / "README.md")])
     row = json.loads(positron("export", "--ckpt", base.folder, "--out", tmp_path / "p", "--json").out)
     assert row["path"] == str(tmp_path / "p" / "Positron-Mini-1M-Base-v1.0-Q8_0.gguf") and row["bytes"] == Path(row["path"]).stat().st_size
+
+
+def test_two_runs_of_one_size_have_two_names_everywhere(workshop: Path) -> None:
+    shutil.copytree("runs/base", "runs/My Böok; rm", symlinks=True)
+    shutil.copytree("runs/base", "runs/книга", symlinks=True)
+    shutil.copytree("runs/base", "runs/книги", symlinks=True)
+    names, models = [], []
+    for run in ("base", "My Böok; rm", "книга", "книги"):
+        done = export_gguf(find_checkpoint(f"runs/{run}"), Path("out"))
+        names.append((done.path.name, keys(done.path)["general.name"]))
+        models.append(done.beside[0].read_text().splitlines()[0])
+    assert names[:3] == [
+        ("base-Q8_0.gguf", "base"), ("My-Böok-rm-Q8_0.gguf", "My-Böok-rm"), ("книга-Q8_0.gguf", "книга"),
+    ]  # fmt: skip
+    assert len(set(names)) == len(set(models)) == 4
+    assert models[0] == "# Positron Mini: ollama create base -f Modelfile"
+    assert all(re.fullmatch("# Positron Mini: ollama create [a-z0-9][a-z0-9._-]{0,79} -f Modelfile", line) for line in models)
+
+
+def test_a_folder_that_was_renamed_keeps_its_name(base: Checkpoint, tmp_path: Path) -> None:
+    shutil.copytree(base.folder, tmp_path / "my-stories")
+    assert export_huggingface(open_checkpoint(tmp_path / "my-stories"), None).path.name == "my-stories"
+
+
+def pasted(line: str) -> list[str]:
+    """The words of a command after its heading, as a shell reads them."""
+    return shlex.split(line.partition(":")[2])
+
+
+def test_the_next_commands_are_printed_ready_to_be_pasted(workshop: Path) -> None:
+    done = positron("export", "--ckpt", "runs/base", "--out", "my models")
+    ollama, llama = done.err.splitlines()[-2:]
+    assert pasted(ollama) == [
+        "ollama", "create", "base", "-f", "my models/Modelfile", "&&", "ollama", "run", "base", "Once upon a time",
+    ]  # fmt: skip
+    assert pasted(llama) == ["llama-server", "-m", "my models/base-Q8_0.gguf", "-c", "64"]
+    Path("my models/Modelfile").write_text("a Modelfile of mine")
+    done = positron("export", "--ckpt", "runs/base", "--out", "my models")
+    assert "my models/base-Q8_0.Modelfile" in pasted(done.err.splitlines()[-2])
+
+
+def test_the_next_commands_of_a_folder_work(workshop: Path) -> None:
+    pytest.importorskip("transformers")
+    done = positron("export", "--ckpt", "runs/base", "--format", "hf", "--out", "my model's")
+    here, transformers = map(pasted, done.err.splitlines()[-2:])
+    assert positron(*here[1:], "--max_tokens", "3").code == 0
+    assert transformers[:2] == ["python", "-c"]
+    ran = subprocess.run([sys.executable, *transformers[1:]], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "generated_text': 'Once upon a time" in ran.stdout, ran.stderr
+
+
+def test_rows_of_different_lengths_continue_in_transformers_as_each_alone(chat: Checkpoint) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(chat.folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(chat.folder)
+    assert (tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.pad_token) == ("left", 3, "<pad>")
+    texts = ["Lily", "Once upon a time there was a", "Tom had"]
+    settings = {"max_new_tokens": 8, "do_sample": False, "min_new_tokens": 8}
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    assert int((batch.input_ids == 3).sum()) > 0
+    rows = model.generate(**batch, **settings)[:, batch.input_ids.shape[1] :]
+    for text, row in zip(texts, rows, strict=True):
+        alone = tokenizer(text, return_tensors="pt")
+        assert model.generate(**alone, **settings)[0, alone.input_ids.shape[1] :].tolist() == row.tolist()
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ def running(state: ServerState) -> Iterator[TinyServer]:
 
 
 @contextlib.contextmanager
-def tiny_server(speaker: Speaker, *, api_key: str | None = None, folder: Path | None = None) -> Iterator[TinyServer]:
-    """A server of one model, called `tiny`."""
-    state = ServerState(Models([Served("tiny", speaker, 1_700_000_000, folder)]), Engine(), api_key)
+def tiny_server(speaker: Speaker, *, api_key: str | None = None, folder: Path | None = None, **more: Any) -> Iterator[TinyServer]:
+    """A server of one model, called `tiny`. `more`: other fields of its ServerState."""
+    state = ServerState(Models([Served("tiny", speaker, 1_700_000_000, folder)]), Engine(), api_key, **more)
     with running(state) as server:
         yield server

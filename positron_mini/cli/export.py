@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
+
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.export import Exported
 
 
 @dataclass(frozen=True)
@@ -45,4 +50,25 @@ def run(argv: Sequence[str]) -> int:
     for path in done.beside:
         print(path)
     note(f"{done.bytes / 1e6:,.1f} MB")
+    for line in next_steps(checkpoint, done, flags.format):
+        note(line)
     return 0
+
+
+def next_steps(checkpoint: Checkpoint, done: Exported, format: str) -> list[str]:
+    """Commands that open what was exported, ready to be pasted."""
+    from positron_mini.export import ollama_name
+
+    say, path = "Who are you?" if checkpoint.is_chat else "Once upon a time", shlex.quote(str(done.path))
+    if format == "gguf":
+        model, modelfile = shlex.quote(ollama_name(checkpoint)), shlex.quote(str(done.beside[0]))
+        return [
+            f"in Ollama:     ollama create {model} -f {modelfile} && ollama run {model} {shlex.quote(say)}",
+            f"in llama.cpp:  llama-server -m {path} -c {checkpoint.config.context_len}",
+        ]
+    prompt = [{"role": "user", "content": say}] if checkpoint.is_chat else say
+    code = f"from transformers import pipeline; print(pipeline('text-generation', {str(done.path)!r})({prompt!r}, max_new_tokens=80))"
+    return [
+        f"here:             positron {'chat' if checkpoint.is_chat else 'generate'} --ckpt {path}",
+        f"in transformers:  python -c {shlex.quote(code)}",
+    ]

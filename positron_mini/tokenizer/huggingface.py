@@ -97,7 +97,7 @@ def _tokenizer_config(context_len: int, chat_template: str | None) -> dict[str, 
         "additional_special_tokens": [IM_START, IM_END],
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_len,
-        "padding_side": "right",
+        "padding_side": "left",  # rows of a batch end together, where each goes on
     }
     if chat_template is not None:
         config["chat_template"] = chat_template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +26,10 @@ from positron_mini.web.schemas import ChatRequest, CompletionRequest, SamplingRe
 from positron_mini.web.state import Served
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
+ANY_SEED = (None, -1)
+OWN_SEEDS = 10**12  # the largest seed of the command line
 
 R = TypeVar("R", bound=SamplingRequest)
-
-
-ANY_SEED = (None, -1)
 
 
 def with_seed(request: R) -> R:
@@ -41,6 +41,13 @@ def seed_of(request: SamplingRequest) -> int:
     """The seed of a request that has one."""
     assert request.seed is not None
     return request.seed
+
+
+def _own_seed(seed: int) -> int:
+    """A seed as `positron generate` takes it: itself where that does, else one made of its digits."""
+    if 0 <= seed <= OWN_SEEDS:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]) % OWN_SEEDS
 
 
 def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int | None, room: int) -> SampleConfig:
@@ -60,7 +67,7 @@ def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int 
         repetition_penalty=of("repetition_penalty"),
         presence_penalty=of("presence_penalty"),
         frequency_penalty=of("frequency_penalty"),
-        seed=seed_of(request) % (1 << 64),
+        seed=_own_seed(seed_of(request)),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
 

@@ -53,6 +53,7 @@ RANKS = [
     "resolve",
     "pace",
     "session",
+    "quiet",
     "announce",
     "budget",
     "pretrain",

@@ -193,7 +193,13 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
         wanted, known = facts["reference"] if reference is None else reference, reference_names()
         held = wanted if wanted in known else None
         rows, reference_rows = run.metrics(), None if held is None else read_reference(held)
-        found = curve_checks(rows, facts["vocab_size"] or 1, is_pretraining=facts["kind"] == "pretrain", reference=reference_rows)
+        found = curve_checks(
+            rows,
+            facts["vocab_size"] or 1,
+            is_pretraining=facts["kind"] == "pretrain",
+            reference=reference_rows,
+            bos_share=facts["bos_share"],
+        )
         return {"checks": [asdict(check) for check in found] if rows else [], "references": known, "reference": held}
 
     @router.get("/references/{name}")

@@ -233,13 +233,14 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
 
 
 def _preferred(run: RunFolder, say: Say) -> ckpt.Checkpoint:
-    """What a run's own name stands for: the step that `best` names, which is said where it is not the newest, else the newest."""
+    """What a run's own name stands for: its newest step; of a pretraining whose held-out loss has turned the one that `best` names, saying
+    so. A fine-tuning has a best step from the first one on, which has to be asked for."""
     best = run.points_to("best")
-    if best is None:
+    if best is None or (run.path / best / "chat_template.jinja").is_file():
         return _newest_of(run, say)
-    found = _follow(run.path / "best", say)
-    if found.folder.name == best and found.step is not None and found.step < max(run.steps()):
-        say(f"{run.path}: taking step {found.step:,}, where the held-out loss is lowest (the newest is step {max(run.steps()):,})")
+    found, newest = _follow(run.path / "best", say), max(run.steps())
+    if found.folder.name == best and found.step is not None and found.step < newest:
+        say(f"{run.path}: taking step {found.step:,}, where the held-out loss is lowest (the newest is step {newest:,})")
     return found
 
 

@@ -16,6 +16,7 @@ from positron_mini import budget, pretrain
 from positron_mini.config import TrainConfig, default_eval_every, model_config
 from positron_mini.curve import Turn, curve_checks, turned, validations
 from positron_mini.evaluate.bits import Score
+from positron_mini.prepare import prepare_corpus
 from positron_mini.recorder import Recorder
 from positron_mini.report.advice import advise
 from positron_mini.report.corpus import Corpus
@@ -250,3 +251,10 @@ def test_what_a_short_text_is_expected_to_end_with_does_not_fall_with_the_time()
 
 def test_a_short_text_is_validated_about_once_a_reading() -> None:
     assert [default_eval_every(tokens, 2_048) for tokens in (5_000, 20_000, 41_000, 110_000, 10**9)] == [10, 10, 20, 50, 100]
+
+
+def test_the_share_of_free_targets_is_that_of_the_documents_and_stands_in_the_record(workshop: Path) -> None:
+    prepared = prepare_corpus(Path("text.txt"), tokenizer_path=Path("spm.model"), vocab_size=None, say=lambda _: None)
+    share = int((prepared.train.ids[:] == 1).sum()) / prepared.train.count
+    record = RunFolder(Path("runs/base")).read()
+    assert record is not None and record.bos_share == round(share, 6) and 0 < share < 0.1

@@ -17,7 +17,6 @@ def run_facts(state: RunState) -> dict[str, Any]:
         "damaged": state.damaged,
         "reference": None,
         "vocab_size": None,
-        "bos_share": 0.0,
         "batch_tokens": None,
         "horizon": None,
         "steps": list(state.steps),
@@ -29,5 +28,4 @@ def run_facts(state: RunState) -> dict[str, Any]:
     preset = record.config.get("config")
     if record.kind == "pretrain" and preset is not None:
         facts["reference"] = reference_name(preset, record.config.get("dataset_path"))
-    facts["bos_share"] = min(max(record.bos_share or 0.0, 0.0), 0.5)
     return {**facts, "vocab_size": record.vocab_size, "batch_tokens": record.config.get("batch_tokens"), "horizon": record.horizon}

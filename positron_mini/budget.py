@@ -13,16 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from positron_mini import device as devices
 from positron_mini.announce import measure_speed
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
 from positron_mini.corpus.files import list_files
+from positron_mini.curve import turned, validations
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
 from positron_mini.prepare import Prepared, default_tokenizer_path
+from positron_mini.quiet import Usage, disturbance, paired, usage
 from positron_mini.resolve import choose_kernels
 from positron_mini.runs import RunFolder, readable_runs
 from positron_mini.store.run_record import RunRecord
@@ -37,6 +42,12 @@ TRAINING_SHARE = 0.85  # of the time that is spent on steps; the rest goes to va
 REUSE = 15.4  # readings of a text beyond which more are worth next to nothing (Muennighoff et al. 2023)
 MIN_CONTEXT_LEN = 512  # a story and a question about it, so that the model can be fine-tuned
 TRIAL_ROWS = 4
+FIRST_GUESS = 1_000  # steps of an open-ended run that is given a budget before it has a speed; the pacer will move it
+EARLY = 0.15  # of the budget: a run that ends so long before has been ended because its text is short
+# of a text that has fewer bytes than the model has weights, more readings are learned by heart: 50 kB of stories are best read 5 times by
+# PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
+FEW_READINGS, NAME_READINGS, NAME_BYTES = 5.0, 2.5, 32
+FEWEST_STEPS, LEAST_BATCH_TOKENS = 150, 512  # of a run that reads so little
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,29 @@ def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
     return min(read_bytes, unique_bytes) + unique_bytes * REUSE * (1 - math.exp(-repeats / REUSE))
 
 
+def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
+    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
+    return shape.block_parameters <= text_bytes
+
+
+def most_readings(shape: ModelConfig, text_bytes: float, documents: int = 0) -> float:
+    """How often a model of this shape gains from reading a text; no limit is known where the text is long enough for it."""
+    if fits_text(shape, text_bytes):
+        return math.inf
+    return NAME_READINGS if text_bytes < NAME_BYTES * documents else FEW_READINGS
+
+
+def most_steps(shape: ModelConfig, prepared: Prepared, step_tokens: int) -> int | None:
+    """The steps of a run that reads its text as often as it gains from it; None where there is no limit."""
+    readings = readings_of(shape, prepared)
+    return None if math.isinf(readings) else max(1, round(readings * prepared.train.count / step_tokens))
+
+
+def readings_of(shape: ModelConfig, prepared: Prepared) -> float:
+    """`most_readings` of a prepared text."""
+    return most_readings(shape, prepared.report["bytes"], prepared.report["stories"])
+
+
 def bytes_per_token(vocab_size: int) -> float:
     """Bytes of a story that one token stands for: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
     return 4.15 - 0.57 * math.pow(2_048 / vocab_size, 0.9)
@@ -88,17 +122,24 @@ class Candidate:
 
 def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
     """The plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step as `batch_for` says."""
-    batch = batch or batch_for(tok_per_s)
-    steps = max(1, int(seconds * TRAINING_SHARE * tok_per_s / batch))
+    most_tokens = most_readings(shape, text_bytes) * text_bytes / bytes_per_token(shape.vocab_size)
+    batch = batch or batch_for(tok_per_s, most_tokens, max(LEAST_BATCH_TOKENS, shape.context_len))
+    steps = max(1, int(min(seconds * TRAINING_SHARE * tok_per_s, most_tokens) / batch))
     read = steps * batch * bytes_per_token(shape.vocab_size)
     expected = TINYSTORIES.bits_per_byte(shape.block_parameters, worth_of_text(read, text_bytes))
     return Candidate(config, shape, tok_per_s, batch, steps, expected)
 
 
-def batch_for(tok_per_s: float) -> int:
-    """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short."""
+def batch_for(tok_per_s: float, most_tokens: float = math.inf, least: int = LEAST_BATCH_TOKENS) -> int:
+    """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short.
+
+    Fewer, down to `least`, where `most_tokens` in all would make fewer than FEWEST_STEPS steps.
+    """
     size = 1 << int(math.log2(max(1.0, tok_per_s * STEP_S)))
-    return min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, size))
+    size = min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, size))
+    while size // 2 >= least and size * FEWEST_STEPS > most_tokens:
+        size //= 2
+    return size
 
 
 def choose(
@@ -147,10 +188,12 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
     seconds = parse_duration(config.budget, "budget")
     devices.set_threads(config.threads)
     text_bytes = sum(path.stat().st_size for path in list_files(text)) if text.exists() else 1e9
-    shapes = dict(possible(config, given, text_bytes))
+    shapes, before = dict(possible(config, given, text_bytes)), usage()
     precision = faster_precision(config, min(shapes.values(), key=ModelConfig.flops_per_token), say)
     plan = choose(shapes, lambda name: measured_speed(config, shapes[name], precision), seconds, text_bytes, config.batch_tokens)
     say(describe(config.budget, plan, text_bytes))
+    if devices.choose(devices.this_machine(), config.device).device == "cpu" and (disturbed := _disturbed(before)):
+        say(f"note: {disturbed}: model and batch are chosen for the speed of now; the steps will follow the clock")
     decided: dict[str, Any] = {
         "config": plan.config,
         "vocab_size": plan.shape.vocab_size,
@@ -160,6 +203,11 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> 
         "lr": default_lr(plan.batch_tokens),
     }
     return replace(config, precision=precision, **{name: value for name, value in decided.items() if name not in given})
+
+
+def _disturbed(before: Usage) -> str:
+    """Whether other programs had the processor since `before`, in words."""
+    return disturbance(before, usage(), torch.get_num_threads(), devices.this_machine().cores)
 
 
 def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _: None) -> RunFolder | None:
@@ -190,14 +238,11 @@ def faster_precision(config: TrainConfig, shape: ModelConfig, say: Say) -> Liter
     is_open = devices.choose(machine, config.device).device == "cpu" and "cpu" in machine.bf16 and machine.verdict is None
     if config.precision != "auto" or not is_open:
         return config.precision
-    gain = measured_speed(config, shape, "bf16") / measured_speed(config, shape, "fp32")
-    say(f"precision  bf16 products train {gain:.2f} times as fast as fp32 here")
-    return "bf16" if gain > devices.BF16_GAIN else "fp32"
-
-
-def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
-    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
-    return shape.block_parameters <= text_bytes
+    fp32, bf16 = (partial(measured_speed, config, shape, precision) for precision in ("fp32", "bf16"))
+    found = paired(fp32, bf16, devices.BF16_GAIN)
+    doubt = "" if found.is_clear else "; pairs of measurements do not agree, as on a busy machine: --precision decides it for good"
+    say(f"precision  bf16 products train {found.median:.2f} times as fast as fp32 here{doubt}")
+    return "bf16" if found.median > devices.BF16_GAIN else "fp32"
 
 
 def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> Iterator[tuple[str, ModelConfig]]:
@@ -220,9 +265,11 @@ def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> I
 def describe(budget: str, plan: Candidate, text_bytes: float) -> str:
     """The plan in words."""
     readings = plan.tokens * bytes_per_token(plan.shape.vocab_size) / text_bytes
+    is_short = not fits_text(plan.shape, text_bytes)
     return (
         f"budget     {budget}: {plan.config} with {plan.shape.vocab_size:,} pieces, about {plan.steps:,} steps of {plan.batch_tokens:,} "
         f"tokens; the text is read {readings:.1f} times"
+        + ("; so short a text is learned by heart when it is read more often, so the run may end early" if is_short else "")
     )
 
 
@@ -231,33 +278,57 @@ def expectation(
 ) -> tuple[float, str]:
     """Bits per byte that a run is expected to end with, as it was said when the run began, and the line that says so."""
     size = bytes_per_token(shape.vocab_size)
-    worth = worth_of_text((horizon or 0) * step_tokens * size, prepared.train.count * size)
+    read = min((horizon or 0) * step_tokens, readings_of(shape, prepared) * prepared.train.count)  # more would not lower it
+    worth = worth_of_text(read * size, prepared.train.count * size)
     found = recorded.expected_bpb if recorded is not None else None
     bits = found if found is not None else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
     return bits, f"expected   {bits:.2f} bits per byte at the end, for stories like TinyStories; other texts end elsewhere"
 
 
-def longer_horizon(run: RunFolder, recorded: RunRecord, budget_s: float) -> int | None:
-    """The horizon for a run whose cool-down has begun and whose budget is now larger, by the speed of its log; None for other runs, whose
-    horizon the pacer moves."""
-    rows, before = run.metrics(), recorded.config.get("budget")
-    cooldown_start = recorded.schedule_at().cooldown_start
-    if before is None or parse_duration(before, "budget") >= budget_s or cooldown_start is None:
+def longer_horizon(run: RunFolder, recorded: RunRecord, budget: str, most: int | None, say: Say) -> int | None:
+    """The horizon that another budget than before asks for where the pacer cannot move the run's own: of an open-ended run, and of one
+    whose rate falls already and whose budget is now larger, by the speed of its log. None to keep the horizon.
+
+    `most`: the steps that the text is worth; `say` is told where they forbid a longer run. Errors: UsageError for a budget below the time
+    that an unfinished run has trained already.
+    """
+    rows, schedule, before = run.metrics(), recorded.schedule_at(), recorded.config.get("budget")
+    if before == budget:
         return None
-    if not rows or rows[-1]["step"] <= cooldown_start or len(rows) < 2:
+    if len(rows) < 2:
+        return FIRST_GUESS if schedule.horizon is None else None
+    last, start, horizon = rows[-1], schedule.cooldown_start, schedule.horizon
+    budget_s, is_done = parse_duration(budget, "budget"), horizon is not None and last["step"] >= horizon
+    if last["elapsed_s"] >= budget_s and not is_done:
+        raise UsageError(
+            f"--budget {budget}: this run has trained for {last['elapsed_s'] / 60:.1f} minutes already",
+            "give it more time, or cool it down now with --finish in place of --budget",
+        )
+    is_more = budget_s > (last["elapsed_s"] if before is None else parse_duration(before, "budget"))
+    is_falling = start is not None and last["step"] > start and (before is not None or is_done)
+    if not (horizon is None or (is_more and is_falling)):
         return None
+    least = last["step"] + 1 if horizon is None else horizon + 1
+    if turned(validations(rows)) is not None or (most is not None and least > most):
+        say(f"--budget {budget}: more readings of this text are learned by heart; more text helps, more minutes do not")
+        return horizon or least
+    wanted = _steps_in(rows, budget_s, start)
+    return max(least, wanted if most is None else min(wanted, most))
+
+
+def _steps_in(rows: list[dict[str, Any]], budget_s: float, start: int | None) -> int:
+    """The step that a run reaches by `budget_s`, at the speed of its log, if it goes on from step `start` (None: from its newest)."""
     first, last = rows[len(rows) // 4], rows[-1]  # without the start-up
     steps_per_s = (last["step"] - first["step"]) / max(last["elapsed_s"] - first["elapsed_s"], 1e-9)
-    start = next((row for row in reversed(rows) if row["step"] <= cooldown_start), first)
-    wanted = start["step"] + int((budget_s - start["elapsed_s"]) * steps_per_s)
-    planned = recorded.horizon or 0
-    return max(int(wanted), planned + 1)
+    begin = next((row for row in reversed(rows) if start is None or row["step"] <= start), first)
+    return int(begin["step"] + (budget_s - begin["elapsed_s"]) * steps_per_s)
 
 
 def reached(expected_bpb: float, bpb: float, budget_s: float, elapsed_s: float) -> str:
     """What came of the plan, in a line."""
     off = elapsed_s / budget_s - 1
+    early = "; reading so short a text more often would only hurt, more text helps more than more minutes" if off < -EARLY else ""
     return (
         f"budget     expected {expected_bpb:.2f}, reached {bpb:.2f} bits per byte; {elapsed_s / 60:.1f} of {budget_s / 60:g} minutes "
-        f"({off:+.1%})"
+        f"({off:+.1%}){early}"
     )

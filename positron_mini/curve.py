@@ -17,6 +17,7 @@ REFERENCE_FOLDER = Path(__file__).parent / "reference"
 FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
 SPIKE_NATS = 0.5
 MEMORISING = 0.15  # validation above training, as a share of the latter
+ABOVE_LOWEST, NOISE_TIMES, LAST_ABOVE, FEWEST_TO_TURN = 0.02, 5.0, 3, 7  # when held-out loss has turned, see `turned`
 REFERENCE = 0.05  # another seed changes a curve less than this share of its loss
 FAR_OFF = 0.2  # above the reference at equal tokens: more than another time of cooling down explains
 CAUSES = "a learning rate that does not fit the batch, a text of another kind, a tokenizer of another text, damaged text"
@@ -33,10 +34,65 @@ class Check:
     detail: str
 
 
-def curve_checks(rows: Rows, vocab_size: int, *, is_pretraining: bool, reference: Rows | None = None) -> list[Check]:
-    """The rules for the rows of a metrics.jsonl, in the order in which a person would look."""
+@dataclass(frozen=True)
+class Validation:
+    """Held-out loss at a step, in nats per token and in bits per byte, and the mean training loss since the validation before it."""
+
+    step: int
+    loss: float
+    bpb: float
+    training: float
+
+
+def validations(rows: Rows) -> list[Validation]:
+    """The validations of a log."""
+    found, since = [], []
+    for row in rows:
+        since.append(float(row["loss"]))
+        if "val_loss" in row and math.isfinite(row["val_loss"]):
+            found.append(Validation(row["step"], float(row["val_loss"]), float(row.get("val_bpb", 0.0)), fmean(since)))
+            since = []
+    return found
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Held-out loss that has turned: its lowest validation and the newest."""
+
+    best: Validation
+    newest: Validation
+
+
+def turned(found: Sequence[Validation]) -> Turn | None:
+    """Where held-out loss was lowest, if it has turned since; None while it has not.
+
+    It has turned when the last three validations all lie above the lowest by more than 2 % and by more than five times the noise of the
+    validations, while the training loss fell further: from there on the model learns its text by heart. Where both rise, as after a spike,
+    something else is wrong. The lowest is the lowest median of three, so that one lucky validation does not count. The noise is what is
+    left of three neighbouring validations without their trend, by the median, which no bend of the curve moves far.
+    """
+    if len(found) < FEWEST_TO_TURN:
+        return None
+    losses = [one.loss for one in found]
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+    noise = 1.4826 * median(bends) / math.sqrt(6)  # the standard deviation behind the median of such differences
+    lowest = min(median(losses[i : i + 3]) for i in range(len(losses) - 2))
+    if min(losses[-LAST_ABOVE:]) <= lowest + max(ABOVE_LOWEST * lowest, NOISE_TIMES * noise):
+        return None
+    at = losses.index(min(losses))
+    then, now = (fmean(one.training for one in pair) for pair in (found[at : at + 2], found[-2:]))
+    return Turn(found[at], found[-1]) if now < then else None
+
+
+def curve_checks(
+    rows: Rows, vocab_size: int, *, is_pretraining: bool, reference: Rows | None = None, bos_share: float = 0.0
+) -> list[Check]:
+    """The rules for the rows of a metrics.jsonl, in the order in which a person would look.
+
+    `bos_share`: how many of the training targets are the bos after an eos, which costs nothing and which validation does not count.
+    """
     checks = [_starts_at_chance(rows, vocab_size)] if is_pretraining else []
-    checks += [_falls(rows), _no_spikes(rows), _does_not_memorise(rows), _keeps_its_pace(rows)]
+    checks += [_falls(rows), _no_spikes(rows), _does_not_memorise(rows, bos_share), _keeps_its_pace(rows)]
     return checks + ([_follows(rows, reference)] if reference is not None else [])
 
 
@@ -113,16 +169,20 @@ def _no_spikes(rows: Rows) -> Check:
     return Check("spikes", jump < SPIKE_NATS, detail + ("" if jump < SPIKE_NATS else " A smaller learning rate calms it."))
 
 
-def _does_not_memorise(rows: Rows) -> Check:
+def _does_not_memorise(rows: Rows, bos_share: float) -> Check:
     scored = [i for i, row in enumerate(rows) if "val_loss" in row]
     if not scored:
         return Check("memorising", None, "No validation yet; it shows whether the model learns or memorises.")
     at = scored[-1]
-    training = fmean(float(row["loss"]) for row in rows[max(0, at - 9) : at + 1])
-    validation = float(rows[at]["val_loss"])
+    training = fmean(float(row["loss"]) for row in rows[max(0, at - 9) : at + 1]) / (1 - bos_share)
+    validation, turn = float(rows[at]["val_loss"]), turned(validations(rows))
     share = validation / training - 1 if training > 0 else math.inf
-    detail = f"Validation is {validation:.2f}, training {training:.2f} nats per token."
-    return Check("memorising", share < MEMORISING, detail + ("" if share < MEMORISING else " The text is too small for so many steps."))
+    counted = ", without the bos between texts" if bos_share >= 0.01 else ""
+    detail = f"Validation is {validation:.2f}, training {training:.2f} nats per token{counted}."
+    if turn is not None:
+        detail += f" Validation was lowest at step {turn.best.step:,}, with {turn.best.loss:.2f}."
+    is_right = share < MEMORISING and turn is None
+    return Check("memorising", is_right, detail + ("" if is_right else " The text is too small for so many steps."))
 
 
 def _keeps_its_pace(rows: Rows) -> Check:

@@ -22,8 +22,17 @@ class Pacer:
     All times are seconds of training (`elapsed_s`), which validation, samples and saving belong to and a closed lid does not.
     """
 
-    def __init__(self, budget_s: float, short_steps: int, *, cooldown_steps: int | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        budget_s: float,
+        short_steps: int,
+        *,
+        cooldown_steps: int | None = None,
+        compiled: bool = False,
+        most_steps: int | None = None,
+    ) -> None:
         self.budget_s, self.short_steps, self.cooldown_steps, self.compiled = budget_s, short_steps, cooldown_steps, compiled
+        self.most_steps = most_steps  # that the text is worth, whatever time is left
         self._times: dict[bool, deque[float]] = {True: deque(maxlen=30), False: deque(maxlen=30)}  # by "in half windows"
         self._begun: set[bool] = set()
         self._compile_s = 0.0
@@ -50,7 +59,7 @@ class Pacer:
         if abs(spare) <= TOLERANCE * self.budget_s:
             return None
         last_step_s = self._step_s(horizon <= self.short_steps) + statistics.fmean(self._other_s)
-        wanted = max(step + 1, horizon + round(spare / last_step_s))
+        wanted = max(step + 1, min(horizon + round(spare / last_step_s), self.most_steps or 1 << 60))
         return None if wanted == horizon else move_horizon(schedule, step, wanted, self.cooldown_steps)
 
     def needed_s(self, step: int, horizon: int) -> float:

@@ -63,8 +63,10 @@ def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], req
     until = _until(plan.start, request, plan.until)
     horizon = plan.schedule.horizon
     finished = horizon is not None and plan.start >= horizon
-    if finished:
+    if finished and horizon is not None:
         say = f"this run is finished: {horizon:,} of {horizon:,} steps are done"
+        if request.more_steps is not None or (request.until_step or 0) > horizon:
+            say += f"; --max_steps {2 * horizon} trains it further, from the last step before its rate fell"
     elif until is not None and plan.start >= until:
         finished, say = True, f"step {until:,} is already done (the newest is {plan.start:,})"
     return replace(plan, until=until, finished=finished, say=say or plan.say)
@@ -108,7 +110,7 @@ def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
                 f"the cool-down began at step {cooldown_start:,}, which is no longer there to go back to",
                 "start a new run in another --out_dir",
             )
-        start, say = cooldown_start, f"{say}; going back to step {cooldown_start:,}, the last before the cool-down"
+        start, say = cooldown_start, f"{say}; going back to step {cooldown_start:,}, the last one before the rate fell"
     if start >= wanted:
         raise UsageError(
             f"--max_steps {wanted:,}: step {start:,} is already done", f"--max_steps {2 * start}, or --finish to cool down now"

@@ -21,6 +21,7 @@ from positron_mini.config import (
     SampleConfig,
     TrainConfig,
     changed_fields,
+    default_eval_every,
     is_milestone,
     model_config,
     parse_duration,
@@ -44,6 +45,7 @@ from positron_mini.resolve import (
     default_out_dir,
     early_checks,
     for_processes,
+    forget_budget,
     identity,
     merge_with_run,
     resolve,
@@ -121,6 +123,7 @@ def open_session(
     config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), say)
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
+    config = forget_budget(config, given, recorded, say)
     budget_checks(config, processes.size)
     config = for_processes(config, given, recorded, processes)
     batch_checks(config)
@@ -132,12 +135,21 @@ def open_session(
     prepared = _prepare(config, lambda content: same_run(run, recorded, {"text": content}) if recorded else None, say)
     began = time.monotonic() - measured_s
     shape = model_config(config, prepared.tokenizer.vocab_size)
-    config = replace(config, out_dir=str(run.path))
+    config = replace(config, out_dir=str(run.path), max_steps=_worth_reading(config, shape, prepared))
     config, rows, choice = resolve(config, shape, machine, recorded, say, precision_why=precision_why)
     if recorded is not None:
         same_run(run, recorded, identity(config, shape, prepared))
     rows_for_all(rows, processes)
+    if config.eval_every is None:
+        config = replace(config, eval_every=default_eval_every(prepared.train.count, rows * shape.context_len))
     return _build(config, run, recorded, prepared, shape, rows, choice, say, stop or StopFlag(), began, processes)
+
+
+def _worth_reading(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> int | None:
+    """The steps to train: of those that a budget has time for, not more than read the text as often as the model gains from it."""
+    if config.budget is None or config.max_steps is None or config.batch_tokens is None:
+        return config.max_steps
+    return min(config.max_steps, budget.most_steps(shape, prepared, config.batch_tokens) or config.max_steps)
 
 
 def _prepare(config: TrainConfig, check_content: Callable[[str], None], say: Say) -> Prepared:
@@ -167,7 +179,9 @@ def _build(
     processes: Processes,
 ) -> Session:
     """Plan, model, trainer and recorder of a resolved configuration."""
-    horizon = _steps_asked(config, run, recorded)
+    step_tokens = rows * shape.context_len
+    most_steps = budget.most_steps(shape, prepared, step_tokens)
+    horizon = _steps_asked(config, run, recorded, most_steps, say)
     request = Request(
         max_steps=horizon,
         until_step=config.until_step,
@@ -204,19 +218,20 @@ def _build(
         weight_decay=config.weight_decay,
         momentum_warmup=MOMENTUM_WARMUP,
     )
-    pacer = _pacer(config)
+    pacer = _pacer(config, most_steps)
     begun_s = 0.0 if pacer is None else time.monotonic() - began
     trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start) + begun_s, processes=processes)
     restore(trainer, newest, plan)
     is_watched = processes.is_first and not plan.finished
     tracker: Tracker = open_tracker(config.track, run.path) if is_watched else NoTracker()
     planned = planned_horizon(config, recorded, plan.schedule.horizon)
-    recording = _recording(config, run, prepared, shape, rows * shape.context_len, planned, processes)
+    recording = _recording(config, run, prepared, shape, step_tokens, planned, processes)
     recorder = (Recorder if processes.is_first else Follower)(run, trainer, recording, tracker)
     record = run_record("pretrain", asdict(config), recorded, identity(config, shape, prepared), plan, choice)
+    record = replace(record, bos_share=round(prepared.report["train_stories"] / train.count, 6))
     lines = describe(config, shape, prepared, plan, choice, rows, trainer, run) if is_watched else []
     if pacer is not None:
-        expected, line = budget.expectation(recorded, shape, plan.schedule.horizon, rows * shape.context_len, prepared)
+        expected, line = budget.expectation(recorded, shape, plan.schedule.horizon, step_tokens, prepared)
         record = replace(record, expected_bpb=expected)
         lines.append(line)
     return Session(
@@ -224,19 +239,20 @@ def _build(
     )
 
 
-def _pacer(config: TrainConfig) -> Pacer | None:
+def _pacer(config: TrainConfig, most_steps: int | None) -> Pacer | None:
     """What keeps a run with a budget to its time; None for others."""
     if config.budget is None:
         return None
     seconds = parse_duration(config.budget, "budget")
-    return Pacer(seconds, config.short_steps or 0, cooldown_steps=config.cooldown_steps, compiled=config.compile == "on")
+    compiled = config.compile == "on"
+    return Pacer(seconds, config.short_steps or 0, cooldown_steps=config.cooldown_steps, compiled=compiled, most_steps=most_steps)
 
 
-def _steps_asked(config: TrainConfig, run: RunFolder, recorded: RunRecord | None) -> int | None:
+def _steps_asked(config: TrainConfig, run: RunFolder, recorded: RunRecord | None, most_steps: int | None, say: Say) -> int | None:
     """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
     if config.max_steps is not None or config.budget is None or recorded is None:
         return config.max_steps
-    return budget.longer_horizon(run, recorded, parse_duration(config.budget, "budget"))
+    return budget.longer_horizon(run, recorded, config.budget, most_steps, say)
 
 
 def planned_horizon(config: TrainConfig, recorded: RunRecord | None, horizon: int | None) -> int | None:
@@ -257,6 +273,7 @@ def _recording(
 ) -> Recording:
     """What is written when, for a pretraining run."""
     # a forward pass costs a third of a training step, so this many tokens take at most 5 % of the time between two validations
+    assert config.eval_every is not None
     documents, byte_counts = validation_subset(prepared, int(0.15 * config.eval_every * step_tokens))
     milestones = parse_milestones(config.milestones)
     skills = partial(milestone_skills, prepared.tokenizer, milestones, step_tokens, horizon)
@@ -298,7 +315,7 @@ def _recording(
         card = ckpt.model_card(title, shape, facts, is_chat=False)
         return ckpt.model_files(shape, prepared.tokenizer, chat_template=None, card=card)
 
-    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts)
+    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts, points_best=False)
 
 
 @lru_cache(maxsize=1)  # made at the first milestone, kept for the others

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from positron_mini.checkpoint import TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
+from positron_mini.curve import Turn, Validation, turned, validations
 from positron_mini.evaluate.bits import Score
 from positron_mini.model import GPT
 from positron_mini.runs import RunFolder
@@ -26,22 +29,30 @@ class Recording:
     observe: Callable[[GPT, int], None]
     texts: Callable[[int, int, StepReport | None], dict[str, bytes]]
     evaluate_first: bool = False  # score and observe before the first step, to compare with the end
-    keep_best: bool = False  # save the step with the lowest validation loss and point `best` at it
+    points_best: bool = True  # at the step with the lowest validation loss, from the first one on; False: once that loss has turned
 
 
 class Recorder:
-    """Watches a trainer on behalf of a run folder. It never changes what is trained."""
+    """Watches a trainer on behalf of a run folder. It never changes what is trained.
+
+    The step with the lowest validation loss is saved and kept. `turn` says whether that loss has turned; it and `best` are functions of
+    the log and of the steps that are there, so that a resumed run keeps what an uninterrupted one keeps.
+    """
 
     def __init__(self, run: RunFolder, trainer: Trainer, recording: Recording, tracker: Tracker) -> None:
         self.run, self.trainer, self.recording, self.tracker = run, trainer, recording, tracker
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
-        self.best = _best_saved(run, trainer.step) if recording.keep_best else None
+        rows = [row for row in run.metrics() if row["step"] <= trainer.step]
+        self.validations = validations(rows)
+        self.turn: Turn | None = turned(self.validations)
+        self.best = _best_saved(run, self.validations)
+        last = self.validations[-1].step if self.validations else 0
+        self._losses = [row["loss"] for row in rows if row["step"] > last]  # of training, since the last validation
 
     def begin(self) -> None:
         """Score and observe the untrained model where that is due, and keep it if step 0 is a milestone; once."""
-        if self.best is not None:
-            self.run.point("best", self.best[1])  # the run may have been set back
+        self._point_best()  # the run may have been set back
         if self.trainer.step > 0 and not self.is_settled():
             self.settle()
         is_kept = is_milestone(0, self.recording.milestones)
@@ -79,20 +90,27 @@ class Recorder:
         step, due = report.step, self.recording
         self.run.log("metrics", report.record())
         self.tracker.log(report)
+        is_best = self._is_best(report)
         milestone = is_milestone(step, due.milestones)
         if milestone or is_end:
             with self.trainer.best_weights() as model:
                 due.observe(model, step)
-        is_best = due.keep_best and self._is_best(report)
         if milestone or is_best or is_end or step % due.save_every == 0 or step == self.trainer.config.schedule.cooldown_start:
             self.save()
+        elif report.val_loss is not None:
+            self._point_best()
 
     def _is_best(self, report: StepReport) -> bool:
         """Whether this is the lowest validation loss so far, rounded as in the log, so that a resumed run decides alike; remembers it."""
-        loss = report.record().get("val_loss")
-        if loss is None or (self.best is not None and loss >= self.best[0]):
+        row = report.record()
+        self._losses.append(row["loss"])
+        if not math.isfinite(row.get("val_loss", math.inf)):
             return False
-        self.best = (loss, report.step)
+        self.validations.append(Validation(report.step, row["val_loss"], row["val_bpb"], fmean(self._losses)))
+        self.turn, self._losses = turned(self.validations), []
+        if self.best is not None and row["val_loss"] >= self.best.loss:
+            return False
+        self.best = self.validations[-1]
         return True
 
     def save(self) -> None:
@@ -110,20 +128,32 @@ class Recorder:
         """Point `latest` and `best` at what is saved and apply the retention rule: the end of a save, or of one that a kill cut short."""
         step = self.trainer.step
         self.run.point("latest", step)
-        if self.best is not None and self.best[1] == step:
-            self.run.point("best", step)  # before the one it replaces goes
+        self._point_best()  # before the one it replaces goes
         self.run.prune(step, self.recording.milestones, self._kept_states())
 
     def is_settled(self) -> bool:
         """Whether `settle` would change nothing."""
         step = self.trainer.step
-        pointed = self.run.points_to("latest") == step_name(step)
+        pointed = self.run.points_to("latest") == step_name(step) and self.run.points_to("best") == self._best_name()
         return pointed and not self.run.surplus(step, self.recording.milestones, self._kept_states())
+
+    def _best_name(self) -> str | None:
+        """The folder that `best` is to name; none in a pretraining whose held-out loss has not turned, where the newest is meant."""
+        is_named = self.best is not None and (self.recording.points_best or self.turn is not None)
+        return step_name(self.best.step) if self.best is not None and is_named else None
+
+    def _point_best(self) -> None:
+        if self.run.points_to("best") == self._best_name():
+            return
+        if self.best is not None and self._best_name() is not None:
+            self.run.point("best", self.best.step)
+        else:
+            self.run.unpoint("best")
 
     def _kept_states(self) -> frozenset[int]:
         """The steps besides the newest that keep their training state."""
         cooldown_start = self.trainer.config.schedule.cooldown_start
-        return frozenset(step for step in (cooldown_start, self.best[1] if self.best else None) if step is not None)
+        return frozenset(step for step in (cooldown_start, self.best.step if self.best else None) if step is not None)
 
 
 class Follower(Recorder):
@@ -142,7 +172,7 @@ class Follower(Recorder):
         """Nothing."""
 
 
-def _best_saved(run: RunFolder, step: int) -> tuple[float, int] | None:
-    """The lowest logged validation loss up to `step` and its step, among the steps that are still there; None without one."""
-    there = {saved for saved in run.steps() if saved <= step}
-    return min(((row["val_loss"], row["step"]) for row in run.metrics() if "val_loss" in row and row["step"] in there), default=None)
+def _best_saved(run: RunFolder, found: list[Validation]) -> Validation | None:
+    """The lowest validation among the steps that are still there; None without one."""
+    there = set(run.steps())
+    return min((one for one in found if one.step in there), key=lambda one: one.loss, default=None)

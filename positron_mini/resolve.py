@@ -59,6 +59,15 @@ def budget_checks(config: TrainConfig, count: int) -> None:
         )
 
 
+def forget_budget(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, say: Say) -> TrainConfig:
+    """`config` without the budget of its run where the command itself says where training ends: what is typed wins over what is stored."""
+    typed = next((flag for flag in ("max_steps", "finish") if flag in given), None)
+    if recorded is None or config.budget is None or "budget" in given or typed is None:
+        return config
+    say(f"the run's budget of {config.budget} no longer counts: --{typed} says where it ends")
+    return replace(config, budget=None)
+
+
 Config = TypeVar("Config", TrainConfig, SFTConfig)
 
 

@@ -79,6 +79,10 @@ class RunFolder:
         with files.translate_os_errors(f"writing {latest}"):
             os.replace(temporary, latest)
 
+    def unpoint(self, pointer: str) -> None:
+        """Take `best` away, where no step is to be preferred to the newest."""
+        (self.path / pointer).unlink(missing_ok=True)
+
     def points_to(self, pointer: str) -> str | None:
         """The folder's name that `latest` or `best` holds, or None where there is no such pointer."""
         path = self.path / pointer
@@ -94,19 +98,23 @@ class RunFolder:
         """All reports of the run so far. Errors: PositronError naming a line that is none."""
         return list(run_logs.step_rows(run_logs.log_path(self.path, "metrics")))
 
+    def attic(self) -> Path:
+        """The folder below superseded/ that the next set-back moves later steps and log lines to."""
+        return next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
+
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
         when folders do). A kill on the way leaves a run whose newest step is a later one, and no line is lost."""
         later = [s for s in self.steps() if s > step]
         last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
-        attic = next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not path.exists())
+        attic = self.attic()
         logs = {path: list(run_logs.step_rows(path)) for path in (self.path / name for name in run_logs.STEP_LOGS) if path.is_file()}
         for path, rows in logs.items():
             cut = [row for row in rows if row["step"] > last]
             if cut and (keep_lines or later):
                 files.write_text(attic / path.name, _lines(cut))
         if later:
-            (self.path / "best").unlink(missing_ok=True)  # it may name one of them; whoever keeps a best step points it anew
+            self.unpoint("best")  # it may name one of them; whoever keeps a best step points it anew
             if self.folder(step).is_dir():
                 self.point("latest", step)
         for old in reversed(later):
@@ -201,7 +209,7 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
     if target.name in ("latest", "best"):
         return _follow(target, say)
     if (target / RUN_JSON).is_file() or RunFolder(target).steps():
-        return _newest_of(RunFolder(target), say)
+        return _preferred(RunFolder(target), say)
     if target.is_dir():
         ckpt.read_manifest(target)
     raise CheckpointError(f"{given}: no checkpoint there", _known_runs())
@@ -221,6 +229,18 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
     else:
         say(f"warning: {pointer} {'names no step' if name or pointer.exists() else 'is missing'}; taking the newest complete step")
     return _newest_of(run, say)
+
+
+def _preferred(run: RunFolder, say: Say) -> ckpt.Checkpoint:
+    """What a run's own name stands for: its newest step; of a pretraining whose held-out loss has turned the one that `best` names, saying
+    so. A fine-tuning has a best step from the first one on, which has to be asked for."""
+    best = run.points_to("best")
+    if best is None or (run.path / best / "chat_template.jinja").is_file():
+        return _newest_of(run, say)
+    found, newest = _follow(run.path / "best", say), max(run.steps())
+    if found.folder.name == best and found.step is not None and found.step < newest:
+        say(f"{run.path}: taking step {found.step:,}, where the held-out loss is lowest (the newest is step {newest:,})")
+    return found
 
 
 def _newest_of(run: RunFolder, say: Say) -> ckpt.Checkpoint:

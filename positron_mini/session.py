@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -11,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from positron_mini import device as devices
-from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint
+from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, NotFiniteOutput, OutOfMemoryError, RunError
-from positron_mini.optim import Schedule
+from positron_mini.optim import Schedule, move_horizon
 from positron_mini.pace import Pacer
 from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new
 from positron_mini.recorder import Recorder
@@ -34,9 +35,7 @@ CHANGEABLE = dict.fromkeys(
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 
 
-def plan_run(
-    run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say
-) -> tuple[Plan, Checkpoint | None]:
+def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:
     """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
     if recorded is None:
         return plan_new(request, warmup_steps), None
@@ -45,9 +44,40 @@ def plan_run(
     place = request.resume_from_step if request.resume_from_step is not None else step
     asked = schedule_event(recorded.events, place).get("asked_cooldown_steps")
     plan = plan_continuation(recorded.schedule_at(place), step, run.resumable(), request, asked)
+    if plan.start < step and not plan.finished:
+        plan = replace(plan, say=_set_back(run, plan, step, recorded.schedule_at()))
     if newest is not None and plan.start != newest.step:
         newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
     return plan, newest
+
+
+def _set_back(run: RunFolder, plan: Plan, newest: int, before: Schedule) -> str:
+    """What a person is told before a run goes back from its `newest` step: where to, and under which name that step stays."""
+    back = plan.say or f"going back to step {plan.start:,}"
+    is_done, place = newest == before.horizon, shlex.quote(str(run.attic() / step_name(newest)))
+    stays = f"{back}; {'the finished ' if is_done else ''}step {newest:,} stays as {place}, for --ckpt"
+    horizon, cooled = plan.schedule.horizon, before.cooldown_start is not None and newest > before.cooldown_start
+    if cooled and (horizon is None or (plan.until is not None and plan.until < horizon)):
+        stays += f"; a pause at step {plan.until:,} leaves a worse model than that one" if plan.until else "; it is better until --finish"
+    return stays
+
+
+def better_before(run: RunFolder) -> str:
+    """The superseded step with the lowest validation, in words, if the newest validation of the run is worse; else empty.
+
+    A run that was set back is worse than it was until it has cooled down again.
+    """
+    scored = [row for row in run.metrics() if "val_bpb" in row]
+    older = [
+        (row["val_bpb"], log.parent / step_name(row["step"]))
+        for log in sorted((run.path / "superseded").glob("*/metrics.jsonl"))
+        for row in RunFolder(log.parent).metrics()
+        if "val_bpb" in row and (log.parent / step_name(row["step"])).is_dir()
+    ]
+    bits, folder = min(older, default=(math.inf, run.path))
+    if not scored or bits >= scored[-1]["val_bpb"]:
+        return ""
+    return f"{folder} is better still, with {bits:.3f} bits per byte ({scored[-1]['val_bpb']:.3f} here)"
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None:
@@ -150,7 +180,10 @@ class Session:
             try:
                 before = self.trainer.clock.elapsed_s
                 for report in self.trainer.run(self.plan.until, self.stop):
+                    had_turned = self.recorder.turn is not None
                     report = self.recorder.record(report)
+                    if not had_turned:
+                        self._tell_turn(report.step)
                     self._keep_to_time(report, before)
                     before = self.trainer.clock.elapsed_s
                     yield report
@@ -164,21 +197,45 @@ class Session:
         if self.stop.signal_number is not None:
             step = self.trainer.step
             what = f"step {step:,} is saved in {self.run.path}" if step else f"no step of {self.run.path} was finished yet"
+            if better := better_before(self.run):
+                what += f"; {better}"
             raise Interrupted(f"stopped by a signal; {what}", self.resume_command(), signal_number=self.stop.signal_number)
 
     def _keep_to_time(self, report: StepReport, before: float) -> None:
-        """Move the horizon of a run with a budget where it would not end on time; `before` is what the clock said before this step."""
-        if self.pacer is None:
-            return
+        """Move the horizon of a run with a budget where it would not end on time, or where more reading only hurts.
+
+        `before` is what the clock said before this step.
+        """
         schedule, elapsed = self.trainer.config.schedule, self.trainer.clock.elapsed_s
+        if self.pacer is None or schedule.horizon is None:
+            return
         moved = self.pacer.look(report.step, report.elapsed_s - before, elapsed - report.elapsed_s, elapsed, schedule)
-        if moved is not None:
-            self._reschedule(moved, report.step)
-            self.record.write(self.run.path)  # before it acts
-            text = f"to end on time, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
-            self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
-            if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
-                self.recorder.save()
+        if self.recorder.turn is not None:
+            next_step = report.step + 1
+            moved = move_horizon(schedule, report.step, next_step) if next_step < schedule.horizon else None
+        if moved is None:
+            return
+        self._reschedule(moved, report.step)
+        self.record.write(self.run.path)  # before it acts
+        why = "to end on time" if self.recorder.turn is None else "as more reading only hurts"
+        text = f"{why}, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
+        if self.recorder.turn is not None:
+            self.say(text)
+        self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
+        if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
+            self.recorder.save()
+
+    def _tell_turn(self, step: int) -> None:
+        """Say and log that held-out loss has turned, and which step is kept for it."""
+        turn, best = self.recorder.turn, self.recorder.best
+        if turn is None or best is None:
+            return
+        text = (
+            f"held-out loss has turned: {turn.best.bpb:.3f} bits per byte at step {turn.best.step:,}, {turn.newest.bpb:.3f} now, while the "
+            f"training loss falls: the text is being learned by heart. Step {best.step:,} is kept as {self.run.path / 'best'}, and "
+            f"{self.run.path} stands for it; more text helps more than more steps"
+        )
+        self._note({"kind": "turned", "step": step, "best": best.step, "text": text})
 
     def _reschedule(self, schedule: Schedule, step: int, asked: int | None = None) -> None:
         self.plan = replace(self.plan, schedule=schedule)

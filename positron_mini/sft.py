@@ -252,7 +252,7 @@ def _recording(config: SFTConfig, run: RunFolder, material: Material) -> Recordi
         return ckpt.model_files(material.base.config, tokenizer, chat_template=CHAT_TEMPLATE, card=card)
 
     milestones = parse_milestones(config.milestones)
-    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts, keep_best=True, evaluate_first=True)
+    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts, evaluate_first=True)
 
 
 def _lines(config: SFTConfig, material: Material, source: PackedBatches, plan: Plan, choice: devices.Choice) -> list[str]:

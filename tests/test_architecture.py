@@ -52,6 +52,7 @@ RANKS = [
     "resolve",
     "pace",
     "session",
+    "quiet",
     "announce",
     "budget",
     "pretrain",

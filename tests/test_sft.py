@@ -168,7 +168,7 @@ def test_C9_other_threads_and_another_micro_batch_are_said_and_written_down(benc
 
 def test_C11_more_epochs_later_equal_as_many_at_once(bench: Path) -> None:
     result = tune("runs/whole", epochs="5")
-    assert result.code == 0 and "the horizon moves to 25 steps; going back to step 6, the last before the cool-down" in result.err
+    assert result.code == 0 and "the horizon moves to 25 steps; going back to step 6, the last one before the rate fell" in result.err
     assert tune("runs/tuned", epochs="5").code == 0
     assert trained(Path("runs/whole"), 25) == trained(Path("runs/tuned"), 25)
     assert timeless(Path("runs/whole")) == timeless(Path("runs/tuned"))

@@ -68,11 +68,14 @@ def check_computer() -> None:
 
 
 def remember(report: Report, *, is_whole: bool) -> str | None:
-    """The file in which the verdict is kept; None when it is not, because it is of one device only, or cannot be written."""
+    """The file in which the verdict is kept; None when it is not: of one device only, of a busy machine, or not to be written."""
     from positron_mini import device as devices
 
     path = devices.verdict_path(report.machine.key, report.machine.system)
     if path is None or not is_whole:
+        return None
+    if report.disturbance:
+        note(f"warning: the verdict is not kept, because later runs would obey it: {report.disturbance}")
         return None
     try:
         devices.write_verdict(path, report.verdict, report.machine.key)

@@ -19,10 +19,11 @@ from positron_mini.errors import UsageError
 if TYPE_CHECKING:
     from positron_mini.prepare import Prepared
 
-READINGS = 20  # of a text, after which little more is learned from it
+READINGS = 20  # of a text that is long enough for its model, after which little more is learned from it
 MOST_MINUTES = 10  # to begin with
 # bytes of text below which so many pieces are enough
 PIECES = ((100_000, 512), (1_000_000, 1_024), (4_000_000, 2_048), (math.inf, 4_096))
+LEARNED_BY_HEART = "; more often it would learn it by heart, so it ends early: more text helps more than more minutes"
 EXPECTATIONS = (
     (1_000_000, "it will learn spelling, the commonest words and phrases of your text, and parts of it by heart"),
     (5_000_000, "it will write sentences in the manner of your text; whole stories need more text"),
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     for line in report_lines(prepared.report):
         print(line)
     print(f"\n{advice['config']} suits this text: {advice['expectation']}.")
-    print(f"In {advice['budget']} it reads the text about {advice['readings']:.0f} times. Next:\n\n  {advice['command']}")
+    print(f"In {advice['budget']} it reads the text about {advice['readings']:.1f} times{advice['limit']}. Next:\n\n  {advice['command']}")
     return 0
 
 
@@ -74,20 +75,23 @@ def pieces_for(text_bytes: int) -> int:
 
 def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared) -> dict[str, Any]:
     """Preset, minutes, what to expect, and the command, for a text of `size` bytes."""
-    from positron_mini.budget import fits_text, measured_speed
+    from positron_mini.budget import fits_text, measured_speed, readings_of
     from positron_mini.config import PRESETS, TrainConfig, model_config
 
     shapes = {preset: model_config(TrainConfig(config=preset), prepared.tokenizer.vocab_size) for preset in PRESETS}
     fitting = [preset for preset in ("PicoGPT", "MicroGPT") if fits_text(shapes[preset], size)]
     config = fitting[-1] if fitting else "PicoGPT"
     speed = measured_speed(TrainConfig(), shapes[config])
-    minutes = max(1, min(MOST_MINUTES, math.ceil(READINGS * prepared.train.count / speed / 60)))
+    most = readings_of(shapes[config], prepared)
+    minutes = max(1, min(MOST_MINUTES, math.ceil(min(READINGS, most) * prepared.train.count / speed / 60)))
+    readings = 60 * minutes * speed / max(1, prepared.train.count)
     program = "positron" if Path(sys.argv[0]).stem == "positron" else "python -m positron_mini"
     words = ["train", "--dataset_path", str(text), "--tokenizer_path", str(tokenizer), "--config", config]
     return {
         "config": config,
         "budget": f"{minutes}m",
-        "readings": 60 * minutes * speed / max(1, prepared.train.count),
+        "readings": min(readings, most),
+        "limit": "" if readings <= most else LEARNED_BY_HEART,
         "expectation": next(said for limit, said in EXPECTATIONS if size < limit),
         "command": f"{program} {shlex.join([*words, '--budget', f'{minutes}m', '--out_dir', f'runs/{name}'])}",
     }

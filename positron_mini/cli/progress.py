@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from positron_mini.config import SFTConfig
 from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory
+from positron_mini.session import better_before
 
 if TYPE_CHECKING:
     from positron_mini.session import Session
@@ -109,6 +110,18 @@ class Progress:
         if remark:
             self.session.trainer.tell({"kind": "speed", "step": report.step, "is_slow": self._speed.is_slow, "text": remark})
 
+    def _better(self) -> list[str]:
+        """What is better than the newest step, and how to get at it."""
+        recorder, found = self.session.recorder, better_before(self.session.run)
+        lines = [f"better     {found}"] if found else []
+        if recorder.turn is not None and recorder.best is not None:
+            best = recorder.best
+            lines.append(
+                f"best       step {best.step:,}, {best.bpb:.3f} bits per byte, as {self.session.run.path}/best, for which "
+                f"{self.session.run.path} stands. After it the text was learned by heart: more text helps more than more minutes"
+            )
+        return lines
+
     def summary(self) -> list[str]:
         """What was reached, and what to type next."""
         if self.last is None:
@@ -131,9 +144,11 @@ class Progress:
         if done and self.validated is not None and session.pacer is not None and session.record.expected_bpb is not None:
             from positron_mini.budget import reached
 
-            expected, bits = session.record.expected_bpb, self.validated.val_bpb
+            turn = session.recorder.turn
+            expected, bits = session.record.expected_bpb, self.validated.val_bpb if turn is None else turn.best.bpb
             assert bits is not None
             lines.append(reached(expected, bits, session.pacer.budget_s, session.trainer.clock.elapsed_s))
+        lines += self._better()
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
         is_chat = isinstance(session.config, SFTConfig)
         lines.append(

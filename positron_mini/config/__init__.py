@@ -17,7 +17,15 @@ from positron_mini.config.checks import (
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
-from positron_mini.config.train import DEFAULT_TEXT, TrainConfig, default_lr, default_short_steps, model_config, preset_shape
+from positron_mini.config.train import (
+    DEFAULT_TEXT,
+    TrainConfig,
+    default_eval_every,
+    default_lr,
+    default_short_steps,
+    model_config,
+    preset_shape,
+)
 
 __all__ = [
     "DEFAULT_TEXT",
@@ -31,6 +39,7 @@ __all__ = [
     "changed_fields",
     "check_ranges",
     "check_rates",
+    "default_eval_every",
     "default_lr",
     "default_short_steps",
     "given_flags",

@@ -93,8 +93,8 @@ class TrainConfig:
     """on a Mac, prevent sleep while training (caffeinate); closing the lid still pauses it, and opening the lid goes on"""
     save_every: int = 100
     """steps between checkpoints"""
-    eval_every: int = 100
-    """steps between validations; validation takes at most 5 % of the time"""
+    eval_every: int | None = None
+    """steps between validations, at most 5 % of the time (default: 100; 50, 20 or 10 where that reads a short text more than once)"""
     milestones: str = "auto"
     """steps whose model is kept for ever: 0,100,1000 or none (auto: 0, 100, ... 1000, then every 500)"""
     n_layer: int | None = None
@@ -157,6 +157,11 @@ def preset_shape(name: str) -> ModelConfig:
 def default_short_steps(max_steps: int | None) -> int:
     """Steps that read half windows: 60 % of the horizon, at most 2,000; 500 for an open-ended run."""
     return 500 if max_steps is None else min(2_000, round(0.6 * max_steps))
+
+
+def default_eval_every(text_tokens: int, step_tokens: int) -> int:
+    """Steps between validations: 100, or the most of 50 and 20 that read a short text no more than once, else 10."""
+    return next((steps for steps in (100, 50, 20) if steps * step_tokens <= text_tokens), 10)
 
 
 def default_lr(batch_tokens: int) -> float:

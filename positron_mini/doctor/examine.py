@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,6 +13,7 @@ from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine
 from positron_mini.doctor import kernels, speed, training
 from positron_mini.doctor.subject import Check, Subject, one_thread
+from positron_mini.quiet import paired, usage
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ Tell = Callable[[Check], None]
 def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Tell = lambda _: None) -> Examination:
     """Everything about `subject`; `tell` hears each check as soon as it is done. bf16 that is emulated is skipped, with the reason."""
     if subject.precision == "bf16":
-        fp32_s, bf16_s = (speed.time_small_product(subject, dtype) for dtype in (torch.float32, torch.bfloat16))
-        skipped = speed.hopeless_bf16(fp32_s, bf16_s)
+        dtypes = (torch.float32, torch.bfloat16)
+        fp32, bf16 = (partial(speed.time_small_product, subject, dtype) for dtype in dtypes)
+        found = paired(fp32, bf16, speed.HOPELESS)
+        skipped = speed.hopeless_bf16(found.median)
         if skipped:
             return Examination(subject, (), {}, skipped)
     checks = []
@@ -105,7 +108,7 @@ def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, 
     """The speed of each preset, and what there is to say about the measurement."""
     paces: dict[str, speed.Pace] = {}
     checks = []
-    began, used = time.perf_counter(), time.process_time()
+    before = usage()
     for preset in scope.speeds:
         try:
             paces[preset] = speed.measure_pace(subject, preset, machine)
@@ -115,7 +118,7 @@ def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, 
             broken = _broken(f"speed, {preset}", error)
             checks.append(replace(broken, condemns=False))
     if subject.device == "cpu" and paces:  # the CPU only waits for a GPU
-        checks.append(speed.judge_quiet(time.perf_counter() - began, time.process_time() - used, torch.get_num_threads()))
+        checks.append(speed.judge_quiet(before, usage(), torch.get_num_threads(), machine.cores))
     return paces, checks
 
 

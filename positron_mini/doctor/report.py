@@ -12,7 +12,7 @@ from positron_mini.announce import spell_time
 from positron_mini.device import Choice, Machine, Verdict
 from positron_mini.doctor.examine import Examination, Scope, examine
 from positron_mini.doctor.isolate import examine_apart
-from positron_mini.doctor.speed import Pace
+from positron_mini.doctor.speed import DISTURBANCES, Pace, compare_precisions
 from positron_mini.doctor.subject import Check, Subject
 
 STEPS = 5_000  # of TinyGPT: the first run that the README describes
@@ -45,6 +45,11 @@ class Report:
     def is_sound(self) -> bool:
         """Whether nothing that was examined computes wrong."""
         return not any(check.condemns for _, check in self.failed)
+
+    @property
+    def disturbance(self) -> str:
+        """Why the speeds are not to be believed, so that they must not decide for later runs; empty where they are."""
+        return next((check.detail for _, check in self.failed if check.name in DISTURBANCES), "")
 
     def sentence(self) -> str:
         """What to train with, what speed to expect, and how long the usual runs take."""
@@ -81,6 +86,7 @@ class Report:
             "tok_per_s": None if chosen is None else chosen.finding.tok_per_s,
             "speeds": speeds,
             "sentence": self.sentence(),
+            "disturbed": self.disturbance,
             "machine": {**self.machine.key, "memory_bytes": self.machine.memory_bytes, "cores": self.machine.cores},
             "upstream": [upstream_report(self.machine, e, check) for e, check in self.failed if check.reproduction],
         }
@@ -137,9 +143,21 @@ def diagnose(machine: Machine, subjects: Sequence[Subject], scope: Scope, say: S
         examined = examine(subject, machine, scope, tell) if subject.device == "cpu" else examine_apart(subject, machine, scope, tell)
         examinations.append(examined)
         say(f"  {subject.name}: {summary(examined)}")
+    examinations = _compared(examinations, machine)
     verdict = Verdict(tuple(e.finding for e in examinations), today.isoformat())
     choice = devices.choose(replace(machine, devices=present(subjects), verdict=verdict))
     return Report(machine, tuple(examinations), verdict, choice)
+
+
+def _compared(examinations: list[Examination], machine: Machine) -> list[Examination]:
+    """The examinations with the CPU's speed in bf16 as pairs of measurements have it: minutes lie between the two that were made apart."""
+    cpu = {e.subject.precision: e for e in examinations if e.subject.device == "cpu" and e.finding.is_fit}
+    if len(cpu) < 2:
+        return examinations
+    times, check = compare_precisions(machine, next(iter(cpu["fp32"].paces)))
+    paces = {preset: replace(pace, tok_per_s=times * pace.tok_per_s) for preset, pace in cpu["fp32"].paces.items()}
+    bf16 = replace(cpu["bf16"], paces=paces, checks=(*cpu["bf16"].checks, check))
+    return [bf16 if e is cpu["bf16"] else e for e in examinations]
 
 
 def present(subjects: Sequence[Subject]) -> tuple[devices.DeviceName, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,9 +16,11 @@ from positron_mini.device import Machine
 from positron_mini.doctor.subject import Check, Subject, one_thread
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
+from positron_mini.quiet import Usage, disturbance, paired, share_had
 
 HOPELESS = 2.0  # times as long as in fp32 for one product: bf16 is emulated
-QUIET = 0.6  # share of the processor that this program has at least, where no other takes it away
+QUIET_MACHINE, PAIRS_AGREE = "a quiet machine", "pairs that agree"
+DISTURBANCES = (QUIET_MACHINE, PAIRS_AGREE)  # checks without which speeds are not to be believed
 Clock = Callable[[], float]
 
 
@@ -48,22 +51,33 @@ def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time
                 _ = a @ a
             devices.synchronize(subject.device)
             seconds.append(clock() - began)
-    return min(seconds[1:])
+    return max(min(seconds[1:]), 1e-9)
 
 
-def hopeless_bf16(fp32_s: float, bf16_s: float) -> str:
-    """Why bf16 is not worth an examination, from the times of one small product; empty where it may be."""
-    times = bf16_s / max(fp32_s, 1e-9)
+def hopeless_bf16(times: float) -> str:
+    """Why bf16 is not worth an examination, if one small product takes that many times as long as in fp32; empty where it may be."""
     return f"is emulated here: one small product takes {times:,.0f} times as long as in fp32" if times >= HOPELESS else ""
 
 
-def judge_quiet(wall_s: float, cpu_s: float, threads: int) -> Check:
-    """Whether the CPU worked for this process alone while speeds were measured: of `threads` cores for `wall_s`, it had `cpu_s`."""
-    share = cpu_s / max(wall_s * threads, 1e-9)
-    if share >= QUIET:
-        return Check("a quiet machine", True, f"{min(share, 1):.0%} of the processor was free for the measurement")
-    detail = f"only {share:.0%} of the processor was free for the measurement: close other programs and run it again for the real speed"
-    return Check("a quiet machine", False, detail, condemns=False)
+def judge_quiet(before: Usage, after: Usage, threads: int, cores: int) -> Check:
+    """Whether the CPU worked for this process alone while speeds were measured; see `quiet.disturbance`."""
+    disturbed = disturbance(before, after, threads, cores)
+    if disturbed:
+        return Check(QUIET_MACHINE, False, f"{disturbed}: close other programs and run it again for the real speed", condemns=False)
+    return Check(QUIET_MACHINE, True, f"{share_had(before, after, threads):.0%} of the processor was free for the measurement")
+
+
+def compare_precisions(machine: Machine, preset: str) -> tuple[float, Check]:
+    """How many times as fast as in fp32 the CPU trains a preset in bf16, by pairs, and whether the pairs agree."""
+    ways = [Subject("cpu", "fp32"), Subject("cpu", "bf16")]
+    fp32, bf16 = (partial(_tok_per_s, way, preset, machine) for way in ways)
+    found = paired(fp32, bf16, devices.BF16_GAIN)
+    said = f"bf16 trains {found.median:.2f} times as fast as fp32, by pairs of measurements"
+    return found.median, Check(PAIRS_AGREE, found.is_clear, said + ("" if found.is_clear else " that do not agree"), condemns=False)
+
+
+def _tok_per_s(subject: Subject, preset: str, machine: Machine) -> float:
+    return measure_pace(subject, preset, machine).tok_per_s
 
 
 def rows_at_once(shape: ModelConfig, machine: Machine, device: str) -> int:

@@ -1,5 +1,7 @@
 """Shall I go on? Three questions, each answered from the measured curve and skills by a rule that is written down here.
 
+- A run whose held-out loss has turned (`curve.turned`) is not improving, whatever else its curve does; the step with the lowest loss stands
+  for it, and more text is what helps.
 - Still improving: a straight line is fitted to bits per byte against log2(tokens), over the validations at the constant rate that have at
   least half of the tokens of the last one (the falling rate of a cool-down lowers the loss by itself). Its slope is what twice the tokens
   take away; the model is still improving while that is more than 3 % of its bits per byte, about what another seed changes.
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron_mini.config import parse_duration
+from positron_mini.curve import Turn
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
 from positron_mini.store.run_history import RunHistory
@@ -79,10 +82,23 @@ def improvement(record: RunHistory) -> Improvement:
     """Whether a run still improves, from its curve alone."""
     if record.kind != "pretrain":
         return Improvement(_improving_answers(record))
+    turn = record.turn
+    if turn is not None:
+        return Improvement(_has_turned(turn))
     rows = constant_rate(record)
     gain = gain_per_doubling(rows)
     share = gain / rows[-1].val_bpb if gain is not None and rows[-1].val_bpb else None
     return Improvement(_improving(rows, gain, share), gain, share)
+
+
+def _has_turned(turn: Turn) -> Verdict:
+    best, newest = turn.best, turn.newest
+    reason = (
+        f"Held-out loss has turned: {best.bpb:.3f} bits per byte at step {best.step:,}, {newest.bpb:.3f} at step {newest.step:,}, while "
+        f"the training loss went on falling: the text is being learned by heart. Step {best.step:,} is the one to use; more text helps, "
+        "more steps do not."
+    )
+    return Verdict("Is it still improving?", False, reason)
 
 
 def constant_rate(record: RunHistory) -> list[StepReport]:
@@ -135,6 +151,7 @@ def _stories(record: RunHistory, corpus: Corpus, lines: Sequence[SkillLine]) -> 
     known = [line for line in grammar if line.above_chance is not None]
     sure = [line for line in lines if line.above_sure is not None]
     bigram, newest = corpus.reference("bigram"), record.validations[-1].val_bpb if record.validations else None
+    newest = record.turn.best.bpb if record.turn is not None else newest
     is_below = None if bigram is None or newest is None else newest < bigram.bits_per_byte
     reason = f"{len(known)} of {len(grammar)} grammar skills are above chance, {len(sure)} of all {len(lines)} above 80 %"
     if bigram is not None and newest is not None:
@@ -168,9 +185,9 @@ def _next_command(record: RunHistory, improving: Verdict, tuning: Verdict) -> st
     folder, horizon = shlex.quote(record.place), record.schedule.horizon
     if record.kind != "pretrain":
         return f"positron chat --ckpt {folder}"
-    if horizon is not None and record.step < horizon:
+    if record.turn is None and horizon is not None and record.step < horizon:
         return f"positron train --out_dir {folder}"
-    if improving.answer is False and horizon is None:
+    if record.turn is None and improving.answer is False and horizon is None:
         return f"positron train --out_dir {folder} --finish"
     if improving.answer is not False:
         return f"positron train --out_dir {folder} {_further(record)}"

@@ -21,7 +21,10 @@ def short_form(path: Path, since: int) -> list[str]:
 
 def _validation(record: RunHistory) -> list[str]:
     rows = record.validations
-    return [f"validation at step {rows[-1].step:,}: {rows[-1].val_bpb:.3f} bits per byte"] if rows else []
+    if not rows:
+        return []
+    lowest = "" if record.turn is None else f" (lowest at step {record.turn.best.step:,}: {record.turn.best.bpb:.3f})"
+    return [f"validation at step {rows[-1].step:,}: {rows[-1].val_bpb:.3f} bits per byte{lowest}"]
 
 
 def _samples(record: RunHistory) -> list[str]:

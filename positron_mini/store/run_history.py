@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
+from positron_mini.curve import Turn, turned, validations
 from positron_mini.errors import RunError
 from positron_mini.optim import Schedule
 from positron_mini.runs import list_runs
@@ -66,6 +68,11 @@ class RunHistory(RunRecord):
     def validations(self) -> tuple[StepReport, ...]:
         """The reports that hold a validation."""
         return tuple(row for row in self.reports if row.val_loss is not None and row.val_bpb is not None and math.isfinite(row.val_loss))
+
+    @cached_property
+    def turn(self) -> Turn | None:
+        """Where held-out loss was lowest, if it has turned since."""
+        return turned(validations([row.record() for row in self.reports]))
 
     @property
     def observed(self) -> tuple[int, ...]:

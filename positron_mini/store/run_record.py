@@ -32,6 +32,7 @@ TYPES: dict[str, Any] = {
     "started": str | None,
     "command": str,
     "expected_bpb": float | None,
+    "bos_share": float | None,
 }
 HINT = "restore it from a copy, or choose another --out_dir"
 
@@ -49,13 +50,15 @@ class RunRecord:
     started: str | None = None  # the day
     command: str = ""  # that began it
     expected_bpb: float | None = None  # of a run with a budget
+    bos_share: float | None = None  # of the training targets: those that follow an eos, cost nothing and are not in the validation
     other: dict[str, Any] = field(default_factory=dict)  # what a newer version wrote
 
     def content(self) -> dict[str, Any]:
         """The value that run.json holds, its keys in the order in which they are written."""
         values = {name: getattr(self, name) for name in TYPES}
-        if self.expected_bpb is None:
-            del values["expected_bpb"]
+        for name in ("expected_bpb", "bos_share"):
+            if values[name] is None:
+                del values[name]
         return {"format": FORMAT, **values, **self.other}
 
     def write(self, run: Path) -> None:

@@ -187,13 +187,20 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
     def checks(name: str, reference: Annotated[str | None, Query(max_length=256)] = None) -> dict[str, Any]:
         """Whether the loss curve of a run is normal, by rules and by a reference curve (default: the one that fits; empty: none)."""
         run = run_called(name)
-        facts = run_facts(look_at_run(run.path))
+        looked = look_at_run(run.path)
+        facts = run_facts(looked)
         if facts["damaged"]:
             raise RequestError(facts["damaged"], param="name", code="run_damaged", status=404)
         wanted, known = facts["reference"] if reference is None else reference, reference_names()
         held = wanted if wanted in known else None
         rows, reference_rows = run.metrics(), None if held is None else read_reference(held)
-        found = curve_checks(rows, facts["vocab_size"] or 1, is_pretraining=facts["kind"] == "pretrain", reference=reference_rows)
+        found = curve_checks(
+            rows,
+            facts["vocab_size"] or 1,
+            is_pretraining=facts["kind"] == "pretrain",
+            reference=reference_rows,
+            bos_share=min(max((looked.record.bos_share if looked.record else None) or 0.0, 0.0), 0.5),
+        )
         return {"checks": [asdict(check) for check in found] if rows else [], "references": known, "reference": held}
 
     @router.get("/references/{name}")

@@ -183,7 +183,7 @@ probe() { # name or path of an interpreter -> what PROBE prints, nothing when th
   path="$(command -v -- "$1" 2>/dev/null)" || return 0
   # Without the developer tools, macOS answers /usr/bin/python3 with a window that offers to install them.
   case "$system $path" in "Darwin /usr/bin/"*) xcode-select -p >/dev/null 2>&1 || return 0 ;; esac
-  "$path" -E -s -c "$PROBE" 2>/dev/null </dev/null || true
+  "$path" -I -c "$PROBE" 2>/dev/null </dev/null || true
 }
 
 find_python() { # -> python, python_version; or one sentence and the way out
@@ -281,7 +281,7 @@ prepare_venv() {
     installed_extras=""
   fi
   mkdir "$venv" 2>/dev/null || fail "$venv cannot be made" "check that you may write to $root"
-  run "making .venv with $python" "$python" -m venv "$venv"
+  run "making .venv with $python" "$python" -I -m venv "$venv"
 }
 
 repair_pip() { attempt "$py" -I -m ensurepip --upgrade --default-pip && attempt "$py" -I -m pip --version; }
@@ -316,7 +316,7 @@ set_up() {
   check_computer
   find_python
   exec 9<"$root/setup.sh"
-  "$python" -c "$LOCK"
+  "$python" -I -c "$LOCK"
   if is_ready; then return 0; fi # the one that was waited for did it
   if [ -f "$stamp" ]; then read -r _ installed_extras <"$stamp" || true; fi
   if [ -d "$venv" ]; then

@@ -3,11 +3,11 @@
 import os
 import sys
 
-from positron_mini.cli import main
-
 
 def run() -> int:
     """The exit code of the command line."""
+    from positron_mini.cli import main
+
     try:
         return main()
     except SystemExit as stop:
@@ -17,6 +17,8 @@ def run() -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current folder, which -m puts first: a module that lies there is not one of ours
     code = run()
     if "WORLD_SIZE" in os.environ:  # one of several: PyTorch's threads may still hold Python objects, and Python must not end under them
         sys.stdout.flush()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from positron_mini import checkpoint
+from positron_mini import checkpoint, children
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
 from positron_mini.corpus import storyworld
@@ -284,7 +283,7 @@ def process_seconds(words: Sequence[str], folder: Path, until: str | None = None
 
     Errors: PositronError when the process fails, or ends without that line.
     """
-    command = [sys.executable, "-m", "positron_mini", *words]
+    command = children.python("positron_mini", *words)
     began = time.perf_counter()
     with subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

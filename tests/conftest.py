@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -22,12 +23,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 with tempfile.TemporaryDirectory() as _scratch:
     os.environ["POSITRON_CACHE"] = _scratch
-    for _name in ("decode_step", *native.TRAINING):  # loaded now, for every test of this process; programs that tests start do without
-        native.library(_name)
+    native.library()  # loaded now, for every test of this process; programs that tests start do without
 os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's doctor decides in a test
 if os.environ.get("POSITRON_TEST_DEVICE", "cpu") == "cpu":  # a GPU is used only where a test run asks for it by name
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.backends.mps.is_available = lambda: False
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """The variables of the environment as they were, after every test: a command sets some for what it starts."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ class Computer:
     def add_python(self, name: str = "python3") -> Path:
         """A working interpreter under `name`, built for this computer's processor, whose environments hold the made-up pip."""
         body = f"""case "$*" in
-            "-m venv "*) exec '{sys.executable}' '{self.home / "make_venv.py"}' "$3" ;;
+            "-I -m venv "*) exec '{sys.executable}' '{self.home / "make_venv.py"}' "$4" ;;
             *os.uname*) echo {VERSION.replace(".", " ")} {self.machine} complete ;;
             *) exec '{sys.executable}' "$@" ;;
         esac"""

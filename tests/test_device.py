@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -614,17 +613,22 @@ def test_this_machine_can_be_described_and_chosen_for() -> None:
     assert device.peak_memory() > 10_000_000
 
 
-def test_the_compiler_is_found_by_name_or_by_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_is_found_by_name_or_by_cxx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def program(name: str) -> Path:
+        path = tmp_path / name
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+        return path
+
     monkeypatch.delenv("CXX", raising=False)
-    found: set[str] = set()
-    monkeypatch.setattr(shutil, "which", lambda name: name if name in found else None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert device.compiler() is None
-    found.add("clang++")
-    assert device.compiler() is not None
-    found.clear()
-    found.add("/opt/c++-99")
-    monkeypatch.setenv("CXX", "/opt/c++-99")
-    assert device.compiler() is not None
+    by_name = program("clang++")
+    assert device.compiler() == by_name
+    monkeypatch.setenv("CXX", "c++-99")
+    assert device.compiler() == tmp_path / "clang++"  # what CXX names is not there
+    by_variable = program("c++-99")
+    assert device.compiler() == by_variable
 
 
 def test_threads_are_set_and_reported() -> None:

@@ -30,11 +30,14 @@ def launch(words: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    from positron_mini import children
+
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo asks for the address of the host's name, which not every host knows
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    python, *rest = children.python("positron_mini", *words)
     try:
-        torchrun(["--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(count), "-m", "positron_mini", *words])
+        torchrun(["--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(count), "--no-python", python, "-u", *rest])
     except ChildFailedError as error:
         code: int = error.failures.get(0, error.get_first_failure()[1]).exitcode
         if code == -signal.SIGTERM:  # by torchrun, which ends the others when one has failed

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron_mini.children import find_program
 from positron_mini.device.verdict import DeviceName, Verdict, read_verdict, verdict_path
 from positron_mini.errors import UsageError
 
@@ -104,9 +104,7 @@ def processor_name() -> str:
 
 def compiler() -> Path | None:
     """The C++ compiler that torch.compile takes for the CPU; None where there is none."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    return Path(found) if found else None
+    return find_program(filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")))
 
 
 def usable_cores() -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from positron_mini import children
 from positron_mini.device import Machine
 from positron_mini.doctor.examine import Examination, Scope, examine
 from positron_mini.doctor.subject import Check, Subject
@@ -34,10 +34,8 @@ def examine_apart(
     patience_s: float = PATIENCE_S,
 ) -> Examination:
     """As `examine`, in a process of its own; when that dies or falls silent, this is what is wrong with the device."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(theirs, subject, machine, scope), daemon=True)
-    process.start()
+    ours, theirs = Pipe(duplex=False)
+    process = children.spawn(work, theirs, subject, machine, scope)
     theirs.close()
     checks: list[Check] = []
     try:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from positron_mini import errors, files
+from positron_mini import children, errors, files
 from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress
 from positron_mini.errors import PositronError
@@ -173,11 +173,8 @@ class _Worker:
     """A process that does parts of one job."""
 
     def __init__(self, job: Job) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        if job.stage == "train":
-            environment |= _FRUGAL
-        command = [sys.executable, "-m", __package__, job.stage, str(job.folder), str(job.vocab_size), str(job.threads)]
+        environment = {**os.environ, **(_FRUGAL if job.stage == "train" else {})}
+        command = children.python(__package__, job.stage, str(job.folder), str(job.vocab_size), str(job.threads))
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def do(self, index: int, part: Part, tell: Tell) -> None:

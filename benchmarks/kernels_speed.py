@@ -21,6 +21,7 @@ import paired
 import torch
 from paired import Row, say
 
+from positron_mini import native
 from positron_mini.bench import training as trainer_of
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
 from positron_mini.device import this_machine
@@ -65,9 +66,9 @@ def parts(steps: Iterator[object]) -> dict[str, float]:
     spent: Counter[str] = Counter()
     call = training._call
 
-    def timed(library: str, name: str, *rest: Any) -> None:
+    def timed(name: str, *rest: Any) -> None:
         began = time.perf_counter()
-        call(library, name, *rest)
+        call(name, *rest)
         spent[name] += time.perf_counter() - began  # type: ignore[assignment]
 
     training._call = timed
@@ -96,8 +97,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default all)")
     parser.add_argument("--out", type=Path, default=Path("results/kernels-speed.json"), help="where the figures go")
     flags = parser.parse_args()
-    if not training.is_there():
-        raise SystemExit("error: no C++ compiler works here, so there are no native kernels\n  hint: install g++ or clang++")
+    if native.library() is None:
+        raise SystemExit(f"error: there are no native kernels here: {native.why_not()}\n  hint: install g++ or clang++")
     torch.set_num_threads(flags.threads)
     precisions = ["fp32", *(["bf16"] if "cpu" in this_machine().bf16 else [])]
     rows = [compared(name, precision, flags) for name in flags.configs.split(",") for precision in precisions]

@@ -240,3 +240,10 @@ class GPT(nn.Module):
         """Sum over positions of -ln p(target), in nats: a scalar. Targets equal to IGNORED do not count; the caller divides."""
         logits = self.logits(self.hidden(ids, segments=segments)).view(-1, self.config.vocab_size)  # (B*T, V)
         return F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED, reduction="sum")
+
+
+# What a person may replace to try another model. Whatever computes the same faster looks first whether it is still this one (`plain.py`).
+BUILT_IN = {
+    **{name: value for name, value in globals().items() if getattr(value, "__module__", None) == __name__},
+    **{f"{cls.__name__}.{name}": value for cls in (RMSNorm, Attention, MLP, Block, Backbone, GPT) for name, value in vars(cls).items()},
+}

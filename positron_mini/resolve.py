@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from positron_mini import device as devices
-from positron_mini import files
+from positron_mini import files, native
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.native import training
+from positron_mini.plain import replaced
 from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_record import RunRecord
@@ -157,7 +158,7 @@ def choose_kernels(
     """What computes the loss and its gradients. A run that is older than the setting goes on with PyTorch's kernels, as it was."""
     if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded.config and config.kernels == "auto"):
         return "pytorch"
-    why = ""
+    why = is_told = ""  # what cannot be seen from the flags is told of any run
     if device != "cpu":
         why = f"native ones are for the CPU, not for {device}"
     elif isinstance(config, TrainConfig) and config.compile == "on":
@@ -166,10 +167,14 @@ def choose_kernels(
         why = "native ones know no dropout"
     elif not training.covers(shape, shape.context_len):
         why = f"native ones work on sizes that are multiples of {training.TILE}"
-    elif not training.is_there():
-        why = "no C++ compiler works here"
+    elif what := replaced():
+        why = is_told = f"this model is not the built-in one ({what})"
+    else:
+        why = is_told = native.why_not()
     if why and config.kernels == "native":
         say(f"warning: training with PyTorch's kernels: {why}")
+    elif is_told:
+        say(f"kernels    PyTorch's: {why}")
     return "pytorch" if why else "native"
 
 
@@ -197,6 +202,8 @@ def resolve(
     kernels = choose_kernels(config, shape, choice.device, recorded, say)
     asked = "off" if kernels == "native" else config.compile
     compiled, why = devices.should_compile(asked, machine, choice.device, work)
+    if compiled and choice.device == "cpu" and native.compiler_fails():
+        compiled, why = False, f"off, no C++ compiler works: {native.why_not()}"
     if config.compile != "off" and "no C++ compiler" in why:
         say(f"torch.compile is {why}")
     resolved = replace(

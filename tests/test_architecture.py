@@ -28,6 +28,7 @@ RANKS = [
     "chat_format",
     "instructions",
     "model",
+    "plain",
     "chunked_loss",
     "native",
     "decoder",

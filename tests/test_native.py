@@ -1,11 +1,8 @@
-"""Laws of the C++ parts: the loss and its gradients are those of the model, each is compiled once, and done without where it cannot be."""
+"""Laws of the C++ parts: the loss and its gradients are those of the model, and what they do not cover is left to PyTorch."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,93 +177,48 @@ def test_a_position_may_see_from_where_its_segment_begins() -> None:
     assert begins_of(torch.tensor([[1, 2, 1]])) is None
 
 
+NO_COMPILER = "there is no C++ compiler"
+
+
 @pytest.mark.parametrize(
-    ("settings", "where", "recorded", "works", "wanted", "said"),
+    ("settings", "where", "recorded", "trouble", "wanted", "said"),
     [
-        ({}, "cpu", None, True, "native", ""),
-        ({}, "cpu", None, False, "pytorch", ""),
-        ({}, "mps", None, True, "pytorch", ""),
-        ({"kernels": "pytorch"}, "cpu", None, True, "pytorch", ""),
-        ({"kernels": "native"}, "cpu", None, False, "pytorch", "no C++ compiler"),
-        ({"kernels": "native"}, "cuda", None, True, "pytorch", "not for cuda"),
-        ({"kernels": "native", "compile": "on"}, "cpu", None, True, "pytorch", "torch.compile takes their place"),
-        ({"kernels": "native", "dropout": 0.1}, "cpu", None, True, "pytorch", "no dropout"),
-        ({"compile": "on"}, "cpu", None, True, "pytorch", ""),
-        ({}, "cpu", {"config": {}}, True, "pytorch", ""),  # a run from before there was a choice goes on as it was
-        ({"kernels": "native"}, "cpu", {"config": {}}, True, "native", ""),
-        ({"kernels": "native"}, "cpu", {"config": {"kernels": "native"}}, False, "pytorch", "no C++ compiler"),
+        ({}, "cpu", None, "", "native", ""),
+        ({}, "cpu", None, NO_COMPILER, "pytorch", "kernels    PyTorch's: there is no C++ compiler"),
+        ({}, "mps", None, "", "pytorch", ""),
+        ({}, "mps", None, NO_COMPILER, "pytorch", ""),  # they would not be used there
+        ({"kernels": "pytorch"}, "cpu", None, "", "pytorch", ""),
+        ({"kernels": "torch"}, "cpu", None, "", "pytorch", ""),
+        ({"kernels": "native"}, "cpu", None, NO_COMPILER, "pytorch", "warning: training with PyTorch's kernels: there is no C++ compiler"),
+        ({"kernels": "native"}, "cuda", None, "", "pytorch", "not for cuda"),
+        ({"kernels": "native", "compile": "on"}, "cpu", None, "", "pytorch", "torch.compile takes their place"),
+        ({"kernels": "native", "dropout": 0.1}, "cpu", None, "", "pytorch", "no dropout"),
+        ({"compile": "on"}, "cpu", None, "", "pytorch", ""),
+        ({}, "cpu", {"config": {}}, "", "pytorch", ""),  # a run from before there was a choice goes on as it was
+        ({"kernels": "native"}, "cpu", {"config": {}}, "", "native", ""),
+        ({"kernels": "native"}, "cpu", {"config": {"kernels": "native"}}, NO_COMPILER, "pytorch", NO_COMPILER),
     ],
 )
-def test_which_kernels_train(
+def test_which_kernels_train_and_why_not_the_native_ones(
     settings: dict[str, Any],
     where: str,
     recorded: dict[str, Any] | None,
-    works: bool,
+    trouble: str,
     wanted: str,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "is_there", lambda: works)
+    monkeypatch.setattr(native, "why_not", lambda: trouble)
     lines: list[str] = []
     assert choose_kernels(TrainConfig(**settings), SHAPE, where, recorded, lines.append) == wanted
-    assert (said in lines[0]) if said else not lines
+    assert (said in lines[0] and len(lines) == 1) if said else not lines
     if "compile" not in settings:
         config = SFTConfig(**settings)
         assert choose_kernels(config, SHAPE, where, recorded) == wanted
 
 
 def test_sizes_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "is_there", lambda: True)
+    monkeypatch.setattr(native, "why_not", lambda: "")
     lines: list[str] = []
     assert choose_kernels(TrainConfig(kernels="native"), shape(), "cpu", None, lines.append) == "pytorch"
     assert "multiples of 32" in lines[0]
-
-
-# --- the library ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ctypes.CDLL | None]:
-    """`library("attention")` as a new process with an empty cache folder would find it."""
-    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
-    return lambda: native.library.__wrapped__("attention")
-
-
-def made(tmp_path: Path) -> set[str]:
-    """What lies in the cache folder."""
-    return {entry.name for entry in (tmp_path / "cache").iterdir()}
-
-
-@needs_compiler
-def test_a_part_is_compiled_once_and_again_for_another_source(
-    fresh: Callable[[], ctypes.CDLL | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert fresh() is not None
-    first = made(tmp_path)
-    assert len(first) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(native.subprocess, "run", None)  # a second compilation would fail
-        assert fresh() is not None
-    shutil.copy(native.SOURCES / "vectors.h", tmp_path)
-    changed = tmp_path / "attention.cpp"
-    changed.write_bytes((native.SOURCES / "attention.cpp").read_bytes() + b"\n// changed\n")
-    monkeypatch.setattr(native, "SOURCES", tmp_path)
-    assert fresh() is not None
-    assert len(made(tmp_path)) == 2 and first < made(tmp_path)
-
-
-@pytest.mark.parametrize("trouble", ["no compiler", "it fails", "it makes nothing of use", "no folder"])
-def test_what_cannot_be_compiled_is_done_without(
-    trouble: str, fresh: Callable[[], ctypes.CDLL | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if trouble == "no compiler":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
-    elif trouble == "no folder":
-        (tmp_path / "cache").write_text("a file")
-    else:
-        compiler = tmp_path / "c++"
-        nonsense = 'for last; do :; done\necho nonsense > "$last"\n'
-        compiler.write_text("#!/bin/sh\n" + ("exit 1\n" if trouble == "it fails" else nonsense))
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
-    assert fresh() is None

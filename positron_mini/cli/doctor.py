@@ -40,10 +40,12 @@ def run(argv: Sequence[str]) -> int:
     from datetime import date
 
     from positron_mini import device as devices
+    from positron_mini import native
     from positron_mini.doctor.examine import Scope
     from positron_mini.doctor.report import diagnose, subjects_of
 
     began = time.monotonic()
+    native.forget()
     machine = devices.this_machine()
     devices.choose(machine, flags.device)
     devices.set_threads(flags.threads)
@@ -87,13 +89,13 @@ def remember(report: Report, *, is_whole: bool) -> str | None:
 
 def show(report: Report, kept: str | None) -> None:
     """The result for a person, on stdout."""
+    from positron_mini import native
     from positron_mini.doctor.report import upstream_report
-    from positron_mini.native.training import is_there
 
     machine = report.machine
     print(f"machine    {machine.chip}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {machine.system} {machine.os_version}")
     print(f"torch      {machine.torch}" + (f", {machine.vector}" if machine.vector else ""))
-    print(f"kernels    on the CPU {'native, in C++' if is_there() else 'those of PyTorch: no C++ compiler works here'}")
+    print(f"kernels    on the CPU {f'those of PyTorch: {native.why_not()}' if native.why_not() else 'native, in C++'}")
     for examination in report.examinations:
         finding = examination.finding
         state = finding.trouble or f"right, {finding.tok_per_s:,.0f} tokens a second with TinyGPT"

@@ -37,6 +37,7 @@ from positron_mini.device.policy import (
     unsupported,
 )
 from positron_mini.device.power import SpeedWatch, awake, keep_awake_command, share_of_usual_speed
+from positron_mini.device.private import compiled, own_file, private_folder
 from positron_mini.device.verdict import (
     BF16_GAIN,
     DeviceName,
@@ -64,6 +65,7 @@ __all__ = [
     "awake",
     "cache_folder",
     "choose",
+    "compiled",
     "compiler",
     "describe_versions",
     "forget_cached_memory",
@@ -74,8 +76,10 @@ __all__ = [
     "memory_limits",
     "micro_batch_rows",
     "multiplies_by_mkl",
+    "own_file",
     "peak_memory",
     "prepare_environment",
+    "private_folder",
     "processor_name",
     "read_verdict",
     "set_threads",

@@ -1,72 +1,52 @@
 """C++ for what PyTorch's operations are slow at on a CPU: compiled at its first use, kept in the user's cache, called through ctypes.
 
-`decode_step` writes a token; `attention` and `pointwise` are what training does between products. Without a C++ compiler there are none of
-them, and PyTorch does the same.
+`decode_step` writes a token; `attention` and `pointwise` are what training does between products. Where they cannot be had, `why_not` says
+why, and PyTorch does the same. `build` makes the library, `trial` tries it in a process apart before it is used.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
+from positron_mini.errors import PositronError
+from positron_mini.native.build import CompilerError, forget_failure, open_library
 
-from positron_mini import device as devices
+__all__ = ["compiler_fails", "forget", "library", "why_not"]
 
-SOURCES = Path(__file__).parent
-# Sums may be taken in another order, which vector registers need; NaN and infinity keep their meaning, as -ffast-math would not let them.
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC")
-COMPILE_SECONDS = 60
-TRAINING = ("attention", "pointwise")  # what training needs
+
+@dataclass(frozen=True)
+class _Found:
+    library: ctypes.CDLL | None = None
+    error: PositronError | None = None
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
-    """The functions of `name`.cpp, whose calls release Python's lock; None where it cannot be compiled or loaded."""
-    compiler = devices.compiler()
-    if compiler is None:
-        return None
-    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
-        return ctypes.CDLL(str(_compiled(compiler, SOURCES / f"{name}.cpp")))
-    return None
+def _found() -> _Found:
+    try:
+        return _Found(open_library())
+    except PositronError as error:
+        return _Found(error=error)
 
 
-def _compiled(compiler: Path, source: Path) -> Path:
-    """The library, compiled if it is not there yet. Another compiler, processor or source makes another one."""
-    is_arm = platform.machine() in ("arm64", "aarch64")
-    words = [str(compiler), *FLAGS, "-mcpu=native" if is_arm else "-march=native", *_openmp()]
-    stamp = compiler.stat()
-    key = (
-        source.read_bytes(),
-        (source.parent / "vectors.h").read_bytes(),
-        words,
-        stamp.st_size,
-        stamp.st_mtime_ns,
-        devices.processor_name(),
-        platform.system(),
-    )
-    folder = devices.cache_folder(platform.system(), os.environ, Path.home())
-    made = folder / f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-    if not made.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
-            new = Path(scratch) / made.name
-            subprocess.run([*words, str(source), "-o", str(new)], capture_output=True, timeout=COMPILE_SECONDS, check=True)
-            new.replace(made)
-    return made
+def library() -> ctypes.CDLL | None:
+    """The functions of all sources, whose calls release Python's lock; None where there is no library."""
+    return _found().library
 
 
-def _openmp() -> list[str]:
-    """Flags for the threads that PyTorch has already: two sets of them would wait for each other's cores."""
-    folder = Path(torch.__file__).parent / "lib"
-    own = next((path for name in ("libgomp*", "libomp*", "libiomp5*") for path in sorted(folder.glob(name))), None)
-    compile_only = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-    return [*compile_only, str(own), f"-Wl,-rpath,{folder}"] if own else ["-fopenmp"]
+def why_not() -> str:
+    """Why there is no library, as the rest of a sentence; empty when there is one."""
+    error = _found().error
+    return "" if error is None else f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def compiler_fails() -> bool:
+    """Whether the C++ compiler that is here does not do its work, so that torch.compile would fare no better."""
+    return isinstance(_found().error, CompilerError)
+
+
+def forget() -> None:
+    """Try anew what is remembered to have failed."""
+    if forget_failure():
+        _found.cache_clear()

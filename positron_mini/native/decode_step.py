@@ -1,4 +1,4 @@
-"""One token of each of N sequences, by `decode_step.cpp`: its structures, and the call.
+"""One token of each of N sequences, by `decode_step.cpp`.
 
 Shapes as there: N sequences, L layers, K key/value heads, D channels of a head, V columns of the head.
 """
@@ -13,27 +13,9 @@ import torch
 from torch import Tensor
 
 from positron_mini.native import library
+from positron_mini.native.layout import Layer, Matrix, Model
 
-
-class Matrix(ctypes.Structure):
-    """`Matrix` of the source."""
-
-    _fields_ = [("blocks", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("inputs", ctypes.c_int), ("outputs", ctypes.c_int)]
-
-
-class Layer(ctypes.Structure):
-    """`Layer` of the source."""
-
-    _fields_ = [("qkv", Matrix), ("o", Matrix), ("gate_up", Matrix), ("down", Matrix), ("gain", ctypes.c_void_p)]
-
-
-class Model(ctypes.Structure):
-    """`Model` of the source."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("layers", "C", "H", "K", "D", "F", "V", "context")), ("eps", ctypes.c_float),
-        ("layer", ctypes.POINTER(Layer)), ("head", Matrix), ("embedding", ctypes.c_void_p), ("turns", ctypes.c_void_p),
-    ]  # fmt: skip
+__all__ = ["DecodeStep", "Layer", "Matrix", "Model", "Step", "decode_step"]
 
 
 DecodeStep = Callable[..., None]
@@ -57,8 +39,8 @@ class Step:
 
 @functools.cache
 def decode_step() -> DecodeStep | None:
-    """`decode_step` of the source; None where there is no compiler for it."""
-    found = library("decode_step")
+    """`decode_step` of the source; None where there is no library."""
+    found = library()
     if found is None:
         return None
     step = found.decode_step

@@ -21,16 +21,11 @@ from torch.nn import functional as F
 from positron_mini.chunked_loss import chunked_loss
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native import TRAINING, library
+from positron_mini.native import library
 
 TILE = 32  # positions and channels come in multiples of it
 CHUNK = 64  # rows whose part of a norm's gradient is one row of sums
 LOGITS_AT_ONCE = 16 << 20  # numbers, 64 MB in fp32: the table is laid out anew for every product, which many rows share
-
-
-def is_there() -> bool:
-    """Whether the functions could be compiled."""
-    return all(library(name) is not None for name in TRAINING)
 
 
 def covers(config: ModelConfig, width: int) -> bool:
@@ -42,8 +37,8 @@ def covers(config: ModelConfig, width: int) -> bool:
 
 
 @functools.cache
-def _function(library_name: str, name: str, dtype: torch.dtype) -> Any:
-    function = getattr(library(library_name), f"{name}_{str(dtype).removeprefix('torch.')}")
+def _function(name: str, dtype: torch.dtype) -> Any:
+    function = getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")
     function.restype = None
     return function
 
@@ -54,16 +49,16 @@ def _as_c(argument: Tensor | int | float | None) -> Any:
     return ctypes.c_float(argument) if isinstance(argument, float) else argument if argument is None else ctypes.c_int(argument)
 
 
-def _call(library_name: str, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
     """Call a function for numbers of `dtype` with the places of tensors and with sizes."""
-    _function(library_name, name, dtype)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+    _function(name, dtype)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x + delta (N, C) in fp32, and the norm of it in `dtype`."""
     total = x if delta is None else torch.empty_like(x)
     h = torch.empty_like(x, dtype=dtype)
-    _call("pointwise", "add_norm", dtype, x, delta, weight, eps, total, h, *x.shape)
+    _call("add_norm", dtype, x, delta, weight, eps, total, h, *x.shape)
     return total, h
 
 
@@ -72,28 +67,28 @@ def _norm_backward(x: Tensor, weight: Tensor, dh: Tensor, eps: float, past: Tens
     dx = torch.empty_like(x) if past is None else past
     narrow = dx if dh.dtype == dx.dtype else torch.empty_like(dh)
     sums = x.new_empty(-(-len(x) // CHUNK), x.shape[1])
-    _call("pointwise", "norm_backward", dh.dtype, x, weight, dh, eps, past, dx, None if narrow is dx else narrow, sums, *x.shape)
+    _call("norm_backward", dh.dtype, x, weight, dh, eps, past, dx, None if narrow is dx else narrow, sums, *x.shape)
     return dx, narrow, sums.sum(0)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, (N, F), of both side by side, (N, 2 F)."""
     act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-    _call("pointwise", "swiglu", act.dtype, gate_up, act, *act.shape)
+    _call("swiglu", act.dtype, gate_up, act, *act.shape)
     return act
 
 
 def _swiglu_backward(gate_up: Tensor, dact: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of gate_up, and what `_swiglu` returned, in the place of dact."""
     dgate_up = torch.empty_like(gate_up)
-    _call("pointwise", "swiglu_backward", dact.dtype, gate_up, dact, dgate_up, *dact.shape)
+    _call("swiglu_backward", dact.dtype, gate_up, dact, dgate_up, *dact.shape)
     return dgate_up, dact
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-ln of the probability of each target, (N,); logits (N, V) become their own gradient."""
     losses = torch.empty(len(logits))
-    _call("pointwise", "cross_entropy", logits.dtype, logits, targets, losses, *logits.shape)
+    _call("cross_entropy", logits.dtype, logits, targets, losses, *logits.shape)
     return losses
 
 
@@ -152,7 +147,7 @@ def _block(w: _Weights, b: _Batch, x: Tensor, h: Tensor) -> tuple[_Kept, Tensor]
     y = qkv.new_empty(len(x), w.o.shape[1])
     lse = x.new_empty(b.sizes[0], b.config.n_head, b.sizes[1])
     eps = b.config.norm_eps
-    _call("attention", "attention", b.dtype, qkv, w.q_norm, w.k_norm, *b.rope, eps, b.begins, y, lse, *b.sizes)
+    _call("attention", b.dtype, qkv, w.q_norm, w.k_norm, *b.rope, eps, b.begins, y, lse, *b.sizes)
     x_mlp, h_mlp = _add_norm(x, y @ w.o.t(), w.mlp_norm, eps, b.dtype)
     gate_up = h_mlp @ w.gate_up.t()
     return _Kept(x, h, qkv, lse, y, x_mlp, h_mlp, gate_up), _swiglu(gate_up) @ w.down.t()
@@ -171,7 +166,7 @@ def _block_backward(w: _Weights, b: _Batch, kept: _Kept, dx: Tensor, narrow: Ten
     dqkv = torch.empty_like(kept.qkv)
     dq_norm, dk_norm = (dx.new_empty(b.sizes[0] * n, c.head_dim) for n in (c.n_head, c.n_kv_head))  # to be summed
     arguments = (kept.qkv, w.q_norm, w.k_norm, *b.rope, eps, b.begins, kept.y, kept.lse, dy, dqkv, dq_norm, dk_norm)
-    _call("attention", "attention_backward", b.dtype, *arguments, *b.sizes)
+    _call("attention_backward", b.dtype, *arguments, *b.sizes)
     d_qkv = dqkv.t() @ kept.h
     dx, narrow, d_norm = _norm_backward(kept.x, w.norm, dqkv @ w.qkv, eps, dx)
     heads = [c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.n_kv_head * c.head_dim]

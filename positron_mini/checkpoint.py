@@ -31,6 +31,7 @@ STATE_JSON = "training/state.json"
 MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000 tensors
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
+CHANGED = "positron-mini-changed"  # the model type of a model that is not the built-in one
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 
@@ -54,6 +55,11 @@ def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str
         **huggingface_files(tokenizer, context_len=config.context_len, chat_template=chat_template),
         "README.md": card.encode(),
     }
+
+
+def changed_settings(config_json: bytes, why: str) -> bytes:
+    """The `config.json` of a model that is not the built-in one: of a type that no program takes for a Qwen3 model."""
+    return files.json_text({**json.loads(config_json), "model_type": CHANGED, "changed": why}).encode()
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -173,6 +179,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     is_chat: bool
     has_training: bool
+    changed: str = ""  # what made the model that was trained another one than the built-in
 
     @property
     def step(self) -> int | None:
@@ -189,6 +196,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, with every file verified. Errors: CheckpointError."""
     entries = verify(folder)
     data = files.read_json(folder / "config.json")
+    changed = ""
+    if isinstance(data, dict) and data.get("model_type") == CHANGED:
+        changed, data = str(data.get("changed"))[:200], {**data, "model_type": "qwen3"}
     config = ModelConfig.from_huggingface(data, str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
     if tokenizer.vocab_size != config.vocab_size:
@@ -196,7 +206,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model expects {config.vocab_size:,}",
             "copy the tokenizer that the model was trained with into the folder",
         )
-    return Checkpoint(folder, config, tokenizer, "chat_template.jinja" in entries, STATE_FILE in entries and STATE_JSON in entries)
+    has_training = STATE_FILE in entries and STATE_JSON in entries
+    return Checkpoint(folder, config, tokenizer, "chat_template.jinja" in entries, has_training, changed)
 
 
 def check_tokenizer(path: str | Path | None, checkpoint: Checkpoint) -> None:
@@ -272,11 +283,18 @@ def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, 
 
 
 def load_model(checkpoint: Checkpoint) -> GPT:
-    """The model of a checkpoint on the CPU, in fp32, ready to use."""
+    """The model of a checkpoint on the CPU, in fp32, ready to use. Errors: CheckpointError, also when another model was trained than the
+    source now makes."""
     import torch
 
     from positron_mini.model import GPT
+    from positron_mini.plain import replaced
 
+    if checkpoint.changed and not replaced():
+        raise CheckpointError(
+            f"{checkpoint.folder}: the model that was trained is not the built-in one ({checkpoint.changed})",
+            "open it from Python, where positron_mini.model is changed in the same way",
+        )
     with torch.device("meta"):  # shapes only: nothing is allocated or drawn before the file has been checked
         model = GPT(checkpoint.config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -22,8 +22,10 @@ from torch.nn import functional as F
 
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig
+from positron_mini.errors import UsageError
 from positron_mini.model import GPT, Attention, Block, rope_table
 from positron_mini.native import decode_step as native
+from positron_mini.plain import changed, is_plain
 
 Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens
@@ -210,10 +212,13 @@ class DecoderCache:
 class Decoder:
     """A copy of a model's weights as they are now, ready to write tokens on the CPU. Several caches may use it, also in turn.
 
-    `before_layer` is called before every layer; what it raises ends the pass, so that reading a long prompt can be given up.
+    `before_layer` is called before every layer; what it raises ends the pass, so that reading a long prompt can be given up. Errors:
+    UsageError for a model that is not the built-in one.
     """
 
     def __init__(self, model: GPT, weights: Weights = "f32") -> None:
+        if why := changed(model):
+            raise UsageError(f"this model is not the built-in one ({why}), so only itself can write its tokens", "let quickest() choose")
         self.before_layer: Callable[[], None] | None = None
         with torch.inference_mode():
             self.config, self.name, self.weights = model.config, model.name, weights
@@ -313,11 +318,8 @@ def has_whole_blocks(config: ModelConfig) -> bool:
 
 def quickest(model: GPT, tokens: int) -> GPT | Decoder:
     """What writes `tokens` tokens soonest: a Decoder of `model` where laying out its weights is repaid, else `model` itself."""
-    if type(model) is not GPT or tokens < REPAID_TOKENS:  # what inherits from GPT may compute something else
-        return model
-    weight = model.model.embed_tokens.weight
-    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return Decoder(model) if is_plain else model
+    is_covered = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
+    return Decoder(model) if tokens >= REPAID_TOKENS and is_covered and is_plain(model) else model
 
 
 def useful_threads(config: ModelConfig, samples: int = 1) -> int:

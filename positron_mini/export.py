@@ -94,6 +94,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
 
     Equal checkpoints give equal bytes. Errors: PositronError without the package gguf, UsageError, DiskFullError; then nothing is left.
     """
+    _refuse_changed(checkpoint)
     gguf = _gguf()
     name = model_name(checkpoint)
     path = _gguf_path(checkpoint, out, f"{name}-{dtype.upper()}.gguf")
@@ -108,6 +109,17 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
         for place, text in beside.items():
             files.write_text(place, text)
     return Exported(path, tuple(beside), path.stat().st_size)
+
+
+def _refuse_changed(checkpoint: Checkpoint) -> None:
+    """Nothing, or UsageError for a model that is not the built-in one."""
+    from positron_mini.plain import replaced
+
+    if why := checkpoint.changed or replaced():
+        raise UsageError(
+            f"this model is not the built-in one ({why}), which is what other programs would compute",
+            "export a model that was trained without that change",
+        )
 
 
 def _gguf() -> Any:
@@ -256,6 +268,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
     """
     import torch
 
+    _refuse_changed(checkpoint)
     types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in types:
         raise UsageError(f"--format hf stores f32, f16 or bf16, not {dtype}", f"--format gguf --dtype {dtype}")

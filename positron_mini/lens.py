@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from positron_mini.chat_format import Message, encode_chat
+from positron_mini.errors import UsageError
 from positron_mini.evaluate.bits import token_logprobs
 from positron_mini.generate import Reader, check_finite
 from positron_mini.model import GPT, Attention, Block, rotate
+from positron_mini.plain import changed
 from positron_mini.tokenizer import SPACE, UNK, Tokenizer
 from positron_mini.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
 
@@ -160,7 +162,9 @@ def _guess(logprobs: Tensor, final: Tensor, k: int) -> LayerGuess:
 
 @torch.inference_mode()
 def _streams(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
-    """The stream (1, T, C) as it leaves the embedding and each block."""
+    """The stream (1, T, C) as it leaves the embedding and each block. Errors: UsageError for a model that is not the built-in one."""
+    if why := changed(model):
+        raise UsageError(f"this model is not the built-in one ({why}), whose inside is another", "generate and score know it as it is")
     row = _row(model, ids)
     rope = _angles(model, row.shape[1])
     x = model.model.embed_tokens(row)

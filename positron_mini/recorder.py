@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from positron_mini.checkpoint import TrainingState, step_name, write_checkpoint
+from positron_mini.checkpoint import TrainingState, changed_settings, step_name, write_checkpoint
 from positron_mini.config import is_milestone
 from positron_mini.curve import Turn, Validation, turned, validations
 from positron_mini.evaluate.bits import Score
 from positron_mini.model import GPT
+from positron_mini.plain import changed
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import StepReport, log_path, read_rows
 from positron_mini.track import Tracker
@@ -64,7 +65,7 @@ class Recorder:
         if score is not None:
             self.run.log("events", {"kind": "before", "step": 0, "val_loss": score.loss, "val_bpb": score.bits_per_byte})
         if is_kept:
-            write_checkpoint(self.run.folder(0), self.trainer.model_weights(), self.recording.texts(0, 0, None), None)
+            write_checkpoint(self.run.folder(0), self.trainer.model_weights(), self._texts(None), None)
             self.run.point("latest", 0)
         self.trainer.clock.lap_other()
 
@@ -119,10 +120,15 @@ class Recorder:
         if trainer.step == 0 or self.saved == trainer.step:
             return
         training = TrainingState(trainer.state_tensors(), trainer.state_numbers())
-        texts = self.recording.texts(trainer.step, trainer.tokens, self.last)
-        write_checkpoint(self.run.folder(trainer.step), trainer.model_weights(), texts, training)
+        write_checkpoint(self.run.folder(trainer.step), trainer.model_weights(), self._texts(self.last), training)
         self.saved = trainer.step
         self.settle()
+
+    def _texts(self, report: StepReport | None) -> dict[str, bytes]:
+        """The texts of a model folder. That of a model which is not the built-in one says so: others would compute the built-in one."""
+        trainer = self.trainer
+        texts, why = self.recording.texts(trainer.step, trainer.tokens, report), changed(trainer.model)
+        return {**texts, "config.json": changed_settings(texts["config.json"], why)} if why and "config.json" in texts else texts
 
     def settle(self) -> None:
         """Point `latest` and `best` at what is saved and apply the retention rule: the end of a save, or of one that a kill cut short."""

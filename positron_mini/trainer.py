@@ -26,6 +26,7 @@ from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryErr
 from positron_mini.model import GPT, IGNORED
 from positron_mini.native.training import native_loss
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
+from positron_mini.plain import changed, has_plain_head, is_plain
 from positron_mini.store.run_logs import StepReport
 
 
@@ -104,15 +105,15 @@ class Clock:
 
 
 def loss_function(model: GPT, device: str, *, compiled: bool, native: bool = False) -> Callable[..., Tensor]:
-    """`model.loss`, computed the fastest way that is known to be right on `device`; every way gives the same values."""
+    """`model.loss`, computed the fastest way that is known to be right on `device` for it; every way gives the same values."""
     if device == "cpu":
         devices.keep_freed_memory()
-    if native:
+    if native and is_plain(model):
         return partial(native_loss, model)
-    if device == "cpu":  # not measured elsewhere
-        hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
+    if device == "cpu" and has_plain_head(model):  # not measured elsewhere
+        hidden = devices.compiled(model.hidden) if compiled else model.hidden
         return partial(chunked_loss, model, hidden)
-    return torch.compile(model.loss, dynamic=False) if compiled else model.loss
+    return devices.compiled(model.loss) if compiled else model.loss
 
 
 class Trainer:
@@ -152,6 +153,7 @@ class Trainer:
         OutOfMemoryError. At the first step fewer rows are computed at once first, until a single one does not fit.
         """
         self.processes.meet()
+        self._look_at_model()
         self.clock.lap_other()
         may_halve = self.processes.size == 1  # several processes must agree on the rows
         while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):
@@ -174,6 +176,14 @@ class Trainer:
             may_halve = False
             if report is not None:
                 yield report
+
+    def _look_at_model(self) -> None:
+        """Go on without native kernels when the model has been changed since this object was made: they compute the built-in one."""
+        if self.config.native and self.processes.size == 1 and (why := changed(self.model)):
+            self.config = replace(self.config, native=False)
+            self._loss = loss_function(self.model, self.config.device, compiled=False)
+            text = f"training with PyTorch's kernels: this model is not the built-in one ({why})"
+            self.tell({"kind": "kernels", "step": self.step, "text": text})
 
     def _is_at(self, end: int | None) -> bool:
         return end is not None and self.step >= end

@@ -69,8 +69,8 @@ class SFTConfig:
     """where to compute"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: fp32 master weights with bf16 products"""
-    kernels: Literal["auto", "native", "pytorch"] = "auto"
-    """native: what lies between products in C++, on a CPU a third faster; auto takes it there if there is a compiler"""
+    kernels: Literal["auto", "native", "pytorch", "torch"] = "auto"
+    """native: what lies between products in C++, on a CPU a third faster; auto takes it there if it can; torch: as pytorch"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
     micro_batch: int | None = None
@@ -85,6 +85,8 @@ class SFTConfig:
     """also send the metrics to this local tracker"""
 
     def __post_init__(self) -> None:
+        if self.kernels == "torch":  # what PyTorch is called in Python
+            object.__setattr__(self, "kernels", "pytorch")
         at_least = {
             "epochs": 1, "batch_size": 1, "warmup_steps": 0, "cooldown_steps": 0, "seed": 0, "until_step": 1, "more_steps": 1,
             "resume_from_step": 0, "max_skips": 0, "threads": 1, "micro_batch": 1, "save_every": 1, "eval_every": 1,

@@ -83,8 +83,8 @@ class TrainConfig:
     """bf16: fp32 master weights with bf16 products"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: auto uses it where its start-up is repaid"""
-    kernels: Literal["auto", "native", "pytorch"] = "auto"
-    """native: what lies between products in C++, on a CPU faster than torch.compile; auto takes it there if there is a compiler"""
+    kernels: Literal["auto", "native", "pytorch", "torch"] = "auto"
+    """native: what lies between products in C++, on a CPU faster than torch.compile; auto takes it there if it can; torch: as pytorch"""
     threads: int | None = None
     """CPU threads of each process (default: all cores, shared among the processes)"""
     nproc: int | None = None
@@ -113,6 +113,8 @@ class TrainConfig:
     """also send the metrics to this local tracker"""
 
     def __post_init__(self) -> None:
+        if self.kernels == "torch":  # what PyTorch is called in Python
+            object.__setattr__(self, "kernels", "pytorch")
         at_least = {
             "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
             "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,

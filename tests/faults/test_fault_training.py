@@ -159,17 +159,21 @@ def give_memory_for(patch: pytest.MonkeyPatch, rows: int, text: str, from_step: 
     """From this update on, a loss, by whatever way, needs more memory than there is for more than `rows` rows."""
     count = [0]
 
-    def guarded(real: Callable[..., Any], place: int) -> Callable[..., Any]:
+    real = trainer.loss_function
+
+    def loss_function(*model: Any, **settings: Any) -> Callable[..., Any]:
+        loss_of = real(*model, **settings)
+
         def loss(*parts: Any) -> Any:
             count[0] += 1
-            if len(parts[place]) > rows and count[0] > from_step:
+            if len(parts[0]) > rows and count[0] > from_step:
                 raise RuntimeError(text)
-            return real(*parts)
+            return loss_of(*parts)
 
         return loss
 
-    patch.setattr(GPT, "loss", guarded(GPT.loss, 1))  # (model, ids, ...)
-    patch.setattr(trainer, "chunked_loss", guarded(trainer.chunked_loss, 2))  # (model, hidden, ids, ...)
+    patch.setattr(trainer, "loss_function", loss_function)
+    patch.setattr(announce, "loss_function", loss_function)
 
 
 @pytest.mark.parametrize("device", TEXTS)

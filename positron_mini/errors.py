@@ -35,6 +35,10 @@ class CheckpointError(PositronError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class DroppedError(CheckpointError):
+    """A checkpoint that vanished while it was being read: the process that trains its run keeps only the newest ones."""
+
+
 class RunError(PositronError):
     """A run folder that cannot be used for what was asked: it holds another run, or another process writes it."""
 

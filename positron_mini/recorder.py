@@ -36,6 +36,7 @@ class Recorder:
         self.run, self.trainer, self.recording, self.tracker = run, trainer, recording, tracker
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
+        self._stay: set[int] = set()  # old steps of which was said that they are kept
         self.best = _best_saved(run, trainer.step) if recording.keep_best else None
 
     def begin(self) -> None:
@@ -112,7 +113,15 @@ class Recorder:
         self.run.point("latest", step)
         if self.best is not None and self.best[1] == step:
             self.run.point("best", step)  # before the one it replaces goes
-        self.run.prune(step, self.recording.milestones, self._kept_states())
+        for stays, names in self.run.prune(step, self.recording.milestones, self._kept_states()).items():
+            self._say_once(stays, names[0])
+
+    def _say_once(self, stays: int, name: str) -> None:
+        """Say that an old step is kept for a file in it that is not ours."""
+        if stays not in self._stay:
+            self._stay.add(stays)
+            text = f"step {stays:,} is kept: {name} in its folder was not made by this program"
+            self.trainer.tell({"kind": "kept", "step": self.trainer.step, "text": text})
 
     def is_settled(self) -> bool:
         """Whether `settle` would change nothing."""

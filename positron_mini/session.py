@@ -34,9 +34,7 @@ CHANGEABLE = dict.fromkeys(
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 
 
-def plan_run(
-    run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say
-) -> tuple[Plan, Checkpoint | None]:
+def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:
     """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
     if recorded is None:
         return plan_new(request, warmup_steps), None
@@ -219,7 +217,7 @@ class Session:
         """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
         if not self.processes.is_first:
             return
-        is_tidy = self.recorder.is_settled() and not any(self.run.path.glob(".tmp-*"))
+        is_tidy = self.recorder.is_settled() and not self.run.leftovers()
         if self.run.steps()[-1:] == [self.trainer.step] and not is_tidy:
             with self.run.writing():
                 self.recorder.settle()

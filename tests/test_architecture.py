@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 RANKS = [
     "",  # the version
     "errors",
+    "ours",
     "files",
     "config",
     "curve",

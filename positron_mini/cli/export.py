@@ -6,9 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse
+
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.export import Exported
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,16 @@ def run(argv: Sequence[str]) -> int:
     """Export; 0 when done."""
     flags = parse(ExportFlags, argv, "export")
     from positron_mini.export import export_gguf, export_huggingface
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_checkpoint, read_found
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
     out = Path(flags.out) if flags.out else None
-    if flags.format == "gguf":
-        done = export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)
-    else:
-        done = export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
+
+    def export(checkpoint: Checkpoint) -> Exported:
+        if flags.format == "gguf":
+            return export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)
+        return export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
+
+    done = read_found(lambda: find_checkpoint(flags.ckpt, say=note), export)
     if flags.json:
         print(json.dumps({"path": str(done.path), "bytes": done.bytes, "beside": [str(path) for path in done.beside]}))
         return 0

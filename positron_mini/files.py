@@ -150,6 +150,7 @@ def own_lines(path: Path) -> None:
     if not os.path.lexists(path):
         return
     with translate_os_errors(f"writing {path}"), open_regular(path) as handle:
+        check_size(os.fstat(handle.fileno()).st_size, MAX_LOG_BYTES)
         status, end = os.lstat(path), _end_of_lines(handle)
         if stat.S_ISLNK(status.st_mode) or status.st_nlink > 1:
             handle.seek(0)

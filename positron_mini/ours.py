@@ -20,7 +20,7 @@ from positron_mini.errors import PositronError
 
 Made = Callable[[str], bool]
 MAX_JSON_BYTES = 16 << 20
-_TEMPORARY = re.compile(r"\.tmp-(?:old-)?(.+)-[0-9]+")
+_TEMPORARY = re.compile(r"\.tmp-(?:old-)?(.+)-[0-9]+|\.tmp-old-(step_[0-9]+)")  # the second as earlier versions left it
 _BROWSERS_FILES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")  # that file browsers leave in every folder they show
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -101,8 +101,7 @@ def foreign(folder: Path, made: Made) -> list[str]:
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in [*names, *links]:
-            whole = _TEMPORARY.fullmatch(name)
-            target = Path(place, whole[1] if whole else name).relative_to(folder).as_posix()
+            target = Path(place, _target(name) or name).relative_to(folder).as_posix()
             is_link = os.path.islink(os.path.join(place, name))
             if is_link or not (made(target) or is_nobodys(name)):
                 found.append(Path(place, name).relative_to(folder).as_posix())
@@ -116,8 +115,13 @@ def is_nobodys(name: str) -> bool:
 
 def leftovers(folder: Path, made: Made) -> list[Path]:
     """What killed processes left half written or half removed in `folder`, of names that are `made` there; sorted."""
-    found = ((entry, _TEMPORARY.fullmatch(entry.name)) for entry in folder.glob(".tmp-*"))
-    return sorted(entry for entry, match in found if match is not None and made(match[1]))
+    return sorted(entry for entry in folder.glob(".tmp-*") if (name := _target(entry.name)) and made(name))
+
+
+def _target(name: str) -> str:
+    """The name that a temporary one was to become or was taken from, empty for another name."""
+    match = _TEMPORARY.fullmatch(name)
+    return (match[1] or match[2]) if match is not None else ""
 
 
 def size_of(path: Path) -> int:

@@ -125,13 +125,16 @@ class RunFolder:
         return next((name for name in names if manifest is not None and ckpt.manifest_bytes(self.path / name) == manifest), None)
 
     def _make_room(self, pointer: str) -> None:
-        """Remove what stands in the place of a pointer: a copy of a whole step that is here. Anything else that points to no step moves to
-        superseded/; a link or a file with a step's name stays, to be replaced."""
+        """Remove what stands in the place of a pointer: an empty folder, or a copy of a whole step that is here.
+
+        Anything else that points to no step moves to superseded/. A link or a file with a step's name stays, to be replaced.
+        """
         path, name = self.path / pointer, self.points_to(pointer)
         is_folder = path.is_dir() and not path.is_symlink()
         if not os.path.lexists(path) or path.is_symlink() or (not is_folder and ckpt.step_number(name or "") is not None):
             return
-        if is_folder and name is not None and not foreign(path, ckpt.FILES.__contains__) and _is_whole(self.path / name):
+        is_copy = name is not None and not foreign(path, ckpt.FILES.__contains__) and _is_whole(self.path / name)
+        if is_folder and (is_copy or not foreign(path, lambda _: False)):
             files.discard(path)
             return
         with files.translate_os_errors(f"writing {self.path / 'superseded'}"):
@@ -331,7 +334,7 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
             if run.points_to(pointer.name) != name:
                 return _follow(pointer, say)  # it was moved meanwhile
             say(f"warning: {error.message}; falling back to the newest complete step")
-    elif is_copy:
+    elif (pointer / ckpt.MANIFEST).is_file():
         return ckpt.open_checkpoint(pointer)
     else:
         say(f"warning: {pointer} {'names no step' if name or pointer.exists() else 'is missing'}; taking the newest complete step")

@@ -19,8 +19,10 @@ from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, pos
 
 from positron_mini import announce, files, locks
 from positron_mini import checkpoint as ckpt
+from positron_mini.corpus.memo import locked
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.ours import foreign, leftovers
+from positron_mini.prepare.unfinished import Origin, unfinished_folder
 from positron_mini.runs import RunFolder, find_checkpoint, find_model, read_found
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
@@ -177,12 +179,14 @@ def test_F1_a_lock_that_is_a_link_is_refused_and_its_file_keeps_every_byte(works
 
 @pytest.mark.parametrize("name", ["unfinished-novel", "unfinished-0123456789abcdef-copy", ".tmp-parts", ".tmp-drafts-4"])
 def test_F1_a_persons_folder_in_the_cache_stays(workshop: Path, name: str) -> None:
-    mine = Path("data/cache") / name / "chapter.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(HALF)
-    Path("other.txt").write_text(Path("text.txt").read_text() * 2)
-    assert positron("prepare", "--dataset", "other.txt", "--tokenizer_path", "spm.model").code == 0
-    assert mine.read_bytes() == HALF
+    cache = Path("data/cache")
+    mine, stale = cache / name / "chapter.txt", cache / "unfinished-0123456789abcdef" / "00000.json"
+    for path in (mine, stale):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(HALF)
+    with locked(cache, pytest.fail):
+        unfinished_folder(cache, Origin.of(Path("text.txt"), None), [])
+    assert mine.read_bytes() == HALF and not stale.exists()
 
 
 def test_F1_a_report_is_not_written_through_a_link(workshop: Path) -> None:

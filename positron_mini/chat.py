@@ -333,10 +333,8 @@ def _record(path: Path) -> dict[str, Any]:
     """The content of a saved conversation, its outline checked."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", "name a file that /save wrote")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, a conversation has at most {MAX_FILE_BYTES:,}", "load another file")
     try:
-        record = files.read_json(path)
+        record = files.read_json(path, MAX_FILE_BYTES)
     except PositronError as error:
         raise DataError(error.message, "name a file that /save wrote") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("turns"), list):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import shutil
 import struct
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import CheckpointError, DiskFullError, NonFiniteError, TokenizerError
+from positron_mini.errors import CheckpointError, DiskFullError, DroppedError, NonFiniteError, TokenizerError
+from positron_mini.ours import open_regular, read_small
+from positron_mini.store.run_logs import LOGS
 from positron_mini.store.steps import step_name as step_name
 from positron_mini.store.steps import step_number as step_number
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, Tokenizer, huggingface_files
@@ -33,6 +37,9 @@ MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
 CHANGED = "positron-mini-changed"  # the model type of a model that is not the built-in one
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
+# every file that a checkpoint's folder can hold
+FILES = frozenset((*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"))
+FILES |= {STATE_FILE, STATE_JSON, MANIFEST}
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 
 
@@ -89,7 +96,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
-    """Write a checkpoint folder atomically, its manifest last. Line files beside it, which tell how it came about, are flushed first.
+    """Write a checkpoint folder atomically, its manifest last. The logs beside it, which tell how it came about, are flushed first.
 
     Errors: NonFiniteError, DiskFullError, PositronError; then nothing is left.
     """
@@ -100,10 +107,10 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
                 "the last checkpoint is intact: start the same command again, or a new run with a lower --lr",
                 evidence={"kind": "non_finite", "folder": folder.name, "tensor": name},
             )
-    files.sync_lines(folder.parent)
+    files.sync_lines(folder.parent / name for name in LOGS)
     needed = sum(t.numel() * 4 for t in weights.values()) + (sum(t.numel() * 4 for t in training.tensors.values()) if training else 0)
     check_free_space(folder.parent, needed + sum(map(len, texts.values())))
-    with files.atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder, FILES.__contains__) as temporary:
         for name, data in texts.items():
             files.write_bytes(temporary / name, data)
         write_tensors(temporary / MODEL_FILE, weights)
@@ -131,10 +138,20 @@ def write_manifest(folder: Path) -> None:
     files.write_json(folder / MANIFEST, {"format": FORMAT, "files": entries})
 
 
+def manifest_bytes(folder: Path) -> bytes | None:
+    """The content of a checkpoint's manifest, None where there is none: it tells two checkpoints apart, and one from what it was."""
+    try:
+        return read_small(folder / MANIFEST)
+    except OSError:
+        return None
+
+
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of a checkpoint, by name. Errors: CheckpointError when it is missing or not a manifest."""
     path = folder / MANIFEST
     if not path.is_file():
+        if not folder.is_dir():
+            raise dropped(folder)
         raise CheckpointError(
             f"{folder}: no {MANIFEST}, so this is not a complete checkpoint", "use another step of the run, or the run folder itself"
         )
@@ -153,9 +170,35 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: Path, *, content: bool = True) -> dict[str, dict[str, Any]]:
-    """The manifest, after checking every file against it, without `content` its size only. Errors: CheckpointError naming the first file
-    that differs."""
-    entries = read_manifest(folder)
+    """The manifest, after checking every file against it, without `content` its size only.
+
+    A manifest that another process replaces meanwhile, because it drops the training state, is read again. Errors: CheckpointError naming
+    the first file that differs, DroppedError.
+    """
+    while True:
+        entries = read_manifest(folder)
+        files.fault_point("manifest_read")
+        try:
+            _check_files(folder, entries, content=content)
+        except (CheckpointError, OSError) as error:
+            if read_manifest(folder) != entries:
+                continue
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{folder}: cannot be read ({error})", "use another step of the run") from error
+            raise
+        return entries
+
+
+def dropped(folder: Path) -> DroppedError:
+    """The error for a checkpoint that is not there any more."""
+    return DroppedError(
+        f"{folder}: no longer there; while a run is trained, only its newest steps and its milestones stay",
+        f"take its newest step: --ckpt {shlex.quote(str(folder.parent))}",
+    )
+
+
+def _check_files(folder: Path, entries: dict[str, dict[str, Any]], *, content: bool) -> None:
+    """Raise CheckpointError, or the OSError of a file that vanishes, if a file is not what the manifest says."""
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file() or any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
@@ -167,7 +210,6 @@ def verify(folder: Path, *, content: bool = True) -> dict[str, dict[str, Any]]:
             )
         if content and files.sha256_of(path) != entry["sha256"]:
             raise CheckpointError(f"{path}: its content differs from its checksum", "the file is damaged; use another step of the run")
-    return entries
 
 
 @dataclass(frozen=True)
@@ -252,7 +294,7 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dic
 
 def check_header(path: Path) -> None:
     """Nothing, or CheckpointError when a safetensors header is longer than any of ours: listing a million tensors takes a gigabyte."""
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         size = int.from_bytes(handle.read(8), "little")
     if size > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -298,6 +340,7 @@ def load_model(checkpoint: Checkpoint) -> GPT:
     with torch.device("meta"):  # shapes only: nothing is allocated or drawn before the file has been checked
         model = GPT(checkpoint.config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    files.fault_point("before_load")
     model.load_state_dict(read_tensors(checkpoint.folder / MODEL_FILE, shapes), assign=True)
     model.name = str(checkpoint.folder)
     return model.eval()
@@ -314,11 +357,23 @@ def load_training(checkpoint: Checkpoint) -> TrainingState:
 
 
 def drop_training(folder: Path) -> None:
-    """Keep `folder` as a plain model folder: first the manifest forgets `training/`, then it goes."""
+    """Keep `folder` as a plain model folder: first the manifest forgets `training/`, then our files in it go."""
     entries = {name: entry for name, entry in read_manifest(folder).items() if not name.startswith("training/")}
     files.write_json(folder / MANIFEST, {"format": FORMAT, "files": entries})
     files.fault_point("before_drop_training")
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    state = folder / "training"
+    if state.is_symlink():
+        return
+    for path in (folder / STATE_FILE, folder / STATE_JSON):
+        path.unlink(missing_ok=True)
+    files.remove_leftovers(state, lambda name: f"training/{name}" in FILES)
+    with contextlib.suppress(OSError):  # somebody else's file is in it
+        state.rmdir()
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether the files of a training state stand in `folder`, listed by its manifest or not."""
+    return not (folder / "training").is_symlink() and any((folder / name).is_file() for name in (STATE_FILE, STATE_JSON))
 
 
 def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:

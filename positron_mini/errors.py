@@ -39,6 +39,10 @@ class NotFiniteOutput(CheckpointError):
     """A model whose weights are numbers, but so large that its logits are not: no probability can be made of them."""
 
 
+class DroppedError(CheckpointError):
+    """A checkpoint that vanished while it was being read: the process that trains its run keeps only the newest ones."""
+
+
 class RunError(PositronError):
     """A run folder that cannot be used for what was asked: it holds another run, or another process writes it."""
 

@@ -22,6 +22,7 @@ from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model_card import MARK, model_card
+from positron_mini.ours import open_regular
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
     kind = str(types[dtype]).removeprefix("torch.")
     settings = {**json.loads(texts["config.json"]), "dtype": kind, "torch_dtype": kind}
     texts["config.json"] = files.json_text(settings).encode()
-    with _undone_on_error([path]), files.atomic_folder(path) as temporary:
+    with _undone_on_error([path]), files.atomic_folder(path, ckpt.FILES.__contains__) as temporary:
         for file, data in {**texts, ckpt.MODEL_FILE: ckpt.tensor_bytes(weights)}.items():
             files.write_bytes(temporary / file, data)
         ckpt.write_manifest(temporary)
@@ -294,7 +295,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
 
 def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
     """Where the folder goes. Only a folder that holds an earlier export and nothing else is replaced."""
-    path = _export_folder(checkpoint) / name if out is None else out
+    path = _export_folder(checkpoint) / name if out is None else out.resolve() if out.is_symlink() else out
     if path.is_dir() and any(path.iterdir()) and not _is_export(path):
         path = path / name
     _refuse_checkpoints(path.parent)
@@ -336,11 +337,16 @@ def _free_name(gguf_path: Path, name: str, mark: str, say: Say) -> Path:
     if not place.exists():
         return place
     with files.translate_os_errors(f"reading {place}"):
-        if place.is_file() and mark in place.read_bytes()[:400].decode("utf-8", "replace"):
+        if place.is_file() and mark in _beginning(place):
             return place
     other = gguf_path.with_name(f"{gguf_path.stem}.{name}")
     say(f"{place} is not from an export and stays; writing {other.name}")
     return other
+
+
+def _beginning(path: Path) -> str:
+    with open_regular(path) as handle:
+        return handle.read(400).decode("utf-8", "replace")
 
 
 @contextlib.contextmanager

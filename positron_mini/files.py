@@ -1,8 +1,10 @@
-"""The one place that writes files: whole or not at all, on disk before it is named.
+"""The one place that writes files: whole or not at all, on disk before it is named. Also how our own small files are read.
 
 A file is written beside its final name, flushed to the disk and renamed over it; a folder is filled as `.tmp-*` and renamed when complete.
-A reader therefore sees the old state or the new one, never half of it. `FAULT=point[:n]` in the environment makes the n-th passing
-of a point fail or kill the process, and `watch` is told of every point that is passed: this is how the tests prove it.
+A reader therefore sees the old state or the new one, never half of it. What may be touched, and how files are opened, is in `ours`.
+
+`FAULT=point[:n]` in the environment makes the n-th passing of a point fail or kill the process, and `watch` is told of every point that is
+passed: this is how the tests prove it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,26 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from positron_mini.errors import PositronError, from_os_error
+from positron_mini.errors import FULL_DISK, PositronError, from_os_error
+from positron_mini.ours import (
+    MAX_JSON_BYTES,
+    Made,
+    foreign,
+    leftovers,
+    move_away,
+    open_new,
+    open_own,
+    open_regular,
+    read_small,
+    temporary_name,
+)
 
+MAX_LOG_BYTES = 1 << 30
 watch: Callable[[str], None] | None = None  # set by tests only
 _passed: dict[str, int] = {}
 
@@ -56,7 +72,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_synced(path: Path, fill: Callable[[Any], None]) -> None:
-    with open(path, "wb") as handle:
+    path.unlink(missing_ok=True)  # left by a killed process of the same number
+    with open(path, "wb", opener=open_new) as handle:
         fill(handle)
         handle.flush()
         fault_point("before_fsync")
@@ -80,7 +97,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def stream_file(path: Path, fill: Callable[[Any], Any]) -> None:
     """Replace the file at `path` by what `fill(handle)` writes into an open binary handle, atomically."""
     path = Path(path)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_name(path)
     with translate_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -131,32 +148,62 @@ def json_line(value: Any, *, is_compact: bool = False) -> str:
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line. A line cut off by a crash is recognised by its missing newline and dropped by readers."""
     line = (json_line(record) + "\n").encode("utf-8")
-    with translate_os_errors(f"writing {path}"), open(path, "ab") as handle:
+    with translate_os_errors(f"writing {path}"), open(path, "ab", opener=open_own) as handle:
         handle.write(line)
 
 
-def sync_lines(folder: Path) -> None:
-    """Flush the line files of `folder` to the disk. Appending does not, because that takes longer than many a training step."""
-    for path in folder.glob("*.jsonl"):
-        with translate_os_errors(f"writing {path}"), open(path, "r+b") as handle:
+def sync_lines(paths: Iterable[Path]) -> None:
+    """Flush line files, where they are there, to the disk. Appending does not, because that takes longer than many a training step."""
+    for path in paths:
+        with translate_os_errors(f"writing {path}"), contextlib.suppress(FileNotFoundError), open(path, "r+b", opener=open_own) as handle:
             os.fsync(handle.fileno())
 
 
-def cut_unfinished_lines(folder: Path) -> None:
-    """Cut off what a crash left of a last line in the line files of `folder`, so that the next line does not continue it."""
-    for path in folder.glob("*.jsonl"):
-        with translate_os_errors(f"writing {path}"), open(path, "r+b") as handle:
-            data = handle.read()
-            if not data.endswith(b"\n"):
-                handle.truncate(data.rfind(b"\n") + 1)
+def own_lines(path: Path) -> None:
+    """Make a line file, if there is one, ready to be appended to: it ends with a whole line and is a file of this folder alone.
+
+    What a crash left of a last line is cut off. A file that has another name too, by a link of either kind, is replaced by a copy: what
+    the other name means stays as it is.
+    """
+    if not os.path.lexists(path):
+        return
+    with translate_os_errors(f"writing {path}"), open_regular(path) as handle:
+        check_size(os.fstat(handle.fileno()).st_size, MAX_LOG_BYTES)
+        status, end = os.lstat(path), _end_of_lines(handle)
+        if stat.S_ISLNK(status.st_mode) or status.st_nlink > 1:
+            handle.seek(0)
+            stream_file(path, lambda copy: _copy(handle, copy, end))
+        elif end < status.st_size:
+            with open(path, "r+b", opener=open_own) as own:
+                own.truncate(end)
+
+
+def _end_of_lines(handle: BinaryIO) -> int:
+    """The offset behind the last newline of an open file."""
+    end = handle.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - (1 << 16))
+        handle.seek(start)
+        found = handle.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count > 0 and (data := source.read(min(count, 1 << 20))):
+        target.write(data)
+        count -= len(data)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a line file, in order; a missing file has none, an unfinished or damaged last line is dropped."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    with translate_os_errors(f"reading {path}"):
+        lines = read_small(path, MAX_LOG_BYTES).decode("utf-8", "replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
@@ -170,12 +217,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value of a file. Errors: PositronError with the path when it is missing, not UTF-8 or not JSON."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """The JSON value of a regular file of at most `limit` bytes. Errors: PositronError with the path when it is missing, larger, something
+    else than a file, not UTF-8 or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_small(path, limit).decode("utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise PositronError(f"{path}: cannot be read as JSON ({error})", "restore the file, or use another checkpoint") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise PositronError(f"{path}: cannot be read as JSON ({why})", "restore the file, or use another checkpoint") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -185,15 +234,17 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, made: Made) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Files inside are to be written with `write_bytes` and its kin, so each is on the disk before the rename. An existing `path` is replaced.
+    Files inside are to be written with `write_bytes` and its kin, so each is on the disk before the rename. An existing folder is replaced
+    when all in it is `made` by this program. Errors: PositronError when it is not, or when something else stands there.
     """
     path = Path(path)
+    _check_replaceable(path, made)
     with translate_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        temporary = temporary_name(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     try:
@@ -202,7 +253,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _sync_folder(temporary)
             fault_point("before_rename")
             if path.exists():
-                old = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
+                _check_replaceable(path, made)
+                old = temporary_name(path, kind="old-")
                 os.rename(path, old)
                 try:
                     os.rename(temporary, path)
@@ -219,6 +271,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def _check_replaceable(path: Path, made: Made) -> None:
+    """Raise PositronError if something stands at `path` that this program did not make."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise PositronError(f"{path} is {'a link' if path.is_symlink() else 'no folder'}, which is not replaced", move_away(path))
+    if names := foreign(path, made):
+        raise PositronError(f"{path} holds {names[0]}, which this program did not make, and is not replaced", move_away(path))
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, out of sight first: a half-removed one is never seen. On a disk too full to rename it, it goes where it stands.
+
+    It is for folders in which `foreign` finds nothing. Links in it are removed and not followed.
+    """
+    doomed = temporary_name(folder, kind="old-")
+    with translate_os_errors(f"removing {folder}"):
+        try:
+            os.replace(folder, doomed)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            doomed = folder
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def check_writable(folder: Path) -> None:
     """Nothing, or PositronError when `folder` cannot be written or made. It creates nothing: the nearest existing parent is looked at."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -228,10 +306,15 @@ def check_writable(folder: Path) -> None:
         raise PositronError(f"{folder}: {existing} may not be written to", "choose a folder that you may write to")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the `.tmp-*` entries that a killed process left in `folder`. Call it only while holding the folder's lock."""
-    for entry in folder.glob(".tmp-*"):
-        if entry.is_dir() and not entry.is_symlink():  # a pointer that was being moved is a link to a folder
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, made: Made) -> None:
+    """Remove `leftovers`. Call it only while holding the folder's lock."""
+    for entry in leftovers(folder, made):
+        remove_entry(entry)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there; links are not followed."""
+    if path.is_dir() and not path.is_symlink():  # a pointer that was being moved is a link to a folder
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -44,6 +44,7 @@ class Recorder:
         self.run, self.trainer, self.recording, self.tracker = run, trainer, recording, tracker
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
+        self._stay: set[int] = set()  # old steps of which was said that they are kept
         rows = [row for row in run.metrics() if row["step"] <= trainer.step]
         self.validations = validations(rows)
         self.turn: Turn | None = turned(self.validations)
@@ -135,7 +136,15 @@ class Recorder:
         step = self.trainer.step
         self.run.point("latest", step)
         self._point_best()  # before the one it replaces goes
-        self.run.prune(step, self.recording.milestones, self._kept_states())
+        for stays, names in self.run.prune(step, self.recording.milestones, self._kept_states()).items():
+            self._say_once(stays, names[0])
+
+    def _say_once(self, stays: int, name: str) -> None:
+        """Say that an old step is kept for a file in it that is not ours."""
+        if stays not in self._stay:
+            self._stay.add(stays)
+            text = f"step {stays:,} is kept: {name} in its folder was not made by this program"
+            self.trainer.tell({"kind": "kept", "step": self.trainer.step, "text": text})
 
     def is_settled(self) -> bool:
         """Whether `settle` would change nothing."""

@@ -284,7 +284,7 @@ class Session:
         """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
         if not self.processes.is_first:
             return
-        is_tidy = self.recorder.is_settled() and not any(self.run.path.glob(".tmp-*"))
+        is_tidy = self.recorder.is_settled() and not self.run.leftovers()
         if self.run.steps()[-1:] == [self.trainer.step] and not is_tidy:
             with self.run.writing():
                 self.recorder.settle()

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini.errors import DataError, from_os_error
+from positron_mini.ours import open_regular
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Indices = NDArray[np.int64]
@@ -100,7 +101,7 @@ class TokenFile:
         """
         path = Path(path)
         try:
-            with open(path, "rb") as handle:
+            with open_regular(path) as handle:
                 header = handle.read(HEADER_BYTES)
                 status = os.fstat(handle.fileno())
         except FileNotFoundError as error:

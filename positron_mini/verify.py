@@ -6,6 +6,7 @@ they were changed meanwhile, `events.jsonl` and `run.json` say so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -16,10 +17,11 @@ from typing import Any
 
 from positron_mini import checkpoint as ckpt
 from positron_mini.config import SFTConfig, TrainConfig
-from positron_mini.errors import PositronError, RunError, UsageError
-from positron_mini.runs import RunFolder
+from positron_mini.errors import DroppedError, PositronError, RunError, UsageError
+from positron_mini.ours import size_of
+from positron_mini.runs import POINTERS, RunFolder
 from positron_mini.session import Session
-from positron_mini.store.run_logs import STEP_LOGS, read_rows
+from positron_mini.store.run_logs import LOGS, STEP_LOGS, read_rows
 from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
 
 Say = Callable[[str], None]
@@ -38,40 +40,57 @@ class StepCheck:
 
 
 def check_step(folder: Path) -> StepCheck:
-    """The step after reading all of it: checksums, shape, tokenizer, names and values of the weights and of the training state."""
+    """The step after reading all of it: checksums, shape, tokenizer, names and values of the weights and of the training state.
+
+    Errors: DroppedError when the process that trains the run drops it meanwhile. Where it drops the training state, the rest is read anew.
+    """
     step = ckpt.step_number(folder.name)
-    present = [path for path in folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in present)
     assert step is not None, folder
-    try:
-        checkpoint = ckpt.open_checkpoint(folder)
-        ckpt.load_model(checkpoint)
-        if checkpoint.has_training:
-            ckpt.load_training(checkpoint)
-    except PositronError as error:
-        return StepCheck(step, len(present), size, (folder / ckpt.STATE_FILE).is_file(), error.message)
-    return StepCheck(step, len(present), size, checkpoint.has_training)
+    while True:
+        listed = ckpt.manifest_bytes(folder)
+        present = sum(len(names) for _, _, names in os.walk(folder))
+        try:
+            checkpoint = ckpt.open_checkpoint(folder)
+            ckpt.load_model(checkpoint)
+            if checkpoint.has_training:
+                ckpt.load_training(checkpoint)
+        except PositronError as error:
+            if not folder.is_dir():
+                raise ckpt.dropped(folder) from error
+            if ckpt.manifest_bytes(folder) != listed:
+                continue
+            return StepCheck(step, present, size_of(folder), (folder / ckpt.STATE_FILE).is_file(), error.message)
+        return StepCheck(step, present, size_of(folder), checkpoint.has_training)
 
 
 def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
     """Every step of the run, ascending, and what else is wrong with its folder, in sentences. Errors: RunError where there is no run."""
     if not run.path.is_dir() or (run.read() is None and not run.steps()):
         raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
-    steps = [check_step(run.folder(step)) for step in run.steps()]
-    problems = []
-    for pointer in ("latest", "best"):
-        name = run.points_to(pointer)
-        if name is None and pointer == "latest" and steps:
-            problems.append("latest is missing; commands take the newest complete step instead")
-        elif name is not None and not (run.path / name / ckpt.MANIFEST).is_file():
-            problems.append(f"{pointer} names {name!r}, which is not there; commands take the newest complete step instead")
-    for log in sorted(run.path.glob("*.jsonl")):
+    steps = []
+    for step in run.steps():
+        with contextlib.suppress(DroppedError):  # by the process that trains here: it is no part of the run any more
+            steps.append(check_step(run.folder(step)))
+    problems = [problem for pointer in POINTERS if (problem := _pointer_problem(run, pointer))]
+    for log in LOGS:
         try:
-            for _ in read_rows(log):
+            for _ in read_rows(run.path / log):
                 pass
         except PositronError as error:
             problems.append(error.message)
     return steps, problems
+
+
+def _pointer_problem(run: RunFolder, pointer: str) -> str:
+    """What is wrong with `latest` or `best`, empty when nothing is."""
+    path, name = run.path / pointer, run.points_to(pointer)
+    if path.is_dir() and not path.is_symlink():
+        return f"{pointer} is a folder, made by a copy that does not keep links; training makes it a link again"
+    if name is None:
+        return "latest is missing; commands take the newest complete step instead" if pointer == "latest" and run.steps() else ""
+    if (run.path / name / ckpt.MANIFEST).is_file() or run.points_to(pointer) != name:
+        return ""
+    return f"{pointer} names {name!r}, which is not there; commands take the newest complete step instead"
 
 
 @dataclass(frozen=True)

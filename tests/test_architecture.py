@@ -17,6 +17,7 @@ RANKS = [
     "",  # the version
     "errors",
     "children",
+    "ours",
     "files",
     "config",
     "curve",

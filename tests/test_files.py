@@ -42,7 +42,7 @@ def test_C3_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str
     target.write_bytes(b"old")
     assert forked(returning_zero(lambda: files.write_bytes(target, b"new" * 1000)), fault=point) == -signal.SIGKILL
     assert target.read_bytes() == survivor
-    files.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path, lambda _: True)
     assert entries(tmp_path) == ["file"]
 
 
@@ -50,12 +50,12 @@ def test_C3_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path, point: str
 @pytest.mark.parametrize("point", ["before_write:2", "before_fsync", "before_replace:2", "before_rename", "after_rename"])
 def test_C3_a_kill_leaves_a_folder_absent_or_whole(tmp_path: Path, point: str) -> None:
     def act() -> None:
-        with files.atomic_folder(tmp_path / "made") as folder:
+        with files.atomic_folder(tmp_path / "made", ["old"].__contains__) as folder:
             files.write_bytes(folder / "one", b"1")
             files.write_bytes(folder / "below" / "two", b"2")
 
     assert forked(returning_zero(act), fault=point) == -signal.SIGKILL
-    files.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path, lambda _: True)
     assert entries(tmp_path) == (["made", "made/below", "made/below/two", "made/one"] if point == "after_rename" else [])
 
 
@@ -86,7 +86,7 @@ def test_a_fault_acts_on_the_passing_it_names_and_on_no_other(tmp_path: Path, mo
 
 def test_a_folder_whose_making_fails_never_existed(tmp_path: Path) -> None:
     def make() -> None:
-        with files.atomic_folder(tmp_path / "made") as folder:
+        with files.atomic_folder(tmp_path / "made", ["old"].__contains__) as folder:
             files.write_text(folder / "one", "1")
             raise ValueError("on purpose")
 
@@ -98,7 +98,7 @@ def test_a_folder_whose_making_fails_never_existed(tmp_path: Path) -> None:
 def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "old").write_text("old")
-    with files.atomic_folder(tmp_path / "made") as folder:
+    with files.atomic_folder(tmp_path / "made", ["old"].__contains__) as folder:
         files.write_text(folder / "new", "new")
         assert entries(tmp_path / "made") == ["old"]
     assert entries(tmp_path) == ["made", "made/new"]
@@ -192,7 +192,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".tmp-run.json-77").write_text("half")
     (tmp_path / "step_000010").mkdir()
     (tmp_path / ".lock").write_text("")
-    files.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path, lambda _: True)
     assert entries(tmp_path) == [".lock", "step_000010"]
 
 

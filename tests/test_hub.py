@@ -271,6 +271,31 @@ def test_a_finished_text_is_returned_without_network_and_more_of_it_fetches_the_
     assert more.text.read_text() == whole
 
 
+def test_F1_a_call_killed_before_its_note_was_written_knows_its_own_validation_text(
+    hub: FakeHub, patience: Patience, tmp_path: Path
+) -> None:
+    whole = fetch_tinystories(tmp_path, say=said, patience=patience)
+    (tmp_path / "tinystories.json").unlink()
+    assert fetch_tinystories(tmp_path, say=said, patience=patience) == whole
+    (tmp_path / "tinystories.json").unlink()
+    assert whole.valid is not None
+    whole.valid.write_text("mine")
+    with pytest.raises(UsageError, match="would be overwritten"):
+        fetch_tinystories(tmp_path, say=said, patience=patience)
+    assert whole.valid.read_text() == "mine"
+
+
+@pytest.mark.parametrize("ending", [".part", ".lock"])
+def test_F1_a_download_is_not_written_through_a_link(hub: FakeHub, patience: Patience, tmp_path: Path, ending: str) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    part = download._part_of(tmp_path, listing.list_files(REPO, patience=patience).file(TRAIN))
+    part.with_suffix(ending).symlink_to(mine)
+    with pytest.raises(PositronError, match="is a link"):
+        fetch(tmp_path, patience)
+    assert mine.read_text() == "mine"
+
+
 def test_a_full_disk_is_said_before_anything_is_fetched(
     hub: FakeHub, patience: Patience, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -214,6 +214,18 @@ def test_tinystories_come_from_the_hub_once(hub: FakeHub) -> None:
     assert elsewhere == Path("tiny/t.txt") and elsewhere.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["t.json", "t-valid.txt"])
+def test_F1_a_users_file_beside_the_text_that_is_asked_for_is_not_overwritten(hub: FakeHub, name: str) -> None:
+    Path(name).write_text("mine")
+    with pytest.raises(UsageError, match=f"{name}: .* would be overwritten"):
+        obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None)
+    assert Path(name).read_text() == "mine" and not Path("t.txt").exists()
+    Path(name).unlink()
+    first = obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None).read_bytes()
+    Path("t.json").unlink()  # killed before the note was written: the same command again goes on
+    assert obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None).read_bytes() == first
+
+
 def test_some_tinystories_cost_only_the_beginning_of_the_file(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "TINYSTORIES_BYTES_PER_STORY", len(HUB_STORIES[0]) + 20)
     found = documents(obtain("tinystories", stories=10, say=lambda _: None))

@@ -106,15 +106,14 @@ def _train(flags: BenchFlags) -> dict[str, Any]:
 
 def _decode(flags: BenchFlags) -> dict[str, Any]:
     from positron_mini.bench import bench_decode, made_model
-    from positron_mini.checkpoint import load_model
     from positron_mini.decoder import set_decode_threads
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_model
 
     if flags.ckpt is None:
         model, name = made_model(flags.config), flags.config
     else:
-        checkpoint = find_checkpoint(flags.ckpt, say=note)
-        model, name = load_model(checkpoint), checkpoint.folder.name
+        checkpoint, model = find_model(flags.ckpt, say=note)
+        name = checkpoint.folder.name
     set_decode_threads(model.config, flags.threads, samples=flags.n)
     return bench_decode(model, name, weights=flags.weights, n=flags.n, tokens=flags.tokens, seconds=flags.seconds)
 

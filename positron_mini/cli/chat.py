@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import tyro
@@ -73,16 +74,17 @@ def run(argv: Sequence[str]) -> int:
 def _open(flags: ChatFlags) -> ChatSession:
     """The session that the flags ask for."""
     from positron_mini.device import set_threads
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_checkpoint, read_found
 
-    checkpoint = newest_checkpoint(say=note) if flags.ckpt is None else find_checkpoint(flags.ckpt, say=note)
-    if not checkpoint.is_chat:
+    find = partial(newest_checkpoint if flags.ckpt is None else partial(find_checkpoint, flags.ckpt), say=note)
+    speaker = read_found(find, load_speaker)
+    if not speaker.is_chat:
         if flags.system is not None:
-            raise UsageError(f"--system: {checkpoint.folder} is a base model, which reads no system text", "leave --system out")
-        note(f"{checkpoint.folder} is a base model: it continues your line as a story. ./sft_quickstart.sh makes one that answers.")
+            raise UsageError(f"--system: {speaker.name} is a base model, which reads no system text", "leave --system out")
+        note(f"{speaker.name} is a base model: it continues your line as a story. ./sft_quickstart.sh makes one that answers.")
     set_threads(flags.threads)
     settings = SampleConfig(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(SampleConfig)})
-    session = ChatSession(load_speaker(checkpoint), settings)
+    session = ChatSession(speaker, settings)
     session.system = flags.system
     return session
 

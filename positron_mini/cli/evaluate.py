@@ -52,13 +52,12 @@ def run(argv: Sequence[str]) -> int:
 
 def evaluate_suite(flags: EvalFlags) -> int:
     """Print the result of a suite; 0 when done."""
-    from positron_mini.checkpoint import load_model
     from positron_mini.device import set_threads
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_model
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint, model = find_model(flags.ckpt, say=note)
     set_threads(flags.threads)
-    result = _result(flags, checkpoint, load_model(checkpoint))
+    result = _result(flags, checkpoint, model)
     if flags.json:
         print_json(result)
         return 0
@@ -134,16 +133,15 @@ def _story_lines(result: dict[str, Any]) -> list[str]:
 
 def evaluate_text(flags: EvalFlags, text: str) -> int:
     """Print the loss and bits per byte of a text; 0 when done."""
-    from positron_mini.checkpoint import load_model
     from positron_mini.corpus.files import ReadStats, read_documents
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import score_texts
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_model
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint, model = find_model(flags.ckpt, say=note)
     documents = list(read_documents(Path(text), stats=ReadStats()))
     set_threads(flags.threads)
-    score = score_texts(load_model(checkpoint), checkpoint.tokenizer, documents)
+    score = score_texts(model, checkpoint.tokenizer, documents)
     result = {
         "loss": score.loss,
         "bits_per_byte": score.bits_per_byte,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint
     from positron_mini.export import Exported
 
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.export import Exported
+
 
 @dataclass(frozen=True)
 class ExportFlags:
@@ -35,14 +39,16 @@ def run(argv: Sequence[str]) -> int:
     """Export; 0 when done."""
     flags = parse(ExportFlags, argv, "export")
     from positron_mini.export import export_gguf, export_huggingface
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_checkpoint, read_found
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
     out = Path(flags.out) if flags.out else None
-    if flags.format == "gguf":
-        done = export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)
-    else:
-        done = export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
+
+    def export(checkpoint: Checkpoint) -> tuple[Checkpoint, Exported]:
+        if flags.format == "gguf":
+            return checkpoint, export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)
+        return checkpoint, export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
+
+    checkpoint, done = read_found(lambda: find_checkpoint(flags.ckpt, say=note), export)
     if flags.json:
         print_json({"path": str(done.path), "bytes": done.bytes, "beside": [str(path) for path in done.beside]})
         return 0

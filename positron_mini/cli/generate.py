@@ -47,15 +47,14 @@ class GenerateFlags(SampleConfig):
 def run(argv: Sequence[str]) -> int:
     """Generate; 0 when done."""
     flags = parse(GenerateFlags, argv, "generate")
-    from positron_mini.checkpoint import check_tokenizer, load_model
+    from positron_mini.checkpoint import check_tokenizer
     from positron_mini.device import set_threads
     from positron_mini.generate import generate
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_model
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint, model = find_model(flags.ckpt, say=note)
     check_tokenizer(flags.tokenizer_path, checkpoint)
     set_threads(flags.threads)
-    model = load_model(checkpoint)
     if flags.device not in ("auto", "cpu"):
         from positron_mini import device as devices
 

@@ -255,9 +255,9 @@ class Repl:
         self._table([name for name, _, _ in answers], [[text for _, text, _ in answers], [speed for _, _, speed in answers]])
 
     def _speaker(self, name: str) -> Speaker:
-        from positron_mini.runs import find_checkpoint
+        from positron_mini.runs import find_checkpoint, read_found
 
-        return load_speaker(find_checkpoint(Path(name).expanduser(), say=self.note))
+        return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), load_speaker)
 
     def _table(self, headers: list[str], rows: list[list[str]]) -> None:
         """Show cells of untrusted text in columns that fit the terminal."""

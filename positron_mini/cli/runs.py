@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from positron_mini import files
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import printable
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
+from positron_mini.ours import foreign, is_nobodys, size_of
+
+if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -100,63 +105,118 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of everything below a folder; links count nothing."""
-    entries = [path] if path.is_file() else path.rglob("*")
-    return sum(entry.stat().st_size for entry in entries if entry.is_file() and not entry.is_symlink())
-
-
 def prune(flags: PruneFlags) -> int:
     """Show what can go, and with --yes remove it; 0 when done."""
     from positron_mini.runs import RunFolder, list_runs
+    from positron_mini.store.writer import held
 
-    runs = [RunFolder(path) for path in ([Path(flags.run)] if flags.run else list_runs(Path(flags.root)))]
-    found = []
-    for run in runs:
+    found: list[Removable] = []
+    for run in [RunFolder(path) for path in ([Path(flags.run)] if flags.run else list_runs(Path(flags.root)))]:
         if run.read() is None:
             raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
         pid = run.writer()
         if pid is not None:
             note(f"{run.path}: process {pid} is training in this folder; left alone")
             continue
-        found += [(run, path, why, size_of(path)) for path, why in removable(run, flags.keep)]
-    if flags.yes:
-        for run, path, _, _ in found:
-            with run.writing():
-                doomed = run.path / f".tmp-old-{path.name}"
-                if path.exists():  # leftovers have gone by now
-                    os.replace(path, doomed)  # out of sight first: a half-removed step is never seen
-                    shutil.rmtree(doomed, ignore_errors=True)
-    total = sum(size for *_, size in found)
+        with held(run.path) if flags.yes else contextlib.nullcontext():  # what is shown is what goes
+            there = removable(run, flags.keep)
+            if flags.yes:
+                for each in there:
+                    each.remove()
+        found += there
+    show(flags, found)
+    return 0
+
+
+def show(flags: PruneFlags, found: Sequence[Removable]) -> None:
+    """Print what could go, or has gone."""
+    total = sum(each.bytes for each in found)
     if flags.json:
-        rows = [{"path": str(path), "why": why, "bytes": size} for _, path, why, size in found]
+        rows = [{"path": str(each.shown), "why": each.why, "bytes": each.bytes} for each in found]
         print_json({"removed": flags.yes, "bytes": total, "entries": rows})
-        return 0
-    for _, path, why, size in found:
-        print(f"{size / 1e6:>9,.1f} MB  {path}  ({why})")
+        return
+    for each in found:
+        print(f"{each.bytes / 1e6:>9,.1f} MB  {each.shown}  ({each.why})")
     if not found:
         print("nothing to remove" + ("" if flags.keep else "; --keep 2 would remove all but the two newest steps of each run"))
     else:
         print(f"{total / 1e6:>9,.1f} MB " + ("removed" if flags.yes else "in all; nothing is removed yet, add --yes to remove it"))
-    return 0
 
 
-def removable(run: Any, keep: int | None) -> list[tuple[Path, str]]:
-    """What the run can do without, and why: leftovers and superseded steps, and with `keep` its older steps.
+@dataclass(frozen=True)
+class Removable:
+    """Something of a run that can go. `shown` is where it really lies, if a link leads there."""
 
-    What stays: the newest `keep` steps, those that `latest` and `best` name, the one before the cool-down, and the newest undamaged one.
+    path: Path
+    why: str
+    shown: Path
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path, why: str) -> Removable:
+        """What stands at `path`; a link stands for itself."""
+        real = path.parent.resolve() / path.name
+        return cls(path, why, path if real == Path.cwd().resolve() / path else real, size_of(path))
+
+    def remove(self) -> None:
+        """Remove it, out of sight first."""
+        if self.path.is_dir() and not self.path.is_symlink() and not self.path.name.startswith(".tmp-"):
+            files.discard(self.path)
+        else:
+            files.remove_entry(self.path)
+
+
+def removable(run: RunFolder, keep: int | None) -> list[Removable]:
+    """What the run can do without: leftovers and superseded steps, and with `keep` its older steps.
+
+    What holds a file that this program did not make stays, and is named.
     """
+    from positron_mini.checkpoint import FILES
+
+    found = [Removable.of(path, "left by a process that was killed") for path in run.leftovers()]
+    others = [(path, "superseded", foreign(path, is_superseded)) for path in superseded(run)]
+    older = [] if keep is None else [run.folder(step) for step in old_steps(run, keep)]
+    others += [(path, "older step", foreign(path, FILES.__contains__)) for path in older]
+    for path, why, strangers in others:
+        if strangers:
+            note(f"{path} stays: {strangers[0]} in it was not made by this program")
+        else:
+            found.append(Removable.of(path, why))
+    return found
+
+
+def superseded(run: RunFolder) -> list[Path]:
+    """The folders in superseded/ to which steps were moved. Other things there stay and are named; a link is not followed."""
+    folder = run.path / "superseded"
+    if folder.is_symlink():
+        note(f"{folder} is a link, which was not made by this program; left alone")
+        return []
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    ours = [path for path in entries if re.fullmatch("[0-9]{3,4}", path.name) and path.is_dir() and not path.is_symlink()]
+    for path in entries:
+        if path not in ours and not is_nobodys(path.name):
+            note(f"{path} was not made by this program; left alone")
+    return ours
+
+
+def is_superseded(name: str) -> bool:
+    """Whether this program gives the name to a file below superseded/NNN: log lines, and files of steps and of what was a pointer."""
+    from positron_mini import checkpoint as ckpt
+    from positron_mini.runs import POINTERS
+    from positron_mini.store.run_logs import LOGS
+
+    folder, _, rest = name.partition("/")
+    return name in LOGS or (rest in ckpt.FILES and (folder in POINTERS or ckpt.step_number(folder) is not None))
+
+
+def old_steps(run: RunFolder, keep: int) -> list[int]:
+    """The steps besides the newest `keep`, those that `latest` and `best` name, the last before the cool-down, the newest undamaged."""
     from positron_mini import checkpoint as ckpt
 
-    found = [(path, "left by a process that was killed") for path in sorted(run.path.glob(".tmp-*"))]
-    found += [(path, "superseded") for path in sorted((run.path / "superseded").glob("*"))]
-    if keep is None:
-        return found
     right = run.newest(training=True, say=lambda _: None) or run.newest(training=False, say=lambda _: None)
     if right is None:
         note(f"{run.path}: every step is damaged; all are left alone (positron verify {run.path})")
-        return found
+        return []
     named = {run.points_to("latest"), run.points_to("best"), right.folder.name}
     kept = {*run.steps()[-keep:], recorded.schedule_at().cooldown_start if (recorded := run.read()) and recorded.schedules else None}
-    old = [step for step in run.steps() if step not in kept and ckpt.step_name(step) not in named]
-    return found + [(run.folder(step), "older step") for step in old]
+    return [step for step in run.steps() if step not in kept and ckpt.step_name(step) not in named]

@@ -29,15 +29,13 @@ class ScoreFlags:
 def run(argv: Sequence[str]) -> int:
     """Score; 0 when done."""
     flags = parse(ScoreFlags, argv, "score")
-    from positron_mini.checkpoint import load_model
     from positron_mini.corpus.reading import ReadStats, clean_text
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import line_logprobs
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_model
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint, model = find_model(flags.ckpt, say=note)
     set_threads(flags.threads)
-    model = load_model(checkpoint)
     lines = read_stdin().split("\n")
     if lines[-1] == "":
         lines.pop()  # the end of the last line, not a line of its own

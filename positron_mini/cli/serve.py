@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -15,7 +16,8 @@ from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
 if TYPE_CHECKING:
-    from positron_mini.web.state import Models
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.web.state import Models, Served
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "POSITRON_API_KEY"
@@ -109,18 +111,24 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(ServeFlags, argv, "serve")
     check_extra()
     from positron_mini.chat import newest_checkpoint
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.runs import find_checkpoint, read_found
     from positron_mini.web.state import Models, load_served
 
+    def run_of(checkpoint: Checkpoint) -> Path | None:
+        folder = checkpoint.folder.resolve().parent
+        return folder if (folder / "run.json").is_file() else None
+
+    def read(checkpoint: Checkpoint) -> tuple[Checkpoint, Served]:
+        name = flags.model_name or (run_of(checkpoint) or checkpoint.folder.resolve()).name
+        return checkpoint, load_served(name, checkpoint)
+
     def models() -> Models:
-        checkpoint = newest_checkpoint(say=note) if flags.ckpt is None else find_checkpoint(flags.ckpt, say=note)
-        folder = checkpoint.folder.resolve()
-        run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
-        name = flags.model_name or (run_folder or folder).name
-        served = load_served(name, checkpoint)
+        find = partial(newest_checkpoint if flags.ckpt is None else partial(find_checkpoint, flags.ckpt), say=note)
+        checkpoint, served = read_found(find, read)
+        run_folder = run_of(checkpoint)
         _ = served.writer  # made now rather than at the first request
         kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"
-        note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {name!r}")
+        note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {served.id!r}")
         return Models([served], lambda: [run_folder] if run_folder is not None else [])
 
     return serve(flags, models)

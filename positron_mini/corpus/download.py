@@ -28,6 +28,7 @@ from positron_mini.corpus.listing import (
 )
 from positron_mini.errors import DiskFullError, from_os_error
 from positron_mini.files import sha256_of, translate_os_errors
+from positron_mini.ours import refuse_link
 
 Say = Callable[[str], None]
 CHUNK_BYTES = 1 << 20
@@ -107,6 +108,8 @@ def fetch_file(
     wanted = entry.size if first_bytes is None else min(first_bytes, entry.size)
     with translate_os_errors(f"creating {target.parent}"):
         target.parent.mkdir(parents=True, exist_ok=True)
+    for path in (part, part.with_suffix(".lock")):
+        refuse_link(path)
     with _only_one(part.with_suffix(".lock"), entry.name, say):
         if is_whole(target, entry):
             return target

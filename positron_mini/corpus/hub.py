@@ -8,6 +8,7 @@ What was downloaded lies in a folder `hub` beside the text, and may be deleted; 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -73,11 +74,13 @@ def write_tinystories(
     train, valid, revision, is_beginning = _raw_tinystories(out.parent / "hub", first_bytes, patience or Patience(), say)
     size = first_bytes if first_bytes is not None and is_beginning else train.stat().st_size
     say(f"cleaning {human_bytes(size)} of stories, about {human_time(size / CLEAN_BYTES_PER_S)}")
-    out.with_suffix(".json").unlink(missing_ok=True)
     seen: set[bytes] = set()
     valid_stats, stats = CleanStats(), CleanStats()
     valid_out = out.with_name(f"{out.stem}-valid{out.suffix}")
-    write_documents(valid_out, clean_stories(_stories(valid), valid_stats, seen))
+    valid_stories = list(clean_stories(_stories(valid), valid_stats, seen))
+    _check_valid(valid_out, valid_stories, out.with_suffix(".json"))
+    out.with_suffix(".json").unlink(missing_ok=True)
+    write_documents(valid_out, valid_stories)
     write_documents(out, clean_stories(_stories(train, first_bytes if is_beginning else None), stats, seen))
     source = f"{TINYSTORIES}: {TRAIN_FILE}" + (f" (its first {first_bytes:,} bytes)" if is_beginning else "") + f", {VALID_FILE}"
     text = HubText(out, valid_out, source, revision, LICENCE, stats.kept, out.stat().st_size, stats, valid_stats)
@@ -85,6 +88,14 @@ def write_tinystories(
     say(f"{out}: {stats.sentence()}")
     say(f"{valid_out}: {valid_stats.sentence()}")
     return text
+
+
+def _check_valid(path: Path, stories: list[str], note: Path) -> None:
+    """Raise UsageError if the file beside the text, which nobody named, is the user's: no note tells of it, and it is another text."""
+    if not os.path.lexists(path) or note.is_file():
+        return
+    if not path.is_file() or [story.strip() for story in _stories(path)] != [story.strip() for story in stories]:
+        raise UsageError(f"{path}: this is not the validation text, and would be overwritten", "--text_out tinystories/tinystories.txt")
 
 
 def _raw_tinystories(folder: Path, first_bytes: int | None, patience: Patience, say: Say) -> tuple[Path, Path, str, bool]:

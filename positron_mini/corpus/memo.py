@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any
 from positron_mini import files
 from positron_mini.corpus.files import list_files
 from positron_mini.corpus.report import Say
+from positron_mini.errors import PositronError
+from positron_mini.ours import open_own
 
 _FORMAT = 1
 _ENTRIES = 200
+_OWN_NAMES = re.compile(r"index\.json|parts|[0-9a-f]{16}-[0-9a-f]{16}")
 
 
 def signature_of(path: Path, validation: Path | None) -> str:
@@ -32,10 +35,10 @@ def signature_of(path: Path, validation: Path | None) -> str:
 def read_memo(cache_dir: Path) -> dict[str, dict[str, Any]]:
     """Content fingerprints and reading reports by signature; empty when there are none, or none that can be read."""
     try:
-        memo = json.loads((Path(cache_dir) / "index.json").read_text(encoding="utf-8"))
+        memo = files.read_json(Path(cache_dir) / "index.json")
         sources = memo["sources"] if memo["format"] == _FORMAT else {}
         return {name: entry for name, entry in sources.items() if isinstance(entry["content"], str) and isinstance(entry["reading"], dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (PositronError, KeyError, TypeError, AttributeError):
         return {}  # it only saves time
 
 
@@ -52,7 +55,7 @@ def locked(cache_dir: Path, say: Say) -> Iterator[None]:
     """The cache to this process alone; one that is killed lets go of it. What a killed one left half done is removed."""
     with files.translate_os_errors(f"writing {cache_dir}"):
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        handle = open(Path(cache_dir) / ".lock", "ab")  # noqa: SIM115
+        handle = open(Path(cache_dir) / ".lock", "ab", opener=open_own)  # noqa: SIM115
     with handle:
         if sys.platform != "win32":  # without fcntl two processes would do the work twice, to the same end
             import fcntl
@@ -62,5 +65,5 @@ def locked(cache_dir: Path, say: Say) -> Iterator[None]:
             except BlockingIOError:
                 say(f"another process is preparing a text in {cache_dir}: waiting for it")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            files.remove_leftovers(Path(cache_dir))
+            files.remove_leftovers(Path(cache_dir), lambda name: _OWN_NAMES.fullmatch(name) is not None)
         yield

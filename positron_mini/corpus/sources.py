@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
         from positron_mini.corpus.hub import write_tinystories
 
         first = None if stories is None else stories * TINYSTORIES_BYTES_PER_STORY
-        return write_tinystories(text_out or Path("data/tinystories.txt"), first_bytes=first, say=say).text
+        out = text_out or Path("data/tinystories.txt")
+        _check_note(out)
+        return write_tinystories(out, first_bytes=first, say=say).text
     if source.kind == "dataset":
         out = text_out or Path("data") / f"{source.repo.replace('/', '--')}.txt"
         return write_dataset(source, out, max_documents=stories, say=say).text
@@ -98,13 +101,17 @@ def _note_path(out: Path) -> Path:
     return note
 
 
+def _check_note(out: Path) -> Path:
+    """The place of the note on the text `out`. Errors: UsageError when a file of the user's stands there."""
+    note = _note_path(out)
+    if os.path.lexists(note) and not {"corpus", "source"} & note_of(out).keys():
+        raise UsageError(f"{note}: this is not a note on a text, and would be overwritten", f"--text_out {out.with_suffix('')}-text.txt")
+    return note
+
+
 def _is_there(out: Path, facts: dict[str, Any]) -> bool:
     """Whether the text with these facts lies there finished; if not, `out` may be written. Errors: UsageError for a file of the user's."""
-    note, found = _note_path(out), note_of(out)
-    if note.is_file() and "corpus" not in found:
-        raise UsageError(
-            f"{note}: this is not a note on a text, and would be overwritten", f"--text_out {out.with_suffix('')}-{facts['corpus']}.txt"
-        )
+    note, found = _check_note(out), note_of(out)
     if out.is_file() and facts.items() <= found.items():
         return True
     note.unlink(missing_ok=True)

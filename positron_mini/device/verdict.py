@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from positron_mini import files
+from positron_mini.ours import read_small
 
 DeviceName = Literal["cpu", "mps", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -115,9 +116,7 @@ def read_verdict(path: Path | None, key: Mapping[str, str]) -> tuple[Verdict | N
     if path is None or not path.is_file():
         return None, ""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("far too large")
-        return _parse(json.loads(path.read_text(encoding="utf-8")), key), ""
+        return _parse(json.loads(read_small(path, MAX_BYTES)), key), ""
     except (OSError, ValueError, RecursionError) as error:
         return None, f"note: the doctor's verdict {path} is not used: {error}; positron doctor writes a new one"
 

@@ -8,6 +8,7 @@ part, by several processes; a part that is done is not done again when the prepa
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from positron_mini.corpus.report import Progress, Say
 from positron_mini.corpus.split import sample_of
 from positron_mini.device import usable_cores
 from positron_mini.errors import DataError, PositronError, TokenizerError
+from positron_mini.ours import temporary_name
 from positron_mini.prepare.parts import LEFT_OUT, TRAIN, Part, Sides, Tally, routed
 from positron_mini.prepare.scan import FORMAT, Plan, Scan, do_parts, make_plan, scan_text
 from positron_mini.prepare.unfinished import Origin, unfinished_folder
@@ -35,6 +37,7 @@ from positron_mini.tokens import TokenFile, TokenWriter, token_dtype
 DEFAULT_VOCAB_SIZE = 16_000
 MAX_SAMPLE_BYTES = 100_000_000
 _COPIED_IDS = 1 << 20
+_CACHED = frozenset(("train.tokens", "validation.tokens", "report.json"))  # what a folder of the cache holds
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _finish(
     """The token files from the cache, or made; then remembered, and what was unfinished is removed. The cache is held."""
     found = _open_cached(cache_dir, scan.content, tokenizer, scan.reading, say)
     if found is None:
-        place = folder if folder is not None else Path(cache_dir) / ".tmp-parts"
+        place = folder if folder is not None else temporary_name(Path(cache_dir) / "parts")
         try:
             seconds["encode"] = _encode(plan, scan, tokenizer, cache_dir, place, workers, say)
         finally:
@@ -210,7 +213,7 @@ def _encode(plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, place
     started = time.monotonic()
     job = Job("encode", place / f"encode-{tokenizer.fingerprint[:16]}")
     for other in place.glob("encode-*"):
-        if other != job.folder:
+        if other != job.folder and re.fullmatch(r"encode-[0-9a-f]{16}", other.name):
             shutil.rmtree(other, ignore_errors=True)
     tokenizer.save(job.folder / TOKENIZER_FILE)
     for index, sides in enumerate(scan.sides()):
@@ -218,7 +221,7 @@ def _encode(plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, place
     tally = Tally()
     for result in do_parts(job, plan, 1 if plan.is_small else workers, "encoding", say):
         tally.add(Tally(**result))
-    with files.atomic_folder(_folder(cache_dir, scan.content, tokenizer)) as folder:
+    with files.atomic_folder(_folder(cache_dir, scan.content, tokenizer), _CACHED.__contains__) as folder:
         for name in ("train", "validation"):
             files.stream_file(folder / f"{name}.tokens", partial(_join, job, name, len(plan.parts), tokenizer))
         plan.origin.check_unchanged()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ def unfinished_folder(cache_dir: Path, origin: Origin, parts: list[Part]) -> Pat
     }
     mine = Path(cache_dir) / f"unfinished-{origin.signature[:16]}"
     for folder in Path(cache_dir).glob("unfinished-*"):
-        if not (_about(folder) == about if folder == mine else _is_of_use(folder)):
+        is_ours = re.fullmatch(r"unfinished-[0-9a-f]{16}", folder.name)
+        if is_ours and not (_about(folder) == about if folder == mine else _is_of_use(folder)):
             shutil.rmtree(folder, ignore_errors=True)
     files.write_text(mine / "about.json", json.dumps(about) + "\n")  # in ASCII, which also carries paths that are not UTF-8
     return mine

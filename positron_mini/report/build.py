@@ -6,6 +6,7 @@ from pathlib import Path
 
 from positron_mini import files
 from positron_mini.errors import PositronError
+from positron_mini.ours import refuse_link
 from positron_mini.report import plots
 from positron_mini.report.corpus import remember
 from positron_mini.report.evolution import Evolution
@@ -31,7 +32,6 @@ def pictures(found: Evolution) -> dict[str, tuple[plots.Draw, tuple[float, float
 
 def write_report(found: Evolution) -> tuple[Path, list[Path]]:
     """`report.html` and the PNGs in `report/`, written into the run folder. The same folder gives the same bytes."""
-    remember(found.record, found.corpus)
     text = page(found)
     if len(text.encode()) > MOST_BYTES:
         raise PositronError(
@@ -39,6 +39,8 @@ def write_report(found: Evolution) -> tuple[Path, list[Path]]:
             "please report it as a bug, with the size of the run",
         )
     html, folder = found.record.path / "report.html", found.record.path / "report"
+    refuse_link(folder)
+    remember(found.record, found.corpus)
     written = []
     drawn = pictures(found)
     for old in set(PICTURES) - set(drawn):

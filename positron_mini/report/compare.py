@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 from positron_mini.chat_format import Message, encode_chat
-from positron_mini.checkpoint import Checkpoint, load_model
+from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.skills import skill_test
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.report.learned import Move, skill_lines
-from positron_mini.runs import find_checkpoint
+from positron_mini.runs import find_model
 from positron_mini.store.run_history import RunHistory, read_run
 from positron_mini.store.run_logs import SkillScore, StepReport
 from positron_mini.tokenizer import BOS
@@ -44,12 +44,12 @@ class Side:
         return self.given if self.step is None else f"{self.given} at step {self.step:,}"
 
 
-def open_side(given: str, say: Say) -> Side:
-    """The checkpoint that `given` names, and its run. Errors: CheckpointError, RunError."""
-    checkpoint = find_checkpoint(given, say=say)
+def open_side(given: str, say: Say) -> tuple[Side, GPT]:
+    """The checkpoint that `given` names and its run, and its model. Errors: CheckpointError, RunError."""
+    checkpoint, model = find_model(given, say=say)
     run = checkpoint.folder.resolve().parent
     is_of_run = checkpoint.step is not None and (run / "run.json").is_file()
-    return Side(given, checkpoint, read_run(run, until=checkpoint.step) if is_of_run else None)
+    return Side(given, checkpoint, read_run(run, until=checkpoint.step) if is_of_run else None), model
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------------------------
@@ -241,11 +241,11 @@ def _plain(score: SkillScore) -> dict[str, Any]:
 
 def compare(given_a: str, given_b: str, *, prompts: Sequence[str], seed: int | None, max_tokens: int | None, say: Say) -> Comparison:
     """The comparison. `prompts` empty, `seed` or `max_tokens` None: as the milestones have them. Errors: CheckpointError, RunError."""
-    a, b = open_side(given_a, say), open_side(given_b, say)
+    (a, model_a), (b, model_b) = open_side(given_a, say), open_side(given_b, say)
     usual, sampling = default_prompts(a, b)
     sampling = sampling if seed is None else replace(sampling, seed=seed)
     sampling = sampling if max_tokens is None else replace(sampling, max_tokens=max_tokens)
-    models = (load_model(a.checkpoint), load_model(b.checkpoint))
+    models = (model_a, model_b)
     skills = [] if a.checkpoint.is_chat or b.checkpoint.is_chat else skill_moves(a, b, models, say)
     samples = twins(a, b, models, tuple(prompts) or usual, sampling)
     return Comparison(a, b, differences(a, b), equal_tokens(a, b), equal_time(a, b), skills, samples, cautions(a, b))

@@ -10,6 +10,7 @@ Reference losses, each over the tokens that the run's own validation scores (eve
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,12 +101,12 @@ def open_prepared(record: RunHistory, cache_dir: Path) -> Prepared | None:
     """The prepared tokens of a run's text from the cache; None when they, or the run's tokenizer, are no longer there."""
     text, fingerprint = str(record.identity.get("text")), str(record.identity.get("tokenizer"))
     folder = cache_dir / f"{text[:16]}-{fingerprint[:16]}"
-    models = [path / "tokenizer.model" for path in sorted(record.path.glob("step_*"), reverse=True)]
-    model = next((path for path in models if path.is_file()), None)
-    if model is None or not folder.is_dir():
+    if not folder.is_dir():
         return None
     try:
-        tokenizer = Tokenizer.load(model)
+        tokenizer = _own_tokenizer(record.path)
+        if tokenizer is None:
+            return None
         train, validation = (
             TokenFile.open(folder / f"{side}.tokens", expected_fingerprint=fingerprint) for side in ("train", "validation")
         )
@@ -113,6 +114,14 @@ def open_prepared(record: RunHistory, cache_dir: Path) -> Prepared | None:
         return Prepared(folder, train, validation, tokenizer, text, report) if report["content_fingerprint"] == text else None
     except (PositronError, KeyError, TypeError):
         return None
+
+
+def _own_tokenizer(run: Path) -> Tokenizer | None:
+    """The tokenizer of a run, from its newest step that has one and is not dropped meanwhile."""
+    for path in sorted(run.glob("step_*"), reverse=True):
+        with contextlib.suppress(PositronError):
+            return Tokenizer.load(path / "tokenizer.model")
+    return None
 
 
 # --- references -------------------------------------------------------------------------------------------------------------------------

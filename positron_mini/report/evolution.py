@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,10 @@ class Evolution:
     @property
     def state_bytes(self) -> int | None:
         """Size of the newest saved training state: raw weights, optimizer, running average."""
-        found = sorted(self.record.path.glob(f"step_*/{STATE_FILE}"))
-        return found[-1].stat().st_size if found else None
+        for path in sorted(self.record.path.glob(f"step_*/{STATE_FILE}"), reverse=True):
+            with contextlib.suppress(OSError):  # dropped meanwhile by the process that trains the run
+                return path.stat().st_size
+        return None
 
     def summary(self) -> dict[str, Any]:
         """The same as plain values, for programs."""

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 from positron_mini import files
 from positron_mini.errors import PositronError, RunError, UsageError
+from positron_mini.ours import open_regular
 
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
+LOGS = (*STEP_LOGS, "events.jsonl")  # every line file of a run
 NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tok_per_s", "elapsed_s", "val_loss", "val_bpb")
 MAX_LINE_BYTES = 1 << 20  # none of ours is longer
 MAX_PART_BYTES = 1 << 18
@@ -100,10 +102,10 @@ def append(run: Path, name: str, row: dict[str, Any]) -> None:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a log, in order; a missing file has none. Errors: PositronError naming a line that is none."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     damaged: PositronError | None = None
-    with files.translate_os_errors(f"reading {path}"), open(path, "rb") as handle:
+    with files.translate_os_errors(f"reading {path}"), open_regular(path) as handle:
         number = 0
         while line := handle.readline(MAX_LINE_BYTES):
             number += 1
@@ -226,10 +228,10 @@ def _end(row: Mapping[str, Any], val_bpb: float | None) -> LogEnd:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The whole lines of a file, the last one first; of a line that is longer than any of ours its end."""
-    if not path.is_file():
+    """The whole lines of a file, the last one first. Errors: PositronError for what is no file, or has a line longer than any of ours."""
+    if not os.path.lexists(path):
         return
-    with files.translate_os_errors(f"reading {path}"), open(path, "rb") as handle:
+    with files.translate_os_errors(f"reading {path}"), open_regular(path) as handle:
         place, held = handle.seek(0, os.SEEK_END), b""
         is_whole = False  # what stands behind the last newline is not a line yet
         while place > 0:
@@ -241,7 +243,9 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
                 if is_whole:
                     yield line
                 is_whole = True
-            held = first[:MAX_LINE_BYTES]
+            held = first
+            if len(held) > MAX_LINE_BYTES:
+                raise RunError(f"{path}: a line near its end is longer than any of ours", f"remove that line from {path}")
         if is_whole and held:
             yield held
 
@@ -265,10 +269,8 @@ def read_log(path: Path, offset: int, version: str) -> LogPart:
 
     A log is rewritten when a run goes back to an earlier step: it then is another file, or ends before `offset`, and is read from 0.
     """
-    if not path.is_file():
-        return LogPart([], 0, "", more=False, restarted=offset > 0)
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             status = os.fstat(handle.fileno())
             same = version == str(status.st_ino) and offset <= status.st_size
             start = offset if same else 0

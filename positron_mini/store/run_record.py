@@ -6,6 +6,7 @@ A damaged record is an error that names what is wrong; who lists runs catches it
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -135,11 +136,9 @@ class RunRecord:
 def read_record(run: Path) -> RunRecord | None:
     """The record of a run folder, None for a folder without one. Errors: RunError naming what is damaged; PositronError."""
     path = run / RUN_JSON
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    if path.stat().st_size > MAX_BYTES:
-        raise RunError(f"{path}: {path.stat().st_size:,} bytes, more than any of ours", HINT)
-    data = files.read_json(path)
+    data = files.read_json(path, MAX_BYTES)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise RunError(f"{path}: not a run of format {FORMAT}", "choose another --out_dir")
     wrong = _wrong(data)

@@ -1,16 +1,68 @@
-"""Is somebody training here? One answer, by the lock that a training holds and that no dead process can hold."""
+"""One process at a time trains in a run folder: it holds a lock, which no dead process can hold. Is somebody training here?
+
+A lock file that is a link is not opened: older versions of filelock empty the file that it points to.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from positron_mini import files
-from positron_mini.errors import PositronError
+from positron_mini.errors import FULL_DISK, PositronError, RunError
+from positron_mini.ours import refuse_link
 
 LOCK, OWNER = ".lock", ".lock.json"
+LOOKS_S = 0.3  # a program that only looks whether somebody trains here holds the lock for less
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes from writing a run folder; nothing in it is changed. Errors: RunError naming the process that has it.
+
+    On a disk so full that not even an empty lock file fits, nobody can have the folder: there is no such file.
+    """
+    from filelock import FileLock, Timeout
+
+    path = run / LOCK
+    refuse_link(path)
+    with files.translate_os_errors(f"writing {run}"):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=LOOKS_S)
+        except Timeout:
+            raise _busy(run) from None
+        except OSError as error:
+            if error.errno not in FULL_DISK or path.exists():
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _busy(run: Path) -> RunError:
+    pid = owner_of(run)
+    if pid == "unknown":
+        return RunError(f"{run}: another process is at work in this folder", "wait for it, or choose another --out_dir")
+    return RunError(
+        f"{run}: process {pid} is training in this folder", f"wait for it, stop it with: kill -INT {pid}, or choose another --out_dir"
+    )
+
+
+@contextlib.contextmanager
+def signed(run: Path) -> Iterator[None]:
+    """Leave this process's number in a run folder that it holds, for `writer_of`."""
+    owner = run / OWNER
+    try:
+        files.write_json(owner, {"pid": os.getpid()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
 
 
 def writer_of(run: Path) -> str | None:

@@ -19,6 +19,7 @@ import sentencepiece
 from positron_mini import files
 from positron_mini.device import usable_cores
 from positron_mini.errors import TokenizerError
+from positron_mini.ours import open_regular
 from positron_mini.tokenizer.model_file import (
     BOS,
     EOS,
@@ -111,7 +112,7 @@ class Tokenizer:
         if path.is_dir():
             raise TokenizerError(f"{path}: a folder, not a tokenizer file", f"--tokenizer_path {path / 'tokenizer.model'}")
         try:
-            with open(path, "rb") as handle:
+            with open_regular(path) as handle:
                 data = handle.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError as error:
             raise TokenizerError(f"{path}: no such tokenizer file", HINT) from error

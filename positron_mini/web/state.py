@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from positron_mini.checkpoint import Checkpoint, open_checkpoint, step_name
 from positron_mini.decoder import Decoder, quickest
 from positron_mini.errors import CheckpointError
 from positron_mini.model import GPT
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.runs import RunFolder, find_checkpoint, read_found
 from positron_mini.web.engine import Engine
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class Served:
 
 
 def load_served(id: str, checkpoint: Checkpoint) -> Served:
-    """The model of a checkpoint in memory, under `id`."""
+    """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError when the folder vanishes meanwhile."""
     from positron_mini.chat import load_speaker
 
-    return Served(id, load_speaker(checkpoint), int(checkpoint.folder.stat().st_mtime), checkpoint.folder)
+    created = int(checkpoint.folder.stat().st_mtime)
+    return Served(id, load_speaker(checkpoint), created, checkpoint.folder)
 
 
 class Models:
@@ -100,7 +101,7 @@ class Models:
         """The model, read if it has to be; for the engine's thread. Errors: CheckpointError."""
         if not self.knows(id):
             raise CheckpointError(f"there is no model {id!r:.80}", f"models: {', '.join(self.ids()) or 'none yet'}")
-        served = self.in_memory(id) or load_served(id, self._open(id))
+        served = self.in_memory(id) or read_found(partial(self._open, id), partial(load_served, id))
         if id not in self._staying:
             self._loaded.pop(id, None)
             self._loaded[id] = (self._folder(id), served)

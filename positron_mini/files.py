@@ -24,6 +24,7 @@ from positron_mini.errors import FULL_DISK, PositronError, from_os_error
 from positron_mini.ours import (
     MAX_JSON_BYTES,
     Made,
+    check_size,
     foreign,
     leftovers,
     move_away,

@@ -222,6 +222,8 @@ def test_F1_a_users_file_beside_the_text_that_is_asked_for_is_not_overwritten(hu
     assert Path(name).read_text() == "mine" and not Path("t.txt").exists()
     Path(name).unlink()
     first = obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None).read_bytes()
+    Path("t.txt").write_text("cut")  # the note still says whose it is
+    assert obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None).read_bytes() == first
     Path("t.json").unlink()  # killed before the note was written: the same command again goes on
     assert obtain("tinystories", text_out=Path("t.txt"), say=lambda _: None).read_bytes() == first
 

@@ -104,7 +104,7 @@ def _note_path(out: Path) -> Path:
 def _check_note(out: Path) -> Path:
     """The place of the note on the text `out`. Errors: UsageError when a file of the user's stands there."""
     note = _note_path(out)
-    if os.path.lexists(note) and not {"corpus", "source"} & note_of(out).keys():
+    if os.path.lexists(note) and not {"corpus", "source"} & _note(out).keys():
         raise UsageError(f"{note}: this is not a note on a text, and would be overwritten", f"--text_out {out.with_suffix('')}-text.txt")
     return note
 
@@ -129,10 +129,16 @@ def note_of(text: Path) -> dict[str, Any]:
     the text has another size by now."""
     if not text.name or text.suffix == ".json":
         return {}
+    found = _note(text)
+    if text.is_file() and found.get("text_bytes", text.stat().st_size) != text.stat().st_size:
+        return {}
+    return found
+
+
+def _note(text: Path) -> dict[str, Any]:
+    """The object in the file that has the name of the note on a text; empty where there is none."""
     try:
         found = read_json(text.with_suffix(".json"))
     except PositronError:
         return {}
-    if not isinstance(found, dict) or (text.is_file() and found.get("text_bytes", text.stat().st_size) != text.stat().st_size):
-        return {}
-    return found
+    return found if isinstance(found, dict) else {}

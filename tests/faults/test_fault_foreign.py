@@ -17,13 +17,15 @@ import pytest
 from faults.harness import disk_with_room, watched
 from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
-from positron_mini import announce, files, locks
+from positron_mini import announce, files
 from positron_mini import checkpoint as ckpt
 from positron_mini.corpus.memo import locked
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.ours import foreign, leftovers
 from positron_mini.prepare.unfinished import Origin, unfinished_folder
 from positron_mini.runs import RunFolder, find_checkpoint, find_model, read_found
+from positron_mini.store.run_logs import LOGS
+from positron_mini.store.writer import held
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'
@@ -59,7 +61,7 @@ def test_F1_a_persons_files_in_a_run_folder_keep_every_byte(workshop: Path, act:
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
-@pytest.mark.parametrize("log", ckpt.LOGS)
+@pytest.mark.parametrize("log", LOGS)
 def test_F1_a_log_with_a_second_name_is_copied_before_it_is_written(workshop: Path, log: str, link: Callable[..., None]) -> None:
     outside = workshop / "kept.jsonl"
     rows = (BASE / log).read_bytes() if (BASE / log).exists() else b""
@@ -409,7 +411,7 @@ def test_F4_pruning_needs_room_for_no_name_and_no_rename(workshop: Path, number:
 
 
 def test_F4_a_run_that_is_held_is_not_pruned_though_nothing_says_by_whom(workshop: Path) -> None:
-    with locks.held(BASE):
+    with held(BASE):
         result = positron("runs", "prune", "--yes", "--keep", "1")
     assert result.code == 1 and "another process is at work in this folder" in result.sentence and "kill" not in result.hint
     assert RunFolder(BASE).steps() == [0, 12, 20, 25, 30]
@@ -595,7 +597,7 @@ def test_F6_a_record_that_is_no_file_is_refused_at_once(workshop: Path, make: Ca
 
 @needs_fork
 @pytest.mark.parametrize("make", NO_FILES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("log", ckpt.LOGS)
+@pytest.mark.parametrize("log", LOGS)
 def test_F6_a_log_that_is_no_file_is_refused_at_once(workshop: Path, log: str, make: Callable[[Path], None]) -> None:
     (BASE / log).unlink(missing_ok=True)
     make(BASE / log)

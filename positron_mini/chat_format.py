@@ -34,6 +34,7 @@ class Message:
 
     role: Role
     content: str
+    learned: bool = True  # of an answer: whether training teaches it or only lets it be read; nothing else is ever learned
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -55,7 +56,8 @@ class Span(NamedTuple):
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Encoded:
-    """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each.
+    """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each,
+    but for answers that are not to be learned.
 
     With `add_generation_prompt` the ids end where an assistant's content begins. Errors: TokenizerError for a lone surrogate.
     """
@@ -65,7 +67,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
         header = f"{message.role}\n"
         # one text, as in transformers, which splits at markers only: a foreign vocabulary may hold pieces across the newline
         text = tokenizer.encode(header + message.content)
-        is_answer = message.role == "assistant"
+        is_answer = message.role == "assistant" and message.learned
         before = _tokens_of_header(tokenizer, text, len(header)) if is_answer else len(text)
         ids += [tokenizer.im_start_id, *text, tokenizer.im_end_id, *newline]
         trained += [False, *(i >= before for i in range(len(text))), is_answer, *(False for _ in newline)]

@@ -25,6 +25,7 @@ RANKS = [
     "tokens",
     "prepare",
     "chat_format",
+    "instruction_formats",
     "instructions",
     "model",
     "chunked_loss",

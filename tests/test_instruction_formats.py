@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_tokenizer import story_tokenizer
 
 from positron_mini.chat_format import Message, encode_chat, show_mask_lines
@@ -183,6 +185,31 @@ def test_a_conversation_in_which_nobody_asks_is_refused() -> None:
     for turns in ([ANSWER], [ANSWER, QUESTION], [ANSWER, ANSWER]):
         with pytest.raises(WrongRow, match="no user message before an answer"):
             read_row(messages(*turns))
+
+
+OTHER_NAMES = ("role", "from", "content", "value", "chosen", "text", "data", "type", "tool_calls", "\x1b[31m")
+FIELDS = tuple(name for form in FORMATS for name in (form.key, *form.answers, *form.about))
+NAMES = st.sampled_from([*FIELDS, *SYSTEM_FIELDS, HISTORY, *FLAGS, *OTHER_NAMES])
+VALUES = st.recursive(
+    st.sampled_from(["", "x", "user", "assistant", "gpt", "tool", "system", 0, 1, 0.5, -1, True, False, None, "\ud800", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=600)
+@given(VALUES)
+def test_D5_any_row_is_a_conversation_with_something_to_learn_or_refused_in_words(row: Any) -> None:
+    try:
+        reading = read_row(row)
+    except WrongRow as wrong:
+        said = str(wrong)
+    else:
+        said = "".join(reading.left_out)
+        assert reading.messages[-1].role == "assistant" and reading.messages[-1].learned
+        assert any(message.role == "user" for message in reading.messages[:-1])
+        assert all(message.content for message in reading.messages)
+    assert said.isascii() and said.isprintable() and len(said) < 400
 
 
 # --- white space -------------------------------------------------------------------------------------------------------------------

@@ -163,5 +163,5 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         list(read_rows(path))
     monkeypatch.setattr(rows, "MAX_WHOLE_BYTES", 60)
     path.write_text(json.dumps(ROWS, indent=1))
-    with pytest.raises(DataError, match="an array of more than 60 bytes"):
+    with pytest.raises(DataError, match="JSON of more than 60 bytes that is not one object a line"):
         list(read_rows(path))

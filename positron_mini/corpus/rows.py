@@ -19,7 +19,7 @@ from positron_mini.corpus.files import Piece, ReadStats, jq_command, kind_of, op
 from positron_mini.errors import DataError
 
 MAX_LINE_BYTES = 1 << 24
-MAX_WHOLE_BYTES = 1 << 29  # JSON that is not one row a line is held in memory
+MAX_WHOLE_BYTES = 1 << 28  # JSON that is not one row a line is held in memory
 _BATCH_ROWS = 64
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -149,7 +149,7 @@ def _whole_rows(path: Path) -> Iterator[Row]:
     with opened(Piece(path), ReadStats()) as (stream, _):
         data = stream.read(MAX_WHOLE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
     if len(data) > MAX_WHOLE_BYTES:
-        raise DataError(f"{path}: an array of more than {MAX_WHOLE_BYTES:,} bytes", "make it one object a line: jq -c '.[]' does that")
+        raise DataError(f"{path}: JSON of more than {MAX_WHOLE_BYTES:,} bytes that is not one object a line", jq_command(path, ".[]"))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -197,12 +197,20 @@ def report_lines(report: InstructionReport) -> list[str]:
     ]
     if report.duplicates:
         lines.append(f"duplicates: {report.duplicates:,} rows equal an earlier one; they are kept, on one side of the split")
+    if report.too_long:
+        lines.append(f"too long: {report.too_long:,} conversations are longer than the context")
+    return lines + left_out_lines(report)
+
+
+def left_out_lines(report: ReadReport | InstructionReport) -> list[str]:
+    """The fields that are not used and the first ten lines that were left out, as lines of text."""
+    lines = []
     if report.left_out:
         named = sorted(report.left_out.items(), key=lambda item: (-item[1], item[0]))
         told = [f"{name} of {count:,} rows" for name, count in named[:_LISTED]]
         lines.append("fields that are not used: " + ", ".join(told) + (f" and {len(named) - _LISTED:,} more" if named[_LISTED:] else ""))
     if report.bad:
-        lines.append(f"left out: {len(report.bad):,} of {report.lines:,} lines, {report.too_long:,} of them longer than the context")
+        lines.append(f"left out: {len(report.bad):,} of {report.lines:,} lines")
         lines += [f"  line {bad.line}: {bad.what}" for bad in report.bad[:_LISTED]]
     if len(report.bad) > _LISTED:
         lines.append(f"  and {len(report.bad) - _LISTED:,} more")

@@ -111,11 +111,11 @@ def test_a_missing_comma_ends_the_array_where_it_is_missing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "first", ["{", '{"question": "Q', '{"messages": [', '[{"role": "user", "content": "Q"},', "[" * 100_000, "'", "\0"]
+    "first", ["{", '{"question": "Q', '{"messages": [', '[{"role": "user", "content": "Q"},', "[" * 100_000, "'", "\0", "[\ud800"]
 )
 def test_a_first_line_that_is_damaged_costs_no_more_than_itself(tmp_path: Path, first: str) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text(first + "\n" + LINES)
+    path.write_text(first + "\n" + LINES, errors="surrogatepass")
     found = list(read_rows(path))
     assert found[0].wrong and [row.value for row in found[1:]] == ROWS
     assert [row.line for row in found] == [1, 2, 3, 4]

@@ -410,6 +410,14 @@ def test_show_mask_marks_what_is_learned_and_lets_no_control_character_pass(benc
     assert "3 of 3 conversations" in result.err and not Path("runs/positron").exists()
 
 
+def test_show_mask_shows_a_marked_answer_as_read_only_and_names_what_is_left_out(bench: Path) -> None:
+    turns = [*said("Hi", "A cat."), {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "The end.", "weight": 0}]
+    write_rows("shown.jsonl", [{"messages": [*turns, *said("Who?", "Tom.")], "tools": [1]}, {"question": "Who?", "answer": ""}])
+    result = positron("sft", "--base_ckpt", "runs/base", "--show_mask", "shown.jsonl", "--skip_bad")
+    assert "[[A cat.<|im_end|>]]" in result.out and "[[Tom.<|im_end|>]]" in result.out and "[[The end." not in result.out
+    assert 'fields that are not used: "tools" of 1 rows\n' in result.err and "left out: 1 of 2 lines\n  line 2: " in result.err
+
+
 def test_show_mask_does_not_break_long_lines(bench: Path) -> None:
     answer = " ".join(["ball"] * 60)
     write_rows("shown.jsonl", [{"question": "What?", "answer": answer}])

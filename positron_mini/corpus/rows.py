@@ -92,10 +92,10 @@ def _spans_lines(path: Path) -> bool:
 def _goes_on(first: bytes, second: bytes) -> bool:
     """Whether JSON that breaks off after one line is not wrong before the end of the next one's first character."""
     try:
-        json.loads(first + b"\n" + second)
+        json.loads(f"{first.decode()}\n{second.decode()}")
     except json.JSONDecodeError as error:
         return error.pos > len(first.decode()) + 1
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # not UTF-8, too deep
         return False
     return bool(second)
 

@@ -36,6 +36,7 @@ class Message:
 
     role: Role
     content: str
+    learned: bool = True  # of an answer: whether training teaches it or only lets it be read; nothing else is ever learned
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -59,7 +60,8 @@ class Span(NamedTuple):
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False, continue_final_message: bool = False
 ) -> Encoded:
-    """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each.
+    """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each,
+    but for answers that are not to be learned.
 
     With `add_generation_prompt` the ids end where an assistant's content begins, with `continue_final_message` where that of the last
     message ends, its turn still open: transformers' names. Errors: TokenizerError for a lone surrogate.
@@ -70,7 +72,7 @@ def encode_chat(
         header = f"{message.role}\n"
         # one text, as in transformers, which splits at markers only: a foreign vocabulary may hold pieces across the newline
         text = tokenizer.encode(header + message.content)
-        is_answer = message.role == "assistant"
+        is_answer = message.role == "assistant" and message.learned
         before = _tokens_of_header(tokenizer, text, len(header)) if is_answer else len(text)
         ids += [tokenizer.im_start_id, *text, tokenizer.im_end_id, *newline]
         trained += [False, *(i >= before for i in range(len(text))), is_answer, *(False for _ in newline)]

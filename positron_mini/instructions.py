@@ -1,34 +1,28 @@
-"""Instruction data: JSONL files to conversations, checked line by line, and conversations to ids, split for validation.
+"""Instruction data: files of rows to conversations, checked row by row, and conversations to ids, split for validation.
 
-Every line is used or named: one that cannot be used stops the reading with its number and what was expected or, with `skip_bad`, is listed.
+Every row is used or named: one that cannot be used stops the reading with its line and what was expected or, with `skip_bad`, is listed.
+What a row may look like: `instruction_formats.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from positron_mini.chat_format import ROLES, Encoded, Message, Role, encode_chat
+from positron_mini.chat_format import Encoded, Message, encode_chat
+from positron_mini.corpus.files import kind_of
+from positron_mini.corpus.rows import read_rows, way_to_convert
 from positron_mini.corpus.split import normalised_key
 from positron_mini.errors import DataError
+from positron_mini.instruction_formats import FORMATS, WrongRow, read_row
 from positron_mini.tokenizer import Tokenizer
 
-SHAPES = (
-    '{"instruction", "input" (optional), "output"}',
-    '{"prompt", "completion" or "response"}',
-    '{"question", "answer"}',
-    '{"messages": [{"role", "content"}, ...]}',
-)
-# question field, answer fields (the first that is there counts), optional field with what the question is about
-_PAIRS = (("instruction", ("output",), "input"), ("prompt", ("completion", "response"), None), ("question", ("answer",), None))
-_MAX_LINE_BYTES = 1 << 24
 _LONG_QUESTION_WORDS = 40  # a question with its own text to read: it, not the answer, says what the row is about
 _TELLING_ANSWER_WORDS = 4  # shorter answers ("Yes.", "A red ball.") are shared by rows that have nothing else in common
 _LISTED = 10
@@ -56,6 +50,7 @@ class ReadReport:
     lines: int  # without blank ones
     shapes: dict[str, int]  # usable lines by the field that gives their shape away
     bad: tuple[BadLine, ...]
+    left_out: dict[str, int]  # fields that say something which is not used -> rows that carry them
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,7 @@ class InstructionReport:
     longest: int  # tokens of the longest row
     too_long: int
     bad: tuple[BadLine, ...]  # all lines left out, those that were too long included
+    left_out: dict[str, int]  # fields that say something which is not used -> rows that carry them
 
     @property
     def trained_share(self) -> float:
@@ -99,163 +95,47 @@ class Instructions:
     report: InstructionReport
 
 
-class _Wrong(Exception):
-    """Why a line cannot be used."""
-
-
 def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversations:
-    """The conversations in a JSONL file, one object a line, each of one of `SHAPES`; other fields are ignored.
+    """The conversations in a file, one a row, each of one of `FORMATS`; fields that are not used are counted.
 
-    A byte-order mark, CRLF and blank lines are accepted. Contents lose outer white space. Errors: DataError for a file that cannot be
-    read or has no usable line, and for the first line that cannot be used, unless `skip_bad` counts and lists those instead.
+    Errors: DataError for a file that cannot be read or has no usable row, and for the first row that cannot be used, unless `skip_bad`
+    counts and lists those instead.
     """
     path = Path(path)
     found: list[Conversation] = []
     bad: list[BadLine] = []
     shapes: Counter[str] = Counter()
-    for number, data in _lines(path):
+    left_out: Counter[str] = Counter()
+    for row in read_rows(path):
         try:
-            shape, messages = _conversation(_parse(data))
-        except _Wrong as wrong:
-            _refuse(path, BadLine(number, str(wrong)), bad, skip_bad)
+            if row.wrong:
+                raise WrongRow(row.wrong)
+            shape, messages, unused = read_row(row.value)
+        except WrongRow as wrong:
+            _refuse(path, BadLine(row.line, str(wrong)), bad, skip_bad, way_to_convert(path, wrong.program, row))
             continue
         shapes[shape] += 1
-        found.append(Conversation(messages, number))
+        left_out.update(unused)
+        found.append(Conversation(messages, row.line))
     if not found:
         raise _nothing_usable(path, bad)
-    return Conversations(path, tuple(found), ReadReport(len(found) + len(bad), dict(shapes), tuple(bad)))
+    return Conversations(path, tuple(found), ReadReport(len(found) + len(bad), dict(shapes), tuple(bad), dict(left_out)))
 
 
-def _refuse(path: Path, line: BadLine, bad: list[BadLine], skip_bad: bool) -> None:
+def _refuse(path: Path, line: BadLine, bad: list[BadLine], skip_bad: bool, convert: str = "") -> None:
     if not skip_bad:
-        raise DataError(f"{path}, line {line.line}: {line.what}", "correct the line, or leave such lines out: --skip_bad")
+        way_out = f"{convert}   or leave such lines out: --skip_bad" if convert else "correct the line, or leave such lines out: --skip_bad"
+        raise DataError(f"{_place(path, line)}: {line.what}", way_out)
     bad.append(line)
+
+
+def _place(path: Path, line: BadLine) -> str:
+    return f"{path}, {'row' if kind_of(path) == 'parquet' else 'line'} {line.line}"
 
 
 def _nothing_usable(path: Path, bad: Sequence[BadLine]) -> DataError:
     why = f"none of its {len(bad):,} lines can be used; line {bad[0].line}: {bad[0].what}" if bad else "it has no line with text"
-    return DataError(f"{path}: {why}", f"give a JSONL file with one object a line, such as {SHAPES[0]}")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines that are not blank, from 1, without line ends and byte-order mark. Errors: DataError."""
-    if path.is_dir():
-        raise DataError(f"{path}: a folder, a JSONL file is expected", f"ls '{path}' shows its files; join several with cat")
-    try:
-        with open(path, "rb") as handle:
-            for number, line in enumerate(iter(lambda: handle.readline(_MAX_LINE_BYTES), b""), 1):
-                if len(line) == _MAX_LINE_BYTES:
-                    raise DataError(f"{path}, line {number}: longer than {_MAX_LINE_BYTES:,} bytes", "put one JSON object on each line")
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if text.strip():
-                    yield number, text
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file", "name a JSONL file: --sft_data tiny_instruct_sample.jsonl") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise DataError(f"{path}: cannot be read ({error})", f"ls -l '{path}' shows who may read it") from error
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    """The JSON object of a line."""
-    try:
-        value = json.loads(data.rstrip(b"\r\n").decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise _Wrong(f"byte {error.start + 1:,} is not UTF-8; UTF-8 is expected") from None
-    except RecursionError:
-        raise _Wrong("brackets nested too deeply; texts are expected, not nested values") from None
-    except json.JSONDecodeError as error:
-        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
-        what = "the JSON is cut off" if is_cut else "not JSON"
-        raise _Wrong(f"{what} ({error.msg}, column {error.colno}); one whole object on one line is expected") from None
-    except ValueError as error:  # an absurd number, NaN
-        raise _Wrong(f"not JSON ({str(error)[:80]})") from None
-    if isinstance(value, dict):
-        return value
-    raise _Wrong(f"{_kind(value)}, an object is expected" + ("; jq -c '.[]' makes lines of an array" if isinstance(value, list) else ""))
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def join_input(instruction: str, text: str) -> str:
-    """The question that an instruction and its input make: the input first, so that what is asked stands right before the answer.
-
-    A small model then has to look back only a few tokens for the question, though it read the input without knowing it.
-    """
-    return f"{text.strip()}\n{instruction.strip()}".strip()
-
-
-def _conversation(row: dict[str, Any]) -> tuple[str, tuple[Message, ...]]:
-    """The field that gives the shape away, and the messages."""
-    if "messages" in row:
-        return "messages", _checked(tuple(_messages(row["messages"])))
-    for question, answers, extra in _PAIRS:
-        present = [name for name in answers if name in row]
-        if question not in row:
-            continue
-        if not present:
-            missing, expected = '" or "'.join(answers), next(shape for shape in SHAPES if shape.startswith(f'{{"{question}"'))
-            raise _Wrong(f'no field "{missing}"; {expected} is expected')
-        asked = _text(row[question], f'field "{question}"')
-        if extra is not None and row.get(extra) is not None:
-            asked = join_input(asked, _text(row[extra], f'field "{extra}"'))
-        if not asked:
-            raise _Wrong(f'field "{question}" is empty; a question or request is expected')
-        answer = _text(row[present[0]], f'field "{present[0]}"')
-        if not answer:
-            raise _Wrong(f'field "{present[0]}" is empty; an answer is expected, nothing else is learned')
-        return question, (Message("user", asked), Message("assistant", answer))
-    names = ", ".join(json.dumps(name[:30]) for name in list(row)[:8]) or "no fields"
-    raise _Wrong(f"unknown shape ({names}); expected is one of: " + "; ".join(SHAPES))
-
-
-def _messages(value: Any) -> Iterator[Message]:
-    if not isinstance(value, list):
-        raise _Wrong(f'field "messages" is {_kind(value)}, a list of {{"role", "content"}} is expected')
-    for at, item in enumerate(value, 1):
-        if not isinstance(item, dict):
-            raise _Wrong(f'message {at} is {_kind(item)}, {{"role", "content"}} is expected')
-        for name in ("role", "content"):
-            if name not in item:
-                raise _Wrong(f'message {at} has no field "{name}"; {{"role", "content"}} is expected')
-        role = item["role"]
-        if not (isinstance(role, str) and role in ROLES):
-            shown = json.dumps(role[:30]) if isinstance(role, str) else _kind(role)
-            raise _Wrong(f"message {at} has the role {shown}, one of {', '.join(ROLES)} is expected")
-        content = _text(item["content"], f'the "content" of message {at}')
-        if role == "system" and at > 1:
-            raise _Wrong(f"message {at} is a system message; only the first may be")
-        if not content and role != "system":
-            raise _Wrong(f"message {at} ({role}) is empty; text is expected")
-        if content:
-            yield Message(cast(Role, role), content)
-
-
-def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages, if anything can be learned from them, without turns after the last answer."""
-    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise _Wrong("nothing to train on: there is no assistant message, and only those are learned")
-    if not any(message.role == "user" for message in messages[: answers[0]]):
-        raise _Wrong("the first answer has no user message before it")
-    return messages[: answers[-1] + 1]
-
-
-def _text(value: Any, where: str) -> str:
-    """The text without outer white space."""
-    if not isinstance(value, str):
-        raise _Wrong(f"{where} is {_kind(value)}, a string is expected")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _Wrong(f"{where} holds half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no character") from None
-    return value.strip()
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls this value."""
-    return {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return DataError(f"{path}: {why}", f"give a file of rows such as {next(form.fields for form in FORMATS if form.answers)}")
 
 
 def encode_conversations(
@@ -303,6 +183,7 @@ def _report(
         longest=max(len(row.ids) for row in (*train, *validation)),
         too_long=len(long),
         bad=tuple(sorted((*read.report.bad, *long))),
+        left_out=read.report.left_out,
     )
 
 
@@ -316,8 +197,20 @@ def report_lines(report: InstructionReport) -> list[str]:
     ]
     if report.duplicates:
         lines.append(f"duplicates: {report.duplicates:,} rows equal an earlier one; they are kept, on one side of the split")
+    if report.too_long:
+        lines.append(f"too long: {report.too_long:,} conversations are longer than the context")
+    return lines + left_out_lines(report)
+
+
+def left_out_lines(report: ReadReport | InstructionReport) -> list[str]:
+    """The fields that are not used and the first ten lines that were left out, as lines of text."""
+    lines = []
+    if report.left_out:
+        named = sorted(report.left_out.items(), key=lambda item: (-item[1], item[0]))
+        told = [f"{name} of {count:,} rows" for name, count in named[:_LISTED]]
+        lines.append("fields that are not used: " + ", ".join(told) + (f" and {len(named) - _LISTED:,} more" if named[_LISTED:] else ""))
     if report.bad:
-        lines.append(f"left out: {len(report.bad):,} of {report.lines:,} lines, {report.too_long:,} of them longer than the context")
+        lines.append(f"left out: {len(report.bad):,} of {report.lines:,} lines")
         lines += [f"  line {bad.line}: {bad.what}" for bad in report.bad[:_LISTED]]
     if len(report.bad) > _LISTED:
         lines.append(f"  and {len(report.bad) - _LISTED:,} more")
@@ -374,7 +267,12 @@ def _find(parent: dict[bytes, bytes], key: bytes) -> bytes:
 
 
 def _first_question(conversation: Conversation) -> int:
-    return next(at for at, message in enumerate(conversation.messages) if message.role == "user")
+    """The first user message after the turns that are only read: what the first learned answer is about."""
+    messages = conversation.messages
+    learned = next(at for at, message in enumerate(messages) if message.role == "assistant" and message.learned)
+    read = max((at for at in range(learned) if messages[at].role == "assistant"), default=-1)
+    asked = [at for at in range(learned) if messages[at].role == "user"]
+    return next((at for at in asked if at > read), asked[-1])
 
 
 def _topic(conversation: Conversation) -> bytes:

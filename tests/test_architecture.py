@@ -27,6 +27,7 @@ RANKS = [
     "tokens",
     "prepare",
     "chat_format",
+    "instruction_formats",
     "instructions",
     "model",
     "plain",

@@ -15,11 +15,11 @@ from test_tokenizer import story_tokenizer
 
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.errors import DataError
+from positron_mini.instruction_formats import join_input
 from positron_mini.instructions import (
     BadLine,
     Conversation,
     encode_conversations,
-    join_input,
     read_conversations,
     report_lines,
     split_conversations,
@@ -98,7 +98,7 @@ def test_of_fields_that_stand_twice_the_last_counts_and_unicode_line_ends_are_te
 
 TURNS = '{"messages": [{"role": "user", "content": "Q"}, %s]}'
 BAD_LINES = {
-    '{"instruction": "x"}': 'no field "output"; .*"instruction"',
+    '{"instruction": "x"}': 'no field "output" or "response"; .*"instruction"',
     '{"prompt": "x"}': 'no field "completion" or "response"',
     '{"question": "x", "output": "y"}': 'no field "answer"',
     '{"text": "x"}': r'unknown shape \("text"\); expected is one of: .*"messages"',
@@ -114,7 +114,8 @@ BAD_LINES = {
     '{"instruction": "x", "outp': "cut off",
     '{"instruction": "x", "output": "y"} {}': "not JSON .Extra data",
     "{'instruction': 'x'}": "not JSON",
-    "[" + GOOD + "]": "an array, an object is expected; .*jq -c",
+    "[1]": "an array, an object is expected",
+    "[]": "an array, an object is expected",
     '"text"': "a string, an object is expected",
     "null": "null, an object",
     "12": "a number, an object",
@@ -132,13 +133,13 @@ BAD_LINES = {
     TURNS % "null": "message 2 is null",
     TURNS % '{"role": "assistant"}': 'message 2 has no field "content"',
     TURNS % '{"content": "A"}': 'message 2 has no field "role"',
-    TURNS % '{"role": "tool", "content": "A"}': 'message 2 has the role "tool", one of system, user, assistant',
+    TURNS % '{"role": "tool", "content": "A"}': "message 2 is a tool.s turn; this chat format has the roles system, user and assistant",
     TURNS % '{"role": ["user"], "content": "A"}': "the role an array",
     TURNS % '{"role": "assistant", "content": [{"type": "text"}]}': 'the "content" of message 2 is an array',
     TURNS % '{"role": "assistant", "content": ""}': "message 2 .assistant. is empty",
     TURNS % '{"role": "user", "content": "B"}': "nothing to train on: there is no assistant message",
     TURNS % '{"role": "system", "content": "B"}': "only the first may be",
-    '{"messages": [{"role": "assistant", "content": "A"}]}': "no user message before",
+    '{"messages": [{"role": "assistant", "content": "A"}]}': "no user message before an answer",
     b'{"question": "\xff", "answer": "y"}': "byte 15 is not UTF-8",
     b"\x00\x01": "not JSON",
 }
@@ -198,7 +199,7 @@ def test_paths_that_hold_no_file_are_named(tmp_path: Path, monkeypatch: pytest.M
         read_conversations(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         read_conversations("a\0b")
-    monkeypatch.setattr("positron_mini.instructions._MAX_LINE_BYTES", 20)
+    monkeypatch.setattr("positron_mini.corpus.rows.MAX_LINE_BYTES", 20)
     with pytest.raises(DataError, match="line 1: longer than 20 bytes"):
         read_conversations(jsonl(tmp_path, GOOD), skip_bad=True)
 

@@ -19,7 +19,7 @@ from positron_mini.checkpoint import Checkpoint
 from positron_mini.corpus import storyworld
 from positron_mini.evaluate import suites
 from positron_mini.evaluate.suites import Item, chance_of, reading_items, run_suite, tally, wilson
-from positron_mini.instructions import join_input
+from positron_mini.instruction_formats import join_input
 from positron_mini.model import GPT
 
 

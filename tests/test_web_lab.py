@@ -137,6 +137,7 @@ ROWS = [
     {"prompt": "Say hi.", "response": "Hi!"},
     {"question": "Hi?", "answer": "Hi!"},
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho!", "weight": 0}, {"from": "gpt", "value": "Hi!"}]},
 ]
 
 

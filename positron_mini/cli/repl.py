@@ -251,7 +251,7 @@ class Repl:
             twin = self.session.twin(speaker)
             text = "".join(twin.ask(self.session.turns[-1].question))
             speed = f"{len(twin.last.token_ids):,} tokens, {twin.last.tok_per_s:,.0f} per second" if twin.last else ""
-            answers.append((speaker.name, text.strip(), speed))
+            answers.append((speaker.name, text.strip("\n"), speed))
         self._table([name for name, _, _ in answers], [[text for _, text, _ in answers], [speed for _, _, speed in answers]])
 
     def _speaker(self, name: str) -> Speaker:

@@ -63,7 +63,7 @@ def show_mask(config: SFTConfig) -> int:
     from rich.text import Text
 
     from positron_mini.chat_format import encode_chat, show_mask_lines
-    from positron_mini.instructions import read_conversations
+    from positron_mini.instructions import left_out_lines, read_conversations
     from positron_mini.sft import find_base
 
     assert config.show_mask is not None
@@ -80,6 +80,8 @@ def show_mask(config: SFTConfig) -> int:
             else:
                 line.append(text, style="dim")
         console.print(line, soft_wrap=True)
+    for told in left_out_lines(read.report):
+        note(told)
     shown = min(MASK_ROWS, len(read.conversations))
     note(f"{shown} of {len(read.conversations):,} conversations; green (or in [[ ]]) is what the model learns to write")
     return 0

@@ -18,7 +18,7 @@ class SFTConfig:
     tokenizer_path: str | None = None
     """checked against the base model's own tokenizer, if given"""
     sft_data: str = "tiny_instruct_sample.jsonl"
-    """JSONL: {instruction, input?, output}, {prompt, completion|response}, {messages} or {question, answer}"""
+    """conversations: JSON Lines, a JSON array, CSV or Parquet, also .gz, in the usual formats (docs/fine-tuning-data.md)"""
     out_dir: str | None = None
     """run folder (default: the base run's with -sft for -base)"""
     epochs: int = 2

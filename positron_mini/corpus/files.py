@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,19 @@ from positron_mini.corpus.cuts import Piece, cut_points, lines_before
 from positron_mini.corpus.reading import SEPARATOR, ReadStats
 from positron_mini.errors import DataError
 
-__all__ = ["SEPARATOR", "Piece", "ReadStats", "list_files", "list_pieces", "read_documents", "read_piece"]
+__all__ = [
+    "SEPARATOR",
+    "Piece",
+    "ReadStats",
+    "jq_command",
+    "kind_of",
+    "list_files",
+    "list_pieces",
+    "opened",
+    "read_documents",
+    "read_piece",
+    "refusals",
+]
 
 FIELDS = ("text", "story", "content")
 _CHUNK_BYTES = 1 << 20
@@ -51,10 +64,10 @@ def _files_to_read(path: Path, stats: ReadStats) -> list[Path]:
 
 def _cut(path: Path, piece_bytes: int) -> list[Piece]:
     """The pieces of one file: at ends of stories, lines or row groups; CSV (whose quotes may span lines) and gzip are never cut."""
-    kind, size = _kind(path) or "txt", path.stat().st_size
+    kind, size = _read_as(path), path.stat().st_size
     if size <= piece_bytes or kind == "csv" or path.suffix.lower() == ".gz":
         return [Piece(path)]
-    with _refusals(path):
+    with refusals(path):
         if kind == "parquet":
             return _cut_parquet(path, piece_bytes)
         has_separator = kind == "txt" and _check_txt(Piece(path))
@@ -91,7 +104,7 @@ def list_files(path: Path) -> list[Path]:
             f"{path}: neither a file nor a folder, and a text has to be read twice", f"cat '{path}' > stories.txt, then give stories.txt"
         )
     everything = list(_all_files(path))
-    files = [file for file in everything if _kind(file) is not None]
+    files = [file for file in everything if kind_of(file) is not None]
     if not files:
         raise DataError(
             f"{path}: no .txt, .jsonl, .csv or .parquet file in this folder ({len(everything)} other files)",
@@ -113,28 +126,29 @@ def _all_files(folder: Path) -> Iterator[Path]:
     return iter(sorted((file for file in found if file.is_file()), key=lambda file: file.relative_to(folder).parts))
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """The format by the file's name: "txt", "jsonl", "csv", "parquet", or None for another one."""
     name = path.name.lower().removesuffix(".gz")
     kind = {".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}.get(Path(name).suffix)
     return "parquet" if path.suffix.lower() == ".parquet" else kind
 
 
+def _read_as(path: Path) -> str:
+    """The format in which a file that was named is read. JSON is read as JSON Lines; in a folder .json files are passed over."""
+    return "jsonl" if path.name.lower().removesuffix(".gz").endswith(".json") else kind_of(path) or "txt"
+
+
 def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
     """The documents of a piece, as `read_documents` gives them. All pieces of a file in turn give what the file gives."""
-    path = piece.path
-    if path.suffix.lower() == ".json":
-        raise DataError(
-            f"{path}: a .json file is not read; it must be .jsonl, one object a line", f"jq -c '.[]' '{path}' > '{path.stem}.jsonl'"
-        )
+    path, kind = piece.path, _read_as(piece.path)
     stats.files += piece.start == 0
-    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}.get(_kind(path) or "txt", _read_txt)
-    with _refusals(path):
+    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}.get(kind, _read_txt)
+    with refusals(path):
         yield from reader(piece, stats, text_field)
 
 
 @contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """Turn what a damaged or unreadable file raises into a DataError."""
     try:
         yield
@@ -152,7 +166,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 @contextlib.contextmanager
-def _opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+def opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
     """The file from the piece's start on, unpacked, and a function that brings `stats.source_bytes` up to date with what was read."""
     with open(piece.path, "rb") as raw:
         raw.seek(piece.start)
@@ -167,7 +181,7 @@ def _opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable
 
 def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
     left = piece.end - piece.start if piece.end is not None else None
-    with _opened(piece, stats) as (stream, update):
+    with opened(piece, stats) as (stream, update):
         while chunk := stream.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
             left = None if left is None else left - len(chunk)
             update()
@@ -176,7 +190,7 @@ def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
 
 def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
     """The lines of a piece, numbered from 1, the byte-order mark of the file dropped."""
-    with _opened(piece, stats) as (stream, update):
+    with opened(piece, stats) as (stream, update):
         number = 0
         while (piece.end is None or stream.tell() < piece.end) and (line := stream.readline(reading.MAX_DOCUMENT_CHARS)):
             number += 1
@@ -205,16 +219,20 @@ def _read_txt(piece: Piece, stats: ReadStats, _text_field: str) -> Iterator[str]
 def _check_txt(piece: Piece) -> bool:
     """Whether a line of the text holds the separator alone; reads no further than the first one. Errors: DataError for what is no text."""
     unused = ReadStats()
-    with _opened(piece, unused) as (stream, _):
+    with opened(piece, unused) as (stream, _):
         reading.check_is_text(piece.path, stream.read(reading.SAMPLE_BYTES))
     blocks = reading.recut(piece.path, reading.clean_blocks(_chunks(piece, unused), unused), reading.after_last_line)
     return any(len(reading.split_at_separators(block)) > 1 for block in blocks)
 
 
 def _read_jsonl(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+    is_first = piece.start == 0
     for number, line in _lines(piece, stats):
         if line.isspace():
             continue
+        if is_first and (program := _program_to_lines(line)):
+            raise DataError(f"{piece.path}: JSON that is not one object a line", jq_command(piece.path, program))
+        is_first = False
         try:
             row = json.loads(reading.decode(line, stats))
         except (ValueError, RecursionError) as error:
@@ -228,6 +246,19 @@ def _read_jsonl(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str
         if not isinstance(value, str):
             raise _bad_line(piece, number, f'field "{field}" holds {type(value).__name__}, a string is expected')
         yield from reading.finished([reading.clean_text(value, stats)], stats)
+
+
+def _program_to_lines(line: bytes) -> str:
+    """The jq program that makes lines of the JSON that begins with this line, or nothing where lines are what it is."""
+    start = line.strip()
+    return ".[]" if start.startswith(b"[") else "." if start == b"{" else ""
+
+
+def jq_command(path: Path, program: str) -> str:
+    """The command that writes what a jq program makes of a JSON file as JSON Lines beside it."""
+    made = shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl")
+    file = shlex.quote(str(path))
+    return f"gzip -dc {file} | jq -c '{program}' > {made}" if path.suffix.lower() == ".gz" else f"jq -c '{program}' {file} > {made}"
 
 
 def _bad_line(piece: Piece, number: int, what: str) -> DataError:
@@ -248,7 +279,7 @@ def _no_field(where: str, names: list[str], wanted: str) -> DataError:
 
 def _read_csv(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
     path = piece.path
-    with _opened(piece, ReadStats()) as (stream, _):
+    with opened(piece, ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
     csv.field_size_limit(reading.MAX_DOCUMENT_CHARS)  # the library's default refuses a story of 128 KiB
     blocks = reading.recut(path, reading.clean_blocks(_chunks(piece, stats), stats), reading.after_last_line)

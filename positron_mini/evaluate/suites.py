@@ -11,7 +11,7 @@ from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import SampleConfig
 from positron_mini.corpus import storyworld
 from positron_mini.generate import generate
-from positron_mini.instructions import join_input
+from positron_mini.instruction_formats import join_input
 from positron_mini.model import GPT
 from positron_mini.tokenizer import BOS
 

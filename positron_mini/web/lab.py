@@ -314,7 +314,7 @@ def _mask(tokenizer: Tokenizer, row: str) -> dict[str, Any]:
 
 
 def conversation_of(row: str) -> tuple[Message, ...]:
-    """The conversation in one line of a JSONL file, read as fine-tuning reads it. Errors: RequestError that says what was expected."""
+    """The conversation in one row of a file, read as fine-tuning reads it. Errors: RequestError that says what was expected."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "row"
         path.write_bytes(row.replace("\n", " ").encode())

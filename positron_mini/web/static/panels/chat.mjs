@@ -141,7 +141,7 @@ function Messages({ messages, model, busy, regenerate, resend }) {
         return html`<${Editor} key=${i} text=${message.content} cancel=${() => setEditing(null)} save=${(text) => (setEditing(null), resend(i, text))} />`;
       }
       return html`<article key=${i} class=${`message is-${message.role}`} aria-label=${message.role === "user" ? "You" : "The model"}>
-        <p class="prose" dir="auto">${message.content.trimStart()}${busy && isLast ? html`<span class="caret" aria-hidden="true"></span>` : ""}</p>
+        <p class="prose" dir="auto">${message.content.replace(/^\n+/, "")}${busy && isLast ? html`<span class="caret" aria-hidden="true"></span>` : ""}</p>
         ${!(busy && isLast) &&
         html`<div class="actions">
           <${CopyButton} text=${message.content} />

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from positron_mini import __version__
-from positron_mini.cli.terminal import marked
+from positron_mini.cli.terminal import marked, open_streams
 from positron_mini.errors import PositronError
 
 # command -> (module of this package, what it does); `positron --help` is made of this
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    open_streams()
     try:
         return _dispatch(words)
     except PositronError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.config import DEFAULT_TEXT, TrainConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:

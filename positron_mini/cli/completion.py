@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from positron_mini.cli.flags import parse
+from positron_mini.cli.terminal import print
 
 BASH = """_positron() {{
   local words
@@ -45,7 +46,7 @@ def all_flags() -> dict[str, list[str]]:
     """The flags of every command, from its own help."""
     from positron_mini.cli import COMMANDS
 
-    return {command: sorted(set(re.findall(r"^[│ ]*(--[a-z][a-z0-9_]*)", help_of(command), re.M))) for command in COMMANDS}
+    return {command: sorted(set(re.findall(r"^[│ ] (--[a-z][a-z0-9_]*)", help_of(command), re.M))) for command in COMMANDS}
 
 
 def help_of(command: str) -> str:

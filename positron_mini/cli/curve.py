@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron_mini.cli.terminal import print
+
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 
 
 @dataclass(frozen=True)

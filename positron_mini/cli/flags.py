@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from positron_mini.cli.terminal import print
 from positron_mini.errors import UsageError
 
 T = TypeVar("T")

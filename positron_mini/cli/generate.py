@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.cli.terminal import printable, read_stdin
+from positron_mini.cli.terminal import print, printable, read_stdin
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
 
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)
     if not flags.json:
         for i, sample in enumerate(samples, 1):
-            print(f"--- {i} ---\n{prompt}{printable(sample.text)}")
+            print(f"--- {i} ---\n{printable(prompt + sample.text)}")
         return 0
     rows = [
         {
@@ -89,7 +89,7 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags,
     from positron_mini.generate import stream
     from positron_mini.tokenizer import BOS
 
-    print(prompt, end="", flush=True)
+    print(printable(prompt), end="", flush=True)
     for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):
         print(printable(token.text), end="", flush=True)
     print()

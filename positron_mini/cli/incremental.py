@@ -13,6 +13,7 @@ from pathlib import Path
 from positron_mini.cli.bootstrap import find_text, small_steps, train_flags
 from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags, parse_duration
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.session import Session

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from positron_mini.cli.terminal import print
 from positron_mini.config import SFTConfig
 from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.errors import RunError
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron_mini.cli.flags import note, parse
-from positron_mini.cli.terminal import read_stdin
+from positron_mini.cli.terminal import print, read_stdin
 from positron_mini.config import check_ranges
 
 

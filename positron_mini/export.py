@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model_card import MARK, model_card
+from positron_mini.opening import STORY, opening_of
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
 
 if TYPE_CHECKING:
@@ -285,15 +287,17 @@ def _is_export(folder: Path) -> bool:
 
 def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
     model = model_name(checkpoint.config, is_chat=checkpoint.is_chat).lower()
-    run = f"ollama run {model}" if checkpoint.is_chat else f'ollama run {model} "Once upon a time"'
+    prompt = [] if checkpoint.is_chat else [opening_of(checkpoint.folder.resolve().parent) or STORY]
+    run = shlex.join(["ollama", "run", model, *prompt])
     return f"```\nollama create {model} -f Modelfile\n{run}\nllama-server -m {name}\n```\n"
 
 
 def _folder_use(checkpoint: Checkpoint) -> str:
     verb = "chat" if checkpoint.is_chat else "generate"
+    prompt = opening_of(checkpoint.folder.resolve().parent) or STORY
     ending = f" A message ends with `{IM_END}`." if checkpoint.is_chat else ""
     return (
-        f'```\npositron {verb} --ckpt FOLDER\nmlx_lm.generate --model FOLDER --prompt "Once upon a time"\n```\n\n'
+        f"```\npositron {verb} --ckpt FOLDER\n{shlex.join(['mlx_lm.generate', '--model', 'FOLDER', '--prompt', prompt])}\n```\n\n"
         f"In transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.{ending}\n"
     )
 

@@ -14,6 +14,7 @@ from positron_mini import files
 from positron_mini.checkpoint import CARD_TAGS, Checkpoint, card_head
 from positron_mini.config import DEFAULT_TEXT
 from positron_mini.errors import PositronError
+from positron_mini.plain import visible
 
 MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours
 
@@ -111,7 +112,7 @@ def _samples_section(samples: Sequence[dict[str, Any]]) -> str:
         return ""
     parts = [f"\n## Samples\n\nUnedited, at step {samples[0]['step']:,}. The part before the bar was given.\n"]
     for row in samples:
-        text = f"{row.get('prompt', '')} | {row.get('text', '')}"
+        text = visible(f"{row.get('prompt', '')} | {row.get('text', '')}")
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         parts.append(f"\nTemperature {row.get('temperature')}, seed {row.get('seed')}:\n{fence}text\n{text}\n{fence}\n")
     return "".join(parts)

@@ -16,6 +16,7 @@ from typing import Any
 
 from positron_mini import checkpoint as ckpt
 from positron_mini import files
+from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import PositronError, RunError, UsageError
 from positron_mini.plan import schedule_event
@@ -97,7 +98,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     if processes > 1:
         raise RunError(
             f"{run.path}: trained by {processes} processes; one alone adds up in another order and has other last digits",
-            f"positron verify {run.path}   checks every file without a replay",
+            f"{command('verify', run.path)}   checks every file without a replay",
         )
     events = recorded.get("events", [])
     schedule_event(events)  # or the error that says what is wrong with them
@@ -108,7 +109,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
         _copy(run, twin, start)
         session = _open(recorded, twin, end, say)
         if session.plan.start != start:
-            raise RunError(f"{run.path}: training cannot go on from step {start:,}", f"positron verify {run.path}")
+            raise RunError(f"{run.path}: training cannot go on from step {start:,}", command("verify", run.path))
         for _ in session.steps():
             pass
         lines, differences = _compare_lines(run, twin, start, end)

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 RANKS = [
     "",  # the version
     "errors",
+    "command",
+    "plain",
     "files",
+    "opening",
     "config",
     "curve",
     "device",

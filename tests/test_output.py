@@ -117,7 +117,7 @@ def test_a_process_of_its_own_writes_utf8_into_a_file(odd_workshop: Path, enviro
     assert json.loads(done.stdout.decode("utf-8"))["text"] == WORD
 
 
-def test_a_terminal_keeps_its_encoding_and_shows_the_rest_as_numbers(workshop: Path) -> None:
+def test_a_terminal_keeps_its_encoding_with_a_question_mark_for_the_rest(workshop: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "positron_mini", "runs", "--root", "é☃"]
@@ -128,7 +128,7 @@ def test_a_terminal_keeps_its_encoding_and_shows_the_rest_as_numbers(workshop: P
             while part := os.read(ours, 1_000):
                 seen += part
     os.close(ours)
-    assert process.returncode == 0 and b"\xe9\\u2603" in seen, seen
+    assert process.returncode == 0 and b"\xe9?" in seen, seen
 
 
 # --- what a terminal would obey -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from positron_mini.cli.terminal import print
 from positron_mini.config import SFTConfig
 from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory
+from positron_mini.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.session import Session
@@ -137,9 +138,7 @@ class Progress:
             lines.append(reached(expected, bits, session.pacer.budget_s, session.trainer.clock.elapsed_s))
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
         is_chat = isinstance(session.config, SFTConfig)
-        lines.append(
-            f"try it     positron {'chat' if is_chat else 'generate'} --ckpt {path}" + ("" if is_chat else ' --prompt "Once upon a time"')
-        )
+        lines.append(f"try it     {try_it(path, path, is_chat=is_chat)}")
         if not done:
             lines.append(
                 f"go on      {session.resume_command()}"

@@ -24,13 +24,14 @@ _SPELLED = {code: f"\\u{code:04x}" for code in _DROPPED}
 
 
 def open_streams() -> None:
-    """Make stdout and stderr take every character: a pipe or a file gets UTF-8, a terminal keeps its own and shows the rest as numbers.
+    """Make stdout and stderr take every character: a pipe or a file gets UTF-8, a terminal keeps its own, ? for the rest.
 
     Left alone, Python takes the encoding of the system for a file too (cp1252 on Windows, ASCII where LANG=C).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+            is_terminal = stream.isatty()
+            stream.reconfigure(encoding=None if is_terminal else "utf-8", errors="replace" if is_terminal else "backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # something has been read from it already
             sys.stdin.reconfigure(errors="replace")

@@ -331,5 +331,19 @@ def test_every_path_in_a_printed_command_is_quoted() -> None:
     assert not unquoted(ast.parse('f"positron verify {shlex.quote(str(run.path))}"'))
 
 
+def test_no_command_is_printed_as_a_result_without_being_spelled_for_here() -> None:
+    """Notes and errors are, all of them; what goes to stdout may be a model's text, so it is asked for there."""
+    wrong = []
+    for module, tree in sources().items():
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"):
+                continue
+            said = [text for arg in node.args for _, text in (*literals(arg), *built(arg))]
+            spelled = any(isinstance(part, ast.Name) and part.id == "here" for part in ast.walk(node))
+            if any(NAMED.search(text) for text in said) and not spelled and module != "cli.runs":
+                wrong.append(f"{module}:{node.lineno}")
+    assert not wrong
+
+
 def test_the_tiny_settings_are_flags_of_train() -> None:
     assert {word.removeprefix("--") for word in TINY if word.startswith("--")} <= flags_of("train")

@@ -17,7 +17,7 @@ CALLED_FROM = "POSITRON_CALLED_FROM"  # set by the scripts, which change the fol
 
 def here(text: str) -> str:
     """The text with every `positron COMMAND` in it spelled so that it works when pasted; what is quoted stays as it is."""
-    names = "|".join([*COMMANDS, "--help"])
+    names = "|".join([*COMMANDS, "--help", "--version"])
     wanted = rf"(?<!\w)'[^']*'|(?<![\w./-])positron(?= (?:{names})(?![\w-])|  )"
     return re.sub(wanted, lambda found: program() if found[0] == "positron" else found[0], text)
 

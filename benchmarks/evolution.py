@@ -20,9 +20,10 @@ import shutil
 from pathlib import Path
 
 from positron_mini.files import write_text
+from positron_mini.plain import escaped
 from positron_mini.report.build import write_report
 from positron_mini.report.evolution import Evolution, evolution
-from positron_mini.report.markup import duration, large, visible
+from positron_mini.report.markup import duration, large
 from positron_mini.report.timeline import shown_steps
 from positron_mini.store.run_logs import Sample
 
@@ -234,13 +235,6 @@ def _advice(found: Evolution) -> str:
         word = {True: "Yes", False: "No", None: "Not measured"}[verdict.answer]
         rows.append(f"- {verdict.question} **{word}.** {escaped(verdict.reason)}")
     return "\n".join(rows)
-
-
-def escaped(text: str) -> str:
-    """Text of a model or a file as one cell of Markdown: nothing in it is markup, a line break stays one."""
-    safe = visible(text.strip()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    safe = "".join(f"\\{c}" if c in "\\`*_{}[]()#+!|~$" else c for c in safe)
-    return safe.replace("\t", " ").replace("\n", "<br>")
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ def process_seconds(words: Sequence[str], folder: Path, until: str | None = None
     command = children.python("positron_mini", *words)
     began = time.perf_counter()
     with subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
     ) as run:
         assert run.stderr is not None
         said: list[str] = []

@@ -73,7 +73,7 @@ def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] =
             return find_checkpoint(best if best.exists() or best.is_symlink() else run, say=say)
         except PositronError as error:
             say(f"warning: {error.message}; passed over")
-    raise CheckpointError(f"there is no trained model in {root}", "train one: ./bootstrap_tiny_llm.sh, then ./sft_quickstart.sh")
+    raise CheckpointError(f"there is no trained model in {root}", "train one: positron bootstrap, then positron quicksft")
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, DroppedError, NonFiniteError, TokenizerError
+from positron_mini.escaping import escaped
 from positron_mini.ours import open_regular, read_small
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.steps import step_name as step_name
@@ -381,18 +382,13 @@ def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any],
     front = {"library_name": library, "pipeline_tag": "text-generation", "tags": CARD_TAGS}
     shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, context {config.context_len}"
     rows = {"shape": shape, "vocabulary": f"{config.vocab_size:,} pieces", **facts}
-    table = "\n".join(f"| {name} | {_cell(str(value))} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {escaped(' '.join(str(value).split()))} |" for name, value in rows.items())
     return (
-        f"---\n{json.dumps(front)}\n---\n# {title}\n\n"
+        f"---\n{json.dumps(front)}\n---\n# {escaped(title)}\n\n"
         f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {does}.\n"
         f"It knows nothing but its training text; do not rely on what it says.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
     )
-
-
-def _cell(value: str) -> str:
-    """The value as a table holds it: on one line, its bars escaped."""
-    return " ".join(value.replace("|", "\\|").split())
 
 
 def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:

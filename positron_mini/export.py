@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model_card import MARK, model_card
+from positron_mini.opening import STORY, opening_of
 from positron_mini.ours import open_regular
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
 
@@ -315,15 +317,17 @@ def _is_export(folder: Path) -> bool:
 
 def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
     model = ollama_name(checkpoint)
-    run = f"ollama run {model}" if checkpoint.is_chat else f'ollama run {model} "Once upon a time"'
+    prompt = [] if checkpoint.is_chat else [opening_of(checkpoint.folder.resolve().parent) or STORY]
+    run = shlex.join(["ollama", "run", model, *prompt])
     return f"```\nollama create {model} -f Modelfile\n{run}\nllama-server -m {name}\n```\n"
 
 
 def _folder_use(checkpoint: Checkpoint) -> str:
     verb = "chat" if checkpoint.is_chat else "generate"
+    prompt = opening_of(checkpoint.folder.resolve().parent) or STORY
     ending = f" A message ends with `{IM_END}`." if checkpoint.is_chat else ""
     return (
-        f'```\npositron {verb} --ckpt FOLDER\nmlx_lm.generate --model FOLDER --prompt "Once upon a time"\n```\n\n'
+        f"```\npositron {verb} --ckpt FOLDER\n{shlex.join(['mlx_lm.generate', '--model', 'FOLDER', '--prompt', prompt])}\n```\n\n"
         f"In transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.{ending}\n"
     )
 

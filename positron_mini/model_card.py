@@ -12,6 +12,7 @@ from pathlib import Path
 from positron_mini.checkpoint import CARD_TAGS, Checkpoint, card_head
 from positron_mini.corpus.sources import note_of
 from positron_mini.errors import PositronError
+from positron_mini.escaping import visible
 from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
 from positron_mini.store.run_record import RunRecord, read_record
 
@@ -103,7 +104,7 @@ def _samples_section(samples: Sequence[Sample]) -> str:
         return ""
     parts = [f"\n## Samples\n\nUnedited, at step {samples[0].step:,}. The part before the bar was given.\n"]
     for row in samples:
-        text = f"{row.prompt} | {row.text}"
+        text = visible(f"{row.prompt} | {row.text}")
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         parts.append(f"\nTemperature {row.temperature}, seed {row.seed}:\n{fence}text\n{text}\n{fence}\n")
     return "".join(parts)

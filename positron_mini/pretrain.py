@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
+from positron_mini.opening import STORY, openings
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request
@@ -277,7 +278,7 @@ def _recording(
     documents, byte_counts = validation_subset(prepared, int(0.15 * config.eval_every * step_tokens))
     milestones = parse_milestones(config.milestones)
     skills = partial(milestone_skills, prepared.tokenizer, milestones, step_tokens, horizon)
-    title = run.path.name
+    title, prompts = run.path.name, milestone_prompts([prepared.tokenizer.decode(document) for document in documents])
 
     def evaluate(model: GPT) -> Score:
         mine = slice(processes.rank, None, processes.size)
@@ -286,8 +287,8 @@ def _recording(
         return Score(nats, *map(int, counts))
 
     def observe(model: GPT, step: int) -> None:
-        texts = milestone_samples(model, prepared.tokenizer, PROMPTS, SAMPLING)
-        for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+        texts = milestone_samples(model, prepared.tokenizer, prompts, SAMPLING)
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             run.log(
                 "samples", {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
             )
@@ -328,6 +329,12 @@ def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, st
     last = max({1_000} | (milestones or set())) if horizon is None else horizon
     scorings = sum(is_milestone(step, milestones) or step == horizon for step in range(last + 1))
     return run_tests(skill_test(tokenizer), last * step_tokens, scorings)
+
+
+def milestone_prompts(documents: Sequence[str]) -> tuple[str, ...]:
+    """What the samples of a run begin with: the prompts of stories where one of the documents is one, else the documents' first words."""
+    is_stories = any(text.startswith(STORY) for text in documents)
+    return PROMPTS if is_stories else openings(documents, len(PROMPTS)) or PROMPTS
 
 
 def validation_subset(prepared: Prepared, most_tokens: int) -> tuple[list[list[int]], list[int]]:

@@ -38,6 +38,7 @@ IDENTITY_SETTINGS = (
     "optimizer",
     "seed",
 )
+FLAGS = {"text": "--dataset_path, or --dataset", "tokenizer": "--tokenizer_path", "data": "--sft_data", "base": "--base_ckpt"}
 FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
 Say = Callable[[str], None]
 
@@ -260,11 +261,12 @@ def same_run(run: RunFolder, recorded: RunRecord, identity: dict[str, Any]) -> N
     for name, value in identity.items():
         there = recorded.identity.get(name, defaults.get(name))  # a run that is older than the setting had its default
         if there != value:
+            flag = FLAGS.get(name, f"--{name}")
             if isinstance(value, dict) and isinstance(there, dict):
                 name = next(k for k in (*value, *there) if there.get(k) != value.get(k))
-                there, value = there.get(name), value.get(name)
+                there, value, flag = there.get(name), value.get(name), f"--config, or --{name}"
             shown = (str(there)[:16], str(value)[:16]) if name in FINGERPRINTS else (there, value)
             raise RunError(
                 f"{run.path} holds another run: {name} is {shown[0]} there and {shown[1]} here",
-                f"choose another --out_dir, or leave out the flag that sets {name}",
+                f"choose another --out_dir, or leave out {flag}",
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 from positron_mini import device as devices
 from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
+from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, NotFiniteOutput, OutOfMemoryError, RunError
@@ -113,7 +114,7 @@ def run_record(
         versions=devices.describe_versions(),
         events=tuple(events),
         started=recorded.started if recorded else datetime.date.today().isoformat(),
-        command=recorded.command if recorded else f"positron {shlex.join(sys.argv[1:])}",
+        command=recorded.command if recorded else command(*sys.argv[1:]),
         other=recorded.other if recorded else {},
     )
 
@@ -322,5 +323,4 @@ class Session:
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""
-        command = "sft" if isinstance(self.config, SFTConfig) else "train"
-        return f"positron {command} --out_dir {shlex.quote(str(self.run.path))}"
+        return command("sft" if isinstance(self.config, SFTConfig) else "train", "--out_dir", self.run.path)

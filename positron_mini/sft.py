@@ -79,7 +79,7 @@ def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
         newest = next((run for run, recorded in readable_runs(say=say) if recorded.kind == "pretrain"), None)
         if newest is None:
             raise CheckpointError(
-                "no base model under runs/ to fine-tune", "./bootstrap_tiny_llm.sh trains one, or name one with --base_ckpt"
+                "no base model under runs/ to fine-tune", "positron bootstrap trains one, or name one with --base_ckpt"
             )
         path = str(newest.path)
         say(f"base model: {path}")

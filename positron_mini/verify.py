@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import checkpoint as ckpt
+from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import DroppedError, PositronError, RunError, UsageError
 from positron_mini.ours import size_of
@@ -116,7 +117,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     if recorded.processes > 1:
         raise RunError(
             f"{run.path}: trained by {recorded.processes} processes; one alone adds up in another order and has other last digits",
-            f"positron verify {run.path}   checks every file without a replay",
+            f"{command('verify', run.path)}   checks every file without a replay",
         )
     recorded.check_complete(run.run_json)
     start, end = stretch(run, recorded.events, steps)
@@ -126,7 +127,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
         _copy(run, twin, start)
         session = _open(recorded, twin, end, say)
         if session.plan.start != start:
-            raise RunError(f"{run.path}: training cannot go on from step {start:,}", f"positron verify {run.path}")
+            raise RunError(f"{run.path}: training cannot go on from step {start:,}", command("verify", run.path))
         for _ in session.steps():
             pass
         lines, differences = _compare_lines(run, twin, start, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from positron_mini.model import GPT
 from positron_mini.tokenizer import Tokenizer, train_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
+os.environ["PATH"] = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))  # `positron`, as for a user
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 with tempfile.TemporaryDirectory() as _scratch:
     os.environ["POSITRON_CACHE"] = _scratch

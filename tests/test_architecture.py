@@ -17,8 +17,11 @@ RANKS = [
     "",  # the version
     "errors",
     "children",
+    "command",
+    "escaping",
     "ours",
     "files",
+    "opening",
     "config",
     "curve",
     "device",

@@ -59,8 +59,9 @@ def test_it_ends_with_samples_and_what_to_type_next(workshop: Path) -> None:
     for row in rows:
         assert f"\n[step 6, temperature 0.7]\n{row['prompt']}" in result.out
     after = result.out.partition("your model is in runs/mine. Next:\n")[2]
-    assert "./ask_model.sh" in after and "./sft_quickstart.sh" in after
-    assert "./bootstrap_tiny_llm.sh --out_dir runs/mine --steps 12" in after
+    assert "positron generate --ckpt runs/mine --prompt 'Once upon a time'  " in after
+    assert "positron quicksft --base_ckpt runs/mine  " in after
+    assert "positron bootstrap --out_dir runs/mine --steps 12  " in after
     assert "[step 6/6]" in result.err and "time       about" in result.err.partition("[step 1/")[0]
 
 

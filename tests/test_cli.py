@@ -71,9 +71,9 @@ def test_the_help_of_a_command_goes_to_stdout_and_explains_every_flag(command: s
         main([command, "-h"])
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == "" and out.startswith(f"usage: positron {command}")
-    flags = re.findall(r"^[│ ] +(?:-h, )?(--\w+)", out, re.MULTILINE)
+    flags = re.findall(r"^[│ ] (?:-h, )?(--\w+)", out, re.MULTILINE)
     assert len(flags) >= 3
-    blocks = re.split(r"^[│ ] +(?:-h, )?--\w+", out, flags=re.MULTILINE)[1:]
+    blocks = re.split(r"^[│ ] (?:-h, )?--\w+", out, flags=re.MULTILINE)[1:]
     assert all(len(re.findall(r"[a-z]{2,}", block)) >= 2 for block in blocks)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from scripts import script_module
+from test_architecture import sources
+from test_commands import literals
 from tiny_runs import positron
 
 from positron_mini.cli import COMMANDS
@@ -62,6 +64,18 @@ def test_the_page_of_commands_is_what_their_help_says(monkeypatch: pytest.Monkey
     module = script_module("docs/make_commands.py")
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert page == module.commands_page(), "run: python docs/make_commands.py"
+
+
+def test_every_message_that_the_troubleshooting_page_explains_is_one_of_the_program() -> None:
+    source = "\n".join(text for tree in sources().values() for _, text in literals(tree))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [said for row in re.findall(r"^\| (?!you see)(.*?) \|", page, re.M) for said in re.findall(r"`([^`]+)`", row)]
+    foreign = {"positron: command not found", "?", "\\u001b", "positron doctor", "events.jsonl", "--budget"}
+    parts = [part.strip() for said in quoted if said not in foreign for part in re.split(r"\.\.\.|: ", said) if part.strip()]
+    assert len(parts) >= 15
+    setup = (ROOT / "setup.sh").read_text(encoding="utf-8")
+    known = f"{source}\n{setup}"  # where a message is put together, its last word may come from elsewhere
+    assert not [part for part in parts if part not in known and f"{part.rpartition(' ')[0]} X" not in known]
 
 
 SMALLER = {

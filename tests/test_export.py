@@ -21,7 +21,16 @@ from tiny_runs import digests, forked, listing, needs_fork, positron
 
 from positron_mini import files
 from positron_mini.chat_format import CHAT_TEMPLATE
-from positron_mini.checkpoint import Checkpoint, load_model, model_files, open_checkpoint, read_manifest, verify, write_checkpoint
+from positron_mini.checkpoint import (
+    Checkpoint,
+    load_model,
+    model_card,
+    model_files,
+    open_checkpoint,
+    read_manifest,
+    verify,
+    write_checkpoint,
+)
 from positron_mini.errors import CheckpointError, DiskFullError, UsageError
 from positron_mini.export import Exported, export_gguf, export_huggingface, tensor_name
 from positron_mini.model import GPT
@@ -410,6 +419,26 @@ def test_a_sample_cannot_leave_its_fence(workshop: Path) -> None:
     )
     card = card_of(export_gguf(find_checkpoint("runs/base"), Path("o")))
     assert f"\n``````text\np | {evil}\n``````\n" in card
+
+
+EVIL = "<img src=x onerror=alert(1)>\x1b[31m|[a](http://b)\u202e*x*"
+
+
+def test_names_and_texts_in_a_card_are_text_and_nothing_else(workshop: Path) -> None:
+    name = EVIL.replace("/", "")
+    Path("text.txt").rename(name)
+    Path("runs/base").rename(f"runs/{name}")
+    record = json.loads(Path(f"runs/{name}/run.json").read_text())
+    record["config"]["dataset_path"] = name
+    Path(f"runs/{name}/run.json").write_text(json.dumps(record))
+    checkpoint = find_checkpoint(f"runs/{name}")
+    text = card_of(export_huggingface(checkpoint, Path("out")))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert any("img src" in line for line in table)
+    for line in table:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3 and not re.search(r"<|(?<!\\)[*\[\]]|\x1b|\u202e", line)
+    steps = model_card(EVIL, checkpoint.config, {"text": EVIL}, is_chat=False)
+    assert "<img" not in steps and "\x1b" not in steps and "\u202e" not in steps
 
 
 def test_a_folder_without_a_run_still_gets_a_card(base: Checkpoint, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import signal
 import sys
@@ -90,7 +91,7 @@ def dialogue(*words: str) -> Iterator[Dialogue]:
 def test_nonsense_ask_continue_and_finish_at_a_terminal(workshop: Path) -> None:
     with dialogue("6") as person:
         shown = person.hears(QUESTION)
-        assert "loss (nats per token)" in shown and "│" in shown and "└" in shown and "[step 0] Once upon a time" in shown
+        assert "loss (nats per token)" in shown and "│" in shown and "└" in shown and "[step 0]" not in shown  # it has learned nothing yet
         person.says("banana\n")
         assert "please type c, f, a or q" in person.hears(QUESTION)
         person.says("\n")
@@ -125,8 +126,26 @@ def test_quit_and_the_end_of_input_leave_the_chunk_saved(workshop: Path, word: s
         person.hears(QUESTION)
         person.says(word)
         last = person.end()
-    assert person.code == 0 and "step 3 is saved in runs/mine" in last and "start the same command again" in last
+    assert person.code == 0 and "step 3 is saved in runs/mine" in last
+    assert "go on: positron incremental --out_dir runs/mine --chunk 3" in last
     assert RUN.steps()[-1] == 3
+
+
+@needs_fork
+@pytest.mark.parametrize("moment", [QUESTION, "begin a story > "], ids=["at the question", "in the story"])
+def test_ctrl_c_between_two_chunks_ends_as_training_does(workshop: Path, moment: str) -> None:
+    with dialogue("3") as person:
+        person.hears(QUESTION)
+        if moment != QUESTION:
+            person.says("a\n")
+            person.hears(moment)
+        person.says("\x03")
+        person.end()
+    said = Path("said.txt").read_text()
+    assert person.code == 130 and "error" not in said and "Traceback" not in said
+    assert said.endswith(
+        "stopped by Ctrl-C; step 3 is saved in runs/mine\n  go on: positron incremental --out_dir runs/mine --chunk 3\n"
+    )
 
 
 @needs_fork
@@ -156,8 +175,10 @@ def test_ctrl_c_in_a_chunk_then_again_equals_an_uninterrupted_run(workshop: Path
         person.end()
     assert person.code == 130
     stopped = RUN.steps()[-1]
-    assert 5 <= stopped < 40 and f"step {stopped} is saved in runs/mine" in Path("said.txt").read_text()
-    assert chunk("40").code == 0 and len(RUN.metrics()) == 40  # the chunk is completed, not shifted
+    said = Path("said.txt").read_text()
+    assert 5 <= stopped < 40 and f"step {stopped} is saved in runs/mine" in said and "error" not in said
+    again = said.splitlines()[-1].removeprefix("  go on: positron ").split()
+    assert positron(*again).code == 0 and len(RUN.metrics()) == 40  # the chunk is completed, not shifted
     assert trained(RUN.path, 40) == trained(Path("runs/whole"), 40)
 
 
@@ -188,12 +209,18 @@ def test_C7_sigint_at_any_step_leaves_no_trace(workshop: Path, monkeypatch: pyte
 
 def test_without_a_terminal_it_trains_one_chunk_and_ends(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = chunk("5")
-    assert first.code == 0 and RUN.steps()[-1] == 5 and QUESTION not in first.out and "go on: start the same command again" in first.out
+    assert first.code == 0 and RUN.steps()[-1] == 5 and QUESTION not in first.out
+    assert "go on: positron incremental --out_dir runs/mine --chunk 5" in first.out
     monkeypatch.setattr(pipeline, "_encode", lambda *_: pytest.fail("the text was prepared already"))
     second = chunk("5")
     assert second.code == 0 and RUN.steps()[-1] == 10
     assert tiny_train("runs/hand", "--until_step", "10").code == 0
     assert trained(RUN.path, 10) == trained(Path("runs/hand"), 10)
+
+
+def test_samples_are_shown_once_after_the_chunk_that_made_them(workshop: Path) -> None:
+    shown = [re.findall(r"\[step (\d+)\]", chunk("10").out) for _ in range(3)]  # milestones: 0, 20
+    assert shown == [[], ["20", "20"], []]
 
 
 def test_the_first_lines_tell_the_time_of_the_chunk_before_the_first_step(workshop: Path) -> None:

@@ -249,7 +249,9 @@ def test_another_run_in_the_folder_is_refused_with_the_first_difference(
     before = listing(workshop)
     result = tiny_train("runs/base", *words)
     assert result.code == 1
-    assert f"runs/base holds another run: {name} is " in result.sentence and name in result.hint
+    assert f"runs/base holds another run: {name} is " in result.sentence
+    assert result.hint.startswith("choose another --out_dir, or leave out --")
+    assert words[0] in result.hint or words[2] in result.hint
     if there is not None:
         assert f"{name} is {there} there and {here} here" in result.sentence
     assert listing(workshop) == before

@@ -326,7 +326,7 @@ def test_fine_tuning_a_fine_tuned_model_is_refused(bench: Path) -> None:
 def test_without_a_base_model_the_hint_says_how_to_make_one(bench: Path) -> None:
     shutil.rmtree("runs/base")
     result = tune("runs/tuned", base_ckpt=None)
-    assert result.code == 1 and "no base model" in result.sentence and "./bootstrap_tiny_llm.sh" in result.hint
+    assert result.code == 1 and "no base model" in result.sentence and result.hint.startswith("positron bootstrap trains one")
 
 
 def test_without_a_base_named_the_newest_base_run_is_taken_and_gives_the_folder_its_name(bench: Path) -> None:
@@ -452,7 +452,7 @@ def test_the_quick_start_adds_generated_rows_and_asks_before_and_after(bench: Pa
     assert "left out: 1 of" in result.err  # the one that is longer than the context
     for question in sft.QUESTIONS:
         assert f"\n> {question}\n  before " in result.out
-    assert result.out.count("  after  ") == 3 and "./ask_model.sh" in result.out
+    assert result.out.count("  after  ") == 3 and result.out.endswith("  positron chat --ckpt runs/quick   (a conversation)\n")
 
 
 def single(question: str, reply: str) -> tuple[Message, ...]:

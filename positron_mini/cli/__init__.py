@@ -12,34 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from positron_mini import __version__
-from positron_mini.cli.terminal import marked
-from positron_mini.errors import PositronError
-
-# command -> (module of this package, what it does); `positron --help` is made of this
-COMMANDS: dict[str, tuple[str, str]] = {
-    "new": ("new", "your own text: a report, advice, and the command that trains a model of it"),
-    "prepare": ("prepare", "fetch or make a text, clean it, turn it into tokens, report on it"),
-    "bootstrap": ("bootstrap", "everything from nothing to a model, in one command"),
-    "train": ("train", "train a model from a text, or go on with a run"),
-    "incremental": ("incremental", "train in chunks, and decide after each what comes next"),
-    "sft": ("sft", "fine-tune a base model on conversations"),
-    "quicksft": ("quicksft", "fine-tune the newest base run on the sample conversations"),
-    "generate": ("generate", "continue a prompt"),
-    "chat": ("chat", "ask a model: one question, a pipe of them, or a conversation"),
-    "score": ("score", "the log-probability of every line read from stdin"),
-    "eval": ("evaluate", "measure a checkpoint: bits per byte of a text, or a suite"),
-    "report": ("report", "write the evolution report of a run: curves, samples, skills"),
-    "compare": ("compare", "two runs or checkpoints side by side"),
-    "serve": ("serve", "an OpenAI-compatible server and the lab page for one checkpoint"),
-    "lab": ("lab", "look inside your models: the page for all runs, in the browser"),
-    "export": ("export", "write a GGUF file for llama.cpp and Ollama, or a Hugging Face folder"),
-    "runs": ("runs", "list the runs there are; prune old steps"),
-    "verify": ("verify", "check every file of a run, and that steps repeat byte for byte"),
-    "doctor": ("doctor", "prove that this machine computes right, and how fast"),
-    "bench": ("bench", "measure training, decoding, preparation and start-up"),
-    "completion": ("completion", "a script that completes commands and flags in your shell"),
-    "info": ("info", "the presets, or the shape and figures of a checkpoint"),
-}
+from positron_mini.cli.commands import COMMANDS
+from positron_mini.cli.hints import fitting
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import marked, open_streams
+from positron_mini.errors import Interrupted, PositronError
 
 
 def top_help() -> str:
@@ -62,14 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    open_streams()
     try:
         return _dispatch(words)
     except PositronError as error:
         if debug:
             raise
-        return _show(error.message, error.hint, error.exit_code)
+        return _show(error.message, fitting(error.hint, words), error.exit_code, is_error=not isinstance(error, Interrupted))
     except KeyboardInterrupt:
-        return _show("stopped by Ctrl-C", "", 130)
+        return _show("stopped by Ctrl-C", "", 130, is_error=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; do not complain at exit
         return 0
@@ -79,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from positron_mini.device import is_out_of_memory
 
         if is_out_of_memory(error):
-            return _show("out of memory", "close other programs, or use a smaller model, --micro_batch or --context_len", 5)
+            hint = "close other programs, use a smaller model, or --micro_batch, or --context_len"
+            return _show("out of memory", fitting(hint, words), 5)
         return _show(f"unexpected {type(error).__name__}: {error}", "run it again with --debug and report what it prints", 1)
 
 
@@ -87,10 +66,10 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         from positron_mini.cli.where import where_you_are
 
-        sys.stdout.write(marked(where_you_are()))
+        sys.stdout.write(here(marked(where_you_are())))
         return 0
     if words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(top_help())
+        sys.stdout.write(here(top_help()))
         return 0
     if words[0] in ("--version", "-V"):
         sys.stdout.write(f"positron-mini {__version__}\n")
@@ -108,8 +87,9 @@ def _dispatch(words: list[str]) -> int:
     return int(module.run(words[1:]))
 
 
-def _show(message: str, hint: str, code: int) -> int:
-    """`code`, after writing the error to stderr; a damaged file may have chosen a name in it."""
+def _show(message: str, hint: str, code: int, *, is_error: bool = True) -> int:
+    """`code`, after writing to stderr what is wrong, or that the work was stopped; a damaged file may have chosen a name in it."""
     sys.stdout.flush()
-    sys.stderr.write(f"error: {marked(message)}\n" + (f"  hint: {marked(hint)}\n" if hint else ""))
+    first, second = ("error: ", "  hint: ") if is_error else ("", "  go on: ")
+    sys.stderr.write(f"{first}{here(marked(message))}\n" + (f"{second}{here(marked(hint))}\n" if hint else ""))
     return code

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.terminal import print
 from positron_mini.config import TrainConfig, check_ranges, preset
 from positron_mini.errors import UsageError
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
 from positron_mini.config import TrainConfig, check_ranges, given_flags
+from positron_mini.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
@@ -163,7 +166,12 @@ def show_samples(run: RunFolder) -> None:
     for row in rows:
         print(f"\n[step {row.step:,}, temperature {row.temperature}]\n{row.prompt}{printable(row.text)}")
     print(f"\nyour model is in {run.path}. Next:")
-    print('  ./ask_model.sh "Once upon a time"      ask it')
-    print("  ./sft_quickstart.sh                    teach it to answer questions")
+    steps = {
+        "let it write": try_it(run.path, run.path),
+        "teach it to answer questions": command("quicksft", "--base_ckpt", run.path),
+    }
     if rows:
-        print(f"  ./bootstrap_tiny_llm.sh --out_dir {shlex.quote(str(run.path))} --steps {2 * max(rows[-1].step, 1)}   train it further")
+        steps["train it further"] = command("bootstrap", "--out_dir", run.path, "--steps", 2 * max(rows[-1].step, 1))
+    width = max(len(here(line)) for line in steps.values())
+    for what, line in steps.items():
+        print(f"  {here(line):<{width}}   {what}")

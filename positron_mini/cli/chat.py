@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -54,7 +53,6 @@ def run(argv: Sequence[str]) -> int:
     question = " ".join(flags.question).strip()
     if flags.question and not question:
         raise UsageError("the question is empty", 'positron chat "Tell me a story."')
-    _survive_any_text()
     session = _open(flags)
     if question:
         return _answer(session, question)
@@ -81,7 +79,7 @@ def _open(flags: ChatFlags) -> ChatSession:
     if not speaker.is_chat:
         if flags.system is not None:
             raise UsageError(f"--system: {speaker.name} is a base model, which reads no system text", "leave --system out")
-        note(f"{speaker.name} is a base model: it continues your line as a story. ./sft_quickstart.sh makes one that answers.")
+        note(f"{speaker.name} is a base model: it continues your line as a story. positron quicksft makes one that answers.")
     set_threads(flags.threads)
     settings = SampleConfig(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(SampleConfig)})
     session = ChatSession(speaker, settings)
@@ -93,10 +91,3 @@ def _answer(session: ChatSession, question: str) -> int:
     """Write the answer, and nothing else, to stdout as it is drawn."""
     Repl(session, PlainKeyboard(is_silent=True), is_terminal=False).answer(session.ask(question), question)
     return 0
-
-
-def _survive_any_text() -> None:
-    """Let a character that the terminal's encoding lacks become a question mark instead of an error."""
-    for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            output.reconfigure(errors="replace")  # type: ignore[union-attr]

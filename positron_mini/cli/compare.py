@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from positron_mini.cli.flags import note, parse, print_json
-from positron_mini.cli.terminal import printable
+from positron_mini.cli.terminal import print, printable
 from positron_mini.config import check_ranges
 
 if TYPE_CHECKING:

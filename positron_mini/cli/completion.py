@@ -12,7 +12,9 @@ from typing import Literal
 
 import tyro
 
+from positron_mini.cli.commands import COMMANDS
 from positron_mini.cli.flags import parse
+from positron_mini.cli.terminal import print
 
 BASH = """_positron() {{
   local words
@@ -43,18 +45,19 @@ def run(argv: Sequence[str]) -> int:
 
 def all_flags() -> dict[str, list[str]]:
     """The flags of every command, from its own help."""
-    from positron_mini.cli import COMMANDS
+    return {command: flags_in(help_of(command)) for command in COMMANDS}
 
-    return {command: sorted(set(re.findall(r"^[│ ]*(--[a-z][a-z0-9_]*)", help_of(command), re.M))) for command in COMMANDS}
+
+def flags_in(text: str) -> list[str]:
+    """The flags that a help explains; one that stands at the beginning of a line by chance is not meant."""
+    return sorted(set(re.findall(r"^[│ ] (--[a-z][a-z0-9_]*)", text, re.M)))
 
 
 def help_of(command: str) -> str:
     """What `positron COMMAND -h` prints."""
-    from positron_mini.cli import COMMANDS
-
-    said = io.StringIO()
+    said, (name, *rest) = io.StringIO(), command.split()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        importlib.import_module(f"positron_mini.cli.{COMMANDS[command][0]}").run(["-h"])
+        importlib.import_module(f"positron_mini.cli.{COMMANDS[name][0]}").run([*rest, "-h"])
     return said.getvalue()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from positron_mini.cli.terminal import print
+
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
@@ -107,4 +109,4 @@ def show(report: Report, kept: str | None) -> None:
         if check.reproduction:
             print(f"\nto be filed at PyTorch's bug tracker:\n\n{upstream_report(machine, examination, check)}")
     print(f"verdict    {kept}; --device auto and --precision auto obey it" if kept else "verdict    not kept")
-    print(report.sentence())
+    print(here(report.sentence()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.terminal import print
 from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
-
-if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
-    from positron_mini.export import Exported
+from positron_mini.cli.terminal import print
 
 if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint

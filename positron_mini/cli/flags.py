@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
 from positron_mini.errors import UsageError
 from positron_mini.files import json_line
 
@@ -98,5 +100,5 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line of progress to stderr; results alone go to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    """Write a line of progress to stderr, commands in it as they work here; results alone go to stdout."""
+    print(here(text), file=sys.stderr, flush=True)

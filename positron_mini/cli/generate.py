@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from positron_mini.cli.flags import note, parse, print_json
-from positron_mini.cli.terminal import printable, read_stdin
+from positron_mini.cli.terminal import print, printable, read_stdin
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
+from positron_mini.opening import STORY, opening_of
 
 if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
     from positron_mini.tokenizer import Tokenizer
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class GenerateFlags(SampleConfig):
     """Continue a prompt. A prompt longer than the context is read as bos and its newest three quarters of a context."""
 
-    prompt: str = "Once upon a time"
-    """the text to continue; - reads it from stdin"""
+    prompt: str | None = None
+    """the text to continue; - reads it from stdin (default: how the texts began that the model learned from)"""
     ckpt: str = "runs/positron-mini-15M-v1-base/latest"
     """checkpoint: a step folder, a run folder or runs/x/latest"""
     tokenizer_path: str | None = None
@@ -59,13 +61,13 @@ def run(argv: Sequence[str]) -> int:
         from positron_mini import device as devices
 
         model = model.to(devices.torch_device(devices.choose(devices.this_machine(), flags.device).device))
-    prompt = read_stdin().replace("\r\n", "\n").replace("\r", "\n") if flags.prompt == "-" else flags.prompt
+    prompt = _prompt(flags.prompt, checkpoint)
     if not flags.json and flags.n == 1:
         return _stream(model, checkpoint.tokenizer, prompt, flags, checkpoint.end_ids)
     samples = generate(model, checkpoint.tokenizer, prompt, flags, n=flags.n, end_ids=checkpoint.end_ids)
     if not flags.json:
         for i, sample in enumerate(samples, 1):
-            print(f"--- {i} ---\n{prompt}{printable(sample.text)}")
+            print(f"--- {i} ---\n{printable(prompt + sample.text)}")
         return 0
     rows = [
         {
@@ -82,12 +84,21 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _prompt(given: str | None, checkpoint: Checkpoint) -> str:
+    """The text to continue: the one that was given, on the command line or on stdin, else one that suits the model."""
+    if given == "-":
+        return read_stdin().replace("\r\n", "\n").replace("\r", "\n")
+    if given is not None:
+        return given
+    return (None if checkpoint.is_chat else opening_of(checkpoint.folder.resolve().parent)) or STORY
+
+
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
     """Print the prompt and its continuation as it is drawn; 0 when done."""
     from positron_mini.generate import stream
     from positron_mini.tokenizer import BOS
 
-    print(prompt, end="", flush=True)
+    print(printable(prompt), end="", flush=True)
     for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):
         print(printable(token.text), end="", flush=True)
     print()

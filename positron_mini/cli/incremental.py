@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +13,12 @@ from pathlib import Path
 from positron_mini.cli.bootstrap import find_text, small_steps, train_flags
 from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags, parse_duration
-from positron_mini.errors import PositronError, UsageError
+from positron_mini.errors import Interrupted, PositronError, UsageError
+from positron_mini.opening import try_it
 from positron_mini.session import Session
 
 QUESTION = "[c]ontinue  [f]inish (cool down)  [a]sk it something  [q]uit > "
@@ -48,25 +52,39 @@ def run(argv: Sequence[str]) -> int:
     flags, given = parse(IncrementalFlags, words, "incremental"), given_flags(words)
     session = _open(flags, given)
     if session.is_done:
-        done, folder = session.trainer.step, shlex.quote(str(session.run.path))
-        note(f"this run is finished at step {done:,}; ask it: positron generate --ckpt {folder}")
-        note(f"  train it further: positron train --out_dir {folder} --max_steps {2 * done}   or start another: --out_dir runs/NAME")
+        done, folder = session.trainer.step, session.run.path
+        note(f"this run is finished at step {done:,}; try it: {try_it(folder, folder)}")
+        further = command("train", "--out_dir", folder, "--max_steps", 2 * done)
+        note(f"  train it further: {further}   or start another: --out_dir runs/NAME")
         return 0
     for line in session.lines:
         note(line)
+    pace = {name: getattr(flags, name) for name in ("chunk", "budget") if name in given}
+    again = command("incremental", "--out_dir", session.run.path, *(word for name in pace for word in (f"--{name}", pace[name])))
+    try:
+        return _chunk_by_chunk(session, flags, again)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.message, again, signal_number=stopped.exit_code - 128) from None
+    except KeyboardInterrupt:  # between two chunks: the last one is saved
+        message = f"\nstopped by Ctrl-C; step {session.trainer.step:,} is saved in {session.run.path}"
+        raise Interrupted(message, again, signal_number=signal.SIGINT) from None
+
+
+def _chunk_by_chunk(session: Session, flags: IncrementalFlags, again: str) -> int:
+    """Train and ask in turn; 0 when the person quits or the run is done. `again` is the command that goes on."""
     while True:
         before = session.trainer.step
         _train_chunk(session, flags)
         _show(session, before)
         if session.is_done or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            _farewell(session)
+            _farewell(session, again)
             return 0
         choice = _choose(session)
         if choice == "finish":
             session.cool_down()
             note(session.plan.say or "the cool-down has begun already; it goes on to its end")
         elif choice == "quit":
-            _farewell(session)
+            _farewell(session, again)
             return 0
 
 
@@ -161,9 +179,9 @@ def _ask(session: Session) -> None:
         print("\n")
 
 
-def _farewell(session: Session) -> None:
+def _farewell(session: Session, again: str) -> None:
     print(f"step {session.trainer.step:,} is saved in {session.run.path}")
     if session.is_done:
-        print(f'finished. Try it: positron generate --ckpt {session.run.path} --prompt "Once upon a time"')
+        print(f"finished. Try it: {here(try_it(session.run.path, session.run.path))}")
     else:
-        print("go on: start the same command again")
+        print(f"go on: {here(again)}")

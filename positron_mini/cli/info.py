@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.terminal import print
 from positron_mini.config import PRESETS, ModelConfig, preset_shape
 
 

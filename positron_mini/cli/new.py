@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
+from positron_mini.config import check_ranges
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,8 +41,13 @@ class NewFlags:
     """name of the model: its run is runs/NAME, its tokenizer tokenizer/NAME.model"""
     text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXTS")]
     """a .txt, .jsonl, .csv, .parquet or .gz file, or a folder of them"""
+    vocab_size: int | None = None
+    """pieces of the tokenizer, which is trained from the text (default: what suits its size)"""
     json: bool = False
     """print one JSON object"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"vocab_size": 1})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -55,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     text = Path(flags.text)
     size = sum(path.stat().st_size for path in list_files(text))
     tokenizer = Path("tokenizer") / f"{flags.name}.model"
-    vocab = None if tokenizer.is_file() else pieces_for(size)
+    vocab = flags.vocab_size or (None if tokenizer.is_file() else pieces_for(size))
     prepared = prepare_corpus(text, tokenizer_path=tokenizer, vocab_size=vocab, say=note)
     advice = advise(flags.name, text, size, tokenizer, prepared)
     if flags.json:
@@ -85,7 +92,6 @@ def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared
     most = readings_of(shapes[config], prepared)
     minutes = max(1, min(MOST_MINUTES, math.ceil(min(READINGS, most) * prepared.train.count / speed / 60)))
     readings = 60 * minutes * speed / max(1, prepared.train.count)
-    program = "positron" if Path(sys.argv[0]).stem == "positron" else "python -m positron_mini"
     words = ["train", "--dataset_path", str(text), "--tokenizer_path", str(tokenizer), "--config", config]
     return {
         "config": config,
@@ -93,5 +99,5 @@ def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared
         "readings": min(readings, most),
         "limit": "" if readings <= most else LEARNED_BY_HEART,
         "expectation": next(said for limit, said in EXPECTATIONS if size < limit),
-        "command": f"{program} {shlex.join([*words, '--budget', f'{minutes}m', '--out_dir', f'runs/{name}'])}",
+        "command": here(command(*words, "--budget", f"{minutes}m", "--out_dir", f"runs/{name}")),
     }

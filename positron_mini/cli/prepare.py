@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
 from positron_mini.config import check_ranges, preset
 
 
@@ -50,15 +52,17 @@ def run(argv: Sequence[str]) -> int:
             print_json({"text": str(path), "bytes": path.stat().st_size})
         return 0
     from positron_mini.corpus.report import report_lines
-    from positron_mini.prepare import prepare_corpus
+    from positron_mini.prepare import default_tokenizer_path, prepare_corpus
 
     tokenizer = Path(flags.tokenizer_path) if flags.tokenizer_path else None
-    vocab = flags.vocab_size if flags.vocab_size or tokenizer else preset(flags.config).vocab_size
+    decides = tokenizer is not None and tokenizer.is_file()
+    vocab = flags.vocab_size if decides else flags.vocab_size or preset(flags.config).vocab_size
     prepared = prepare_corpus(path, tokenizer_path=tokenizer, vocab_size=vocab, seed=flags.seed, workers=flags.workers or 0, say=note)
     if flags.json:
         print_json({**prepared.report, "text": str(path), "folder": str(prepared.folder)})
         return 0
     for line in report_lines(prepared.report):
         print(line)
-    note(f"ready: positron train --dataset_path {path} --config {flags.config}")
+    pieces = tokenizer or default_tokenizer_path(vocab)
+    note(f"ready: {command('train', '--dataset_path', path, '--tokenizer_path', pieces, '--config', flags.config)}")
     return 0

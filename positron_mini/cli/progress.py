@@ -7,9 +7,11 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from positron_mini.cli.terminal import print
 from positron_mini.config import SFTConfig
 from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory
+from positron_mini.opening import try_it
 from positron_mini.session import better_before
 
 if TYPE_CHECKING:
@@ -151,9 +153,7 @@ class Progress:
         lines += self._better()
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
         is_chat = isinstance(session.config, SFTConfig)
-        lines.append(
-            f"try it     positron {'chat' if is_chat else 'generate'} --ckpt {path}" + ("" if is_chat else ' --prompt "Once upon a time"')
-        )
+        lines.append(f"try it     {try_it(path, path, is_chat=is_chat)}")
         if not done:
             lines.append(
                 f"go on      {session.resume_command()}"

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
 from positron_mini.config import SFTConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
@@ -144,4 +147,6 @@ def show_answers(run: RunFolder) -> None:
         for name, step in (("before", steps[0]), ("after", steps[-1]))[: len(steps)]:
             text = next(row.text for row in samples if row.step == step and row.prompt == question)
             print(f"  {name:<7}{printable(text).strip()}")
-    print(f'\nyour model is in {run.path}. Next:\n  ./ask_model.sh "Who are you?"\n  ./ask_model.sh              (a conversation)')
+    print(f"\nyour model is in {run.path}. Next:")
+    print(f"  {here(command('chat', '--ckpt', run.path, 'Who are you?'))}")
+    print(f"  {here(command('chat', '--ckpt', run.path))}   (a conversation)")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.spelling import here
+from positron_mini.cli.terminal import print
 from positron_mini.errors import RunError
 
 
@@ -43,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     for claim in found.claims:
         print(printable(f"  {claim.area} {claim.word}: {', '.join(line.title for line in claim.evidence)}"))
     print(f"written: {html} ({html.stat().st_size / 1e3:,.0f} kB), {', '.join(path.name for path in images) or 'no pictures'}")
-    print(printable(f"next:    {advice.next_command}"))
+    print(printable(f"next:    {here(advice.next_command)}"))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.cli.flags import note, parse, print_json
-from positron_mini.cli.terminal import printable
+from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
 from positron_mini.ours import foreign, is_nobodys, size_of
@@ -68,11 +68,11 @@ def run(argv: Sequence[str]) -> int:
         print(f"no runs under {flags.root}; start one with: positron train --dataset_path FILE")
     for row in rows:
         if row["damaged"]:
-            print(printable(f"{row['run']:<40} {row['state']:<22} step {row['step']:,}  {row['damaged']}"))
+            print(f"{row['run']:<40} {row['state']:<22} step {row['step']:,}  {row['damaged']}")
             continue
         score = f"{row['val_bpb']:.3f} bits per byte" if row["val_bpb"] is not None else "not validated yet"
         minutes, size = f"{row['minutes']} min", f"{row['bytes'] / 1e6:,.0f} MB"
-        print(printable(f"{row['run']:<40} {row['state']:<22} {row['progress'].replace(' of ', '/')}  {score}  {minutes}  {size}"))
+        print(f"{row['run']:<40} {row['state']:<22} {row['progress'].replace(' of ', '/')}  {score}  {minutes}  {size}")
     return 0
 
 

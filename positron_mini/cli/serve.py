@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 

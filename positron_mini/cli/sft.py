@@ -32,7 +32,7 @@ def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
     from positron_mini.trainer import StopFlag
 
     session = open_sft_session(config, given=given, say=note, stop=StopFlag())
-    watch(session, f"positron chat --ckpt {session.run.path}")
+    watch(session)
     for line in changes(session.run):
         note(line)
     return session.run

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import codecs
+import contextlib
+import io
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 from positron_mini.errors import DataError
 
@@ -17,6 +20,30 @@ _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 _BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _LINES = [0x2028, 0x2029]
 _DROPPED = dict.fromkeys(code for code in (*_CONTROLS, *_BIDI, *_LINES, *range(0xD800, 0xE000)) if chr(code) not in "\n\t")
+# The same characters as JSON spells them, so that what a program reads is valid and nothing is lost.
+_SPELLED = {code: f"\\u{code:04x}" for code in _DROPPED}
+
+
+def open_streams() -> None:
+    """Make stdout and stderr take every character: a pipe or a file gets UTF-8, a terminal keeps its own, ? for the rest.
+
+    Left alone, Python takes the encoding of the system for a file too (cp1252 on Windows, ASCII where LANG=C).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_terminal = stream.isatty()
+            stream.reconfigure(encoding=None if is_terminal else "utf-8", errors="replace" if is_terminal else "backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(io.UnsupportedOperation):  # something has been read from it already
+            sys.stdin.reconfigure(errors="replace")
+
+
+def print(*values: object, sep: str = " ", end: str = "\n", file: Any = None, flush: bool = False) -> None:
+    """Print as the built-in one does, with what a terminal would obey spelled out: the escape character is shown as \\u001b.
+
+    All of the command line prints by it. In JSON, where such a character can only stand in a string, the spelling means the character.
+    """
+    builtins.print(sep.join(map(str, values)).translate(_SPELLED), end=end, file=file, flush=flush)
 
 
 def printable(text: str) -> str:

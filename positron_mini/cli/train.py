@@ -10,7 +10,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import flag_words, note, parse
-from positron_mini.config import TrainConfig, given_flags
+from positron_mini.config import SFTConfig, TrainConfig, given_flags
+from positron_mini.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.distributed import Processes
@@ -55,7 +56,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> 
                 pass
         return session.run
     with awake(config.keep_awake, note):
-        watch(session, f"positron generate --ckpt {session.run.path}")
+        watch(session)
     return session.run
 
 
@@ -63,14 +64,14 @@ def _silent(_: str) -> None:
     """Nothing: of what all processes see, the first one alone tells."""
 
 
-def watch(session: Session, next_command: str) -> None:
+def watch(session: Session) -> None:
     """Train the session, showing first lines, progress and summary; a finished one only says so, and what to type next."""
     from positron_mini.cli.progress import Progress
 
     if session.plan.finished:
         list(session.steps())  # nothing but the end of a save that was cut short
         note(session.plan.say)
-        note(f"  try it: {next_command}")
+        note(f"  try it: {try_it(session.run.path, session.run.path, is_chat=isinstance(session.config, SFTConfig))}")
         return
     session.say = note
     for line in session.lines:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.terminal import print
+from positron_mini.command import command
 from positron_mini.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
+    from positron_mini.runs import RunFolder
     from positron_mini.verify import Replay, StepCheck
 
 
@@ -43,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         print_json({"run": flags.run, "steps": [asdict(s) for s in steps], "problems": problems, "replay": again and asdict(again)})
     elif again is not None:
         show_replay(again)
-    _raise_for(flags.run, steps, again)
+    _raise_for(folder, steps, again)
     return 0
 
 
@@ -67,17 +70,19 @@ def show_replay(again: Replay) -> None:
         print("  equal, byte for byte" if again.files else "  equal; no checkpoint stands at their end to compare its bytes")
 
 
-def _raise_for(path: str, steps: Sequence[StepCheck], again: Replay | None) -> None:
+def _raise_for(run: RunFolder, steps: Sequence[StepCheck], again: Replay | None) -> None:
     """Nothing, or the error that ends a verification that found something wrong."""
     damaged = [step.step for step in steps if step.problem]
     if damaged:
         whole = [step.step for step in steps if not step.problem and step.has_training]
-        go_on = (
-            f"--resume_from_step {max(whole)} goes on from the newest undamaged one" if whole else "start a new run in another --out_dir"
-        )
-        raise CheckpointError(f"{path}: {len(damaged)} of {len(steps)} steps are damaged: {', '.join(f'{s:,}' for s in damaged)}", go_on)
+        record = run.read()
+        train = "sft" if record is not None and record.is_chat else "train"
+        again_from = command(train, "--out_dir", run.path, "--resume_from_step", max(whole, default=0))
+        go_on = f"{again_from}   goes on from the newest undamaged one" if whole else "start a new run in another folder"
+        listed = ", ".join(f"{step:,}" for step in damaged)
+        raise CheckpointError(f"{run.path}: {len(damaged)} of {len(steps)} steps are damaged: {listed}", go_on)
     if again is not None and again.differences:
         raise RunError(
-            f"{path}: {len(again.differences)} differences when steps {again.start + 1:,} to {again.end:,} are trained again",
+            f"{run.path}: {len(again.differences)} differences when steps {again.start + 1:,} to {again.end:,} are trained again",
             "another device, thread count or version of torch explains them: see events.jsonl and run.json in the run folder",
         )

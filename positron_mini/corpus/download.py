@@ -61,7 +61,7 @@ def plan(files: list[tuple[HubFile, int]], folder: Path, *, extra_bytes: int, sa
     needed = missing + extra_bytes
     if needed > free:
         message = f"{folder} needs {human_bytes(needed)} of disk space, {human_bytes(free)} are free"
-        raise DiskFullError(message, "free some space, or fetch less of it: ./bootstrap_tiny_llm.sh --dataset storyworld needs no download")
+        raise DiskFullError(message, "free some space, or fetch less of it: positron bootstrap --dataset storyworld needs no download")
     if missing:
         time_ = human_time(missing / TYPICAL_BYTES_PER_S)
         say(f"to fetch: {human_bytes(missing)}, about {time_} at 100 Mbit/s; disk: {human_bytes(needed)} needed, {human_bytes(free)} free")

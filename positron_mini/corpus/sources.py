@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
         return source.path
     out = text_out or Path("data") / f"{source.path.stem}{'' if stories is None else f'-{stories}'}.txt"
     if out.exists() and out.resolve() == source.path.resolve():
-        raise UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {out.with_suffix('')}-copy.txt")
+        raise UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {_quoted(out, '-copy.txt')}")
     count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
     say(f"{out}: {count:,} stories")
     return out
@@ -93,11 +94,16 @@ def write_mix(shares: list[tuple[str, float]], out: Path | None, *, stories: int
     return out
 
 
+def _quoted(out: Path, ending: str) -> str:
+    """The path with another ending, as a shell reads it."""
+    return shlex.quote(str(out.with_suffix("")) + ending)
+
+
 def _note_path(out: Path) -> Path:
     """The file beside a text that says what it is; it is written last. Errors: UsageError when the text has that name."""
     note = out.with_suffix(".json")
     if note == out:
-        raise UsageError(f"{out}: this name is kept for the note on the text", f"--text_out {out.with_suffix('.txt')}")
+        raise UsageError(f"{out}: this name is kept for the note on the text", f"--text_out {_quoted(out, '.txt')}")
     return note
 
 

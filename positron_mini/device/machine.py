@@ -94,7 +94,7 @@ def processor_name() -> str:
     name = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeDecodeError):
         if sys.platform == "darwin":
-            asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5)
+            asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8", timeout=5)
             name = asked.stdout.strip()
         elif sys.platform == "linux":
             with open("/proc/cpuinfo", encoding="utf-8") as handle:

@@ -175,7 +175,7 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         environment = {**os.environ, **(_FRUGAL if job.stage == "train" else {})}
         command = children.python(__package__, job.stage, str(job.folder), str(job.vocab_size), str(job.threads))
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment)
 
     def do(self, index: int, part: Part, tell: Tell) -> None:
         """Do one part. Errors: those of the work; PositronError when the process ends instead of answering."""
@@ -224,7 +224,7 @@ def _drain(worker: _Worker, queue: deque[tuple[int, Part]], done: _Done) -> None
 def serve(job: Job) -> None:
     """Be a worker: do what the lines on stdin name until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that was asked decides
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def send(**row: Any) -> None:

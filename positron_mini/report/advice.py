@@ -16,12 +16,13 @@ Above means by the interval, after Holm's correction. Without measured skills th
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from positron_mini.command import command
 from positron_mini.config import parse_duration
 from positron_mini.curve import Turn
+from positron_mini.opening import try_it
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
 from positron_mini.store.run_history import RunHistory
@@ -172,23 +173,23 @@ def _fine_tuning(stories: Verdict, lines: Sequence[SkillLine]) -> Verdict:
     return Verdict(question, is_good, f"{first}; {len(risen)} of {len(lines)} skills are above chance; those about keeping track: {names}.")
 
 
-def _further(record: RunHistory) -> str:
-    """The flag that trains a run on, to about twice the tokens where it had an end."""
+def _further(record: RunHistory) -> tuple[str, str]:
+    """The flag and its value that train a run on, to about twice the tokens where it had an end."""
     if record.schedule.horizon is None:
-        return "--more_steps 1000"
+        return "--more_steps", "1000"
     if record.is_timed:
-        return f"--budget {2 * parse_duration(str(record.config['budget']), 'budget') / 60:g}m"
-    return f"--max_steps {2 * max(record.step, 1)}"
+        return "--budget", f"{2 * parse_duration(str(record.config['budget']), 'budget') / 60:g}m"
+    return "--max_steps", str(2 * max(record.step, 1))
 
 
 def _next_command(record: RunHistory, improving: Verdict, tuning: Verdict) -> str:
-    folder, horizon = shlex.quote(record.place), record.schedule.horizon
+    place, horizon = record.place, record.schedule.horizon
     if record.kind != "pretrain":
-        return f"positron chat --ckpt {folder}"
+        return command("chat", "--ckpt", place)
     if record.turn is None and horizon is not None and record.step < horizon:
-        return f"positron train --out_dir {folder}"
+        return command("train", "--out_dir", place)
     if record.turn is None and improving.answer is False and horizon is None:
-        return f"positron train --out_dir {folder} --finish"
+        return command("train", "--out_dir", place, "--finish")
     if improving.answer is not False:
-        return f"positron train --out_dir {folder} {_further(record)}"
-    return f"positron sft --base_ckpt {folder}" if tuning.answer else f'positron generate --ckpt {folder} --prompt "Once upon a time"'
+        return command("train", "--out_dir", place, *_further(record))
+    return command("sft", "--base_ckpt", place) if tuning.answer else try_it(record.path, place)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 
+from positron_mini.command import command
 from positron_mini.corpus.report import report_lines
 from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
@@ -70,8 +70,8 @@ def skills_section(found: Evolution) -> str:
     lines = found.skills
     if not lines:
         text = "<p>No skills were measured in this run. Its newest checkpoint can be measured with:</p>"
-        command = f"positron eval --suite skills --ckpt {shlex.quote(shown_path(found.record.place))}"
-        return section("skills", "What it can do", text, command_block(command))
+        measure = command("eval", "--suite", "skills", "--ckpt", shown_path(found.record.place))
+        return section("skills", "What it can do", text, command_block(measure))
     pairs_each = sorted({row.pairs for line in lines for row in line.scores})
     number = f"{pairs_each[0]:,}" if len(pairs_each) == 1 else f"{pairs_each[0]:,} to {pairs_each[-1]:,}"
     intro = (
@@ -224,7 +224,7 @@ def setup_section(found: Evolution) -> str:
 
 
 def _replay(record: RunHistory) -> str:
-    return f"positron verify {shlex.quote(shown_path(record.place))} --replay 20"
+    return command("verify", shown_path(record.place), "--replay", 20)
 
 
 def _fingerprints(found: Evolution) -> list[tuple[str, object]]:

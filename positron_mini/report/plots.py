@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from positron_mini.escaping import visible
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
-from positron_mini.report.markup import visible
 from positron_mini.store.run_history import RunHistory
 
 # name of the CSS variable: (mark in the SVG, colour on white paper)

@@ -10,6 +10,7 @@ import dataclasses
 import shlex
 from typing import Any
 
+from positron_mini.command import command
 from positron_mini.config import TrainConfig
 from positron_mini.corpus.sources import TINYSTORIES_BYTES_PER_STORY
 from positron_mini.optim import Schedule, make_schedule
@@ -29,8 +30,7 @@ def reproduction(record: RunHistory, note: dict[str, Any]) -> list[str]:
         ]
     else:
         trained = _train_lines(record)
-    folder = shlex.quote(shown_path(_folder(record)))
-    return [*_text_lines(record, note), *trained, f"positron report --run {folder}"]
+    return [*_text_lines(record, note), *trained, command("report", "--run", shown_path(_folder(record)))]
 
 
 def _folder(record: RunHistory) -> str:
@@ -40,7 +40,7 @@ def _folder(record: RunHistory) -> str:
 def _typed(record: RunHistory, name: str) -> str:
     """The command that began the run, as it was typed; `name` is that of the command where a file such as train.py was started."""
     words = [shown_path(word) for word in shlex.split(record.command)[1:]]
-    return shlex.join(["positron", *([] if words[:1] and not words[0].startswith("-") else [name]), *words])
+    return command(*([] if words[:1] and not words[0].startswith("-") else [name]), *words)
 
 
 def _text_lines(record: RunHistory, note: dict[str, Any]) -> list[str]:
@@ -53,7 +53,7 @@ def _text_lines(record: RunHistory, note: dict[str, Any]) -> list[str]:
     if found is None:
         return [f"{content} (not fetched by this program)"]
     name, *words = found
-    return [content, shlex.join(["positron", "prepare", "--dataset", name, *words, "--text_out", path])]
+    return [content, command("prepare", "--dataset", name, *words, "--text_out", path)]
 
 
 def _prepare_words(note: dict[str, Any]) -> list[str] | None:
@@ -76,7 +76,7 @@ def _train_lines(record: RunHistory) -> list[str]:
         settings = _setting_words(record) if place == 0 else ["--out_dir", shown_path(_folder(record))]
         end = begins[place + 1] if place + 1 < len(begins) else record.step
         pause = ["--until_step", str(end)] if schedule.horizon is None or end < schedule.horizon else []
-        lines.append(shlex.join(["positron", "train", *settings, *_schedule_words(schedule, begins[place], warmup), *pause]))
+        lines.append(command("train", *settings, *_schedule_words(schedule, begins[place], warmup), *pause))
     return lines
 
 

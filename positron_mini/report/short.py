@@ -16,7 +16,7 @@ def short_form(path: Path, since: int) -> list[str]:
     """Lines of text, as the model and the files have it: whoever prints them takes care of control characters. `since`: the last chunk's
     end. Errors: those of `read_run`."""
     record = read_run(path)
-    return [*_validation(record), *_samples(record), *_skills(record, since), *_advice(record)]
+    return [*_validation(record), *_samples(record, since), *_skills(record, since), *_advice(record)]
 
 
 def _validation(record: RunHistory) -> list[str]:
@@ -27,8 +27,9 @@ def _validation(record: RunHistory) -> list[str]:
     return [f"validation at step {rows[-1].step:,}: {rows[-1].val_bpb:.3f} bits per byte{lowest}"]
 
 
-def _samples(record: RunHistory) -> list[str]:
-    newest = [row for row in record.samples if row.step == record.samples[-1].step][:SAMPLES]
+def _samples(record: RunHistory, since: int) -> list[str]:
+    """The newest samples, unless they were shown after an earlier chunk already, or are those of a model that has learned nothing."""
+    newest = [row for row in record.samples if row.step == record.samples[-1].step > since][:SAMPLES]
     return [line for row in newest for line in ("", f"[step {row.step:,}] {row.prompt}{row.text}")]
 
 

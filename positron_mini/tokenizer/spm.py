@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ class Tokenizer:
         """The tokenizer in a SentencePiece file made by our recipe. Errors: TokenizerError with the reason."""
         path = Path(path)
         if path.is_dir():
-            raise TokenizerError(f"{path}: a folder, not a tokenizer file", f"--tokenizer_path {path / 'tokenizer.model'}")
+            file = shlex.quote(str(path / "tokenizer.model"))
+            raise TokenizerError(f"{path}: a folder, not a tokenizer file", f"--tokenizer_path {file}")
         try:
             with open_regular(path) as handle:
                 data = handle.read(MAX_FILE_BYTES + 1)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from positron_mini.curve import reference_name
+from positron_mini.curve import Check, curve_checks, read_reference, reference_name
+from positron_mini.store.log_columns import GrowingLog
+from positron_mini.store.run_logs import log_path
 from positron_mini.store.run_state import RunState
+
+KEPT = 4  # curves in memory
 
 
 def run_facts(state: RunState) -> dict[str, Any]:
@@ -29,3 +35,31 @@ def run_facts(state: RunState) -> dict[str, Any]:
     if record.kind == "pretrain" and preset is not None:
         facts["reference"] = reference_name(preset, record.config.get("dataset_path"))
     return {**facts, "vocab_size": record.vocab_size, "batch_tokens": record.config.get("batch_tokens"), "horizon": record.horizon}
+
+
+class CurveChecks:
+    """Whether the loss curves of runs are normal. One is computed at a time, of each only what was added is read, and an answer is kept
+    for those who ask again before there is more."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._logs: dict[Path, GrowingLog] = {}  # the last used one last
+        self._answers: dict[Path, tuple[Any, list[Check]]] = {}
+
+    def of(self, run: Path, facts: dict[str, Any], reference: str | None) -> list[Check]:
+        """The checks of a run, held against the shipped curve `reference` if there is one; none before its first report."""
+        with self._lock:
+            log = self._logs.pop(run, None) or GrowingLog(log_path(run, "metrics"))
+            self._logs[run] = log
+            while len(self._logs) > KEPT:
+                oldest = next(iter(self._logs))
+                del self._logs[oldest]
+                self._answers.pop(oldest, None)
+            rows = log.refresh()
+            asked = (log.version, reference, facts["kind"], facts["vocab_size"])
+            if self._answers.get(run, (None, []))[0] != asked:
+                against = None if reference is None else read_reference(reference)
+                is_base = facts["kind"] == "pretrain"
+                found = curve_checks(rows, facts["vocab_size"] or 1, is_pretraining=is_base, reference=against) if len(rows) else []
+                self._answers[run] = asked, found
+            return self._answers[run][1]

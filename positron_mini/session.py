@@ -34,9 +34,7 @@ CHANGEABLE = dict.fromkeys(
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
 
 
-def plan_run(
-    run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say
-) -> tuple[Plan, Checkpoint | None]:
+def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:
     """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
     if recorded is None:
         return plan_new(request, warmup_steps), None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.which import open_model
 from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
@@ -24,8 +25,8 @@ BITS_TOKENS = 100_000  # held-out tokens whose bits per byte are reported with t
 class EvalFlags:
     """Measure a checkpoint: loss and bits per byte of a text, or the share of right answers in a suite."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     text: str | None = None
     """a text file or folder, read like a training text: nothing is split off or dropped
     (with --suite stories: the text that the model was trained on, where its run folder does not name it)"""
@@ -55,9 +56,8 @@ def evaluate_suite(flags: EvalFlags) -> int:
     """Print the result of a suite; 0 when done."""
     from positron_mini.checkpoint import load_model
     from positron_mini.device import set_threads
-    from positron_mini.runs import find_checkpoint
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint = open_model(flags.ckpt)
     set_threads(flags.threads)
     result = _result(flags, checkpoint, load_model(checkpoint))
     if flags.json:
@@ -139,9 +139,8 @@ def evaluate_text(flags: EvalFlags, text: str) -> int:
     from positron_mini.corpus.files import ReadStats, read_documents
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import score_texts
-    from positron_mini.runs import find_checkpoint
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint = open_model(flags.ckpt)
     documents = list(read_documents(Path(text), stats=ReadStats()))
     set_threads(flags.threads)
     score = score_texts(load_model(checkpoint), checkpoint.tokenizer, documents)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.which import open_model
 
 
 @dataclass(frozen=True)
 class ExportFlags:
     """Write a model for other programs: a GGUF file with a Modelfile for Ollama, or a Hugging Face folder; each with a model card."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     format: Literal["gguf", "hf"] = "gguf"
     """gguf: one file for llama.cpp, Ollama, LM Studio; hf: a folder for transformers, mlx-lm, vLLM, without training state"""
     dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None
@@ -31,9 +32,8 @@ def run(argv: Sequence[str]) -> int:
     """Export; 0 when done."""
     flags = parse(ExportFlags, argv, "export")
     from positron_mini.export import export_gguf, export_huggingface
-    from positron_mini.runs import find_checkpoint
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint = open_model(flags.ckpt)
     out = Path(flags.out) if flags.out else None
     if flags.format == "gguf":
         done = export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron_mini.cli.flags import note, parse
+from positron_mini.cli.flags import parse
 from positron_mini.cli.terminal import read_stdin
+from positron_mini.cli.which import open_model
 from positron_mini.config import check_ranges
 
 
@@ -15,8 +16,8 @@ from positron_mini.config import check_ranges
 class ScoreFlags:
     """Print {"text", "logprob", "tokens"} for every line of stdin: the sum of ln p of its tokens after bos, without eos."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     json: bool = False
     """accepted for symmetry; the output is always JSON lines"""
     threads: int | None = None
@@ -32,9 +33,8 @@ def run(argv: Sequence[str]) -> int:
     from positron_mini.checkpoint import load_model
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import line_logprobs
-    from positron_mini.runs import find_checkpoint
 
-    checkpoint = find_checkpoint(flags.ckpt, say=note)
+    checkpoint = open_model(flags.ckpt)
     set_threads(flags.threads)
     model = load_model(checkpoint)
     lines = read_stdin().split("\n")

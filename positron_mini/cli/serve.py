@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from positron_mini.cli.flags import note, parse
+from positron_mini.cli.which import open_model
 from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
@@ -65,7 +66,7 @@ class ServeFlags(NetworkFlags):
     """Serve a checkpoint to OpenAI's clients (base URL http://127.0.0.1:8000/v1), with the lab page at http://127.0.0.1:8000."""
 
     ckpt: str | None = None
-    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest fine-tuned run, else the newest base run)"""
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run, fine-tuned if there is one)"""
     model_name: str | None = None
     """what clients call the model (default: the name of its run)"""
 
@@ -74,12 +75,10 @@ def run(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C; 0 then."""
     flags = parse(ServeFlags, argv, "serve")
     check_extra()
-    from positron_mini.chat import newest_checkpoint
-    from positron_mini.runs import find_checkpoint
     from positron_mini.web.state import Models, load_served
 
     def models() -> Models:
-        checkpoint = newest_checkpoint(say=note) if flags.ckpt is None else find_checkpoint(flags.ckpt, say=note)
+        checkpoint = open_model(flags.ckpt, talks=True)
         folder = checkpoint.folder.resolve()
         run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
         name = flags.model_name or (run_folder or folder).name

@@ -34,9 +34,7 @@ def collect(run: RunFolder, text: Path) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": f"{usable_cores()} cores, {platform.machine()}, {record.device['device']} {record.device['precision']}",
         "versions": record.versions,
-        "config": {
-            k: record.config[k] for k in ("config", "batch_tokens", "lr", "optimizer", "compile", "threads", "micro_batch", "seed")
-        },
+        "config": {k: record.config[k] for k in ("config", "batch_tokens", "lr", "optimizer", "compile", "threads", "micro_batch", "seed")},
         "parameters": checkpoint.config.parameters,
         "step": checkpoint.step,
         "tokens": metrics[-1]["tokens"],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import lines_of, positron, trained
 
-from positron_mini import budget
+from positron_mini import budget, files
 from positron_mini.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
 from positron_mini.device import Finding, Machine, Verdict
@@ -18,6 +18,7 @@ from positron_mini.errors import UsageError
 from positron_mini.optim import Schedule, move_horizon
 from positron_mini.pace import Pacer
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_record import RunRecord
 
 _FLAGS = (
     "--config PicoGPT --dataset_path text.txt --tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 "
@@ -120,7 +121,7 @@ def test_a_run_keeps_to_its_time_says_what_it_reached_and_is_exact_relative_to_i
     rows = run.metrics()
     assert horizon is not None and horizon > 30 and rows[-1]["step"] == horizon
     assert 9.0 < rows[-1]["elapsed_s"] < 11.5  # a second of such a run is dozens of steps; minutes are kept within 5 %
-    assert "reached" in result.err and f"expected {record['expected_bpb']:.2f}" in result.err
+    assert "reached" in result.err and f"expected {record.expected_bpb:.2f}" in result.err
     assert [event["kind"] for event in lines_of(run.path / "events.jsonl")].count("replan") == len(record.events) - 1
     again = positron("verify", "runs/timed", "--replay", "5")  # the same events give the same bytes
     assert again.code == 0, again.err
@@ -175,7 +176,8 @@ def test_a_budget_and_a_number_of_steps_are_refused_and_nothing_is_written(works
 
 def test_without_a_folder_the_newest_run_with_a_budget_goes_on(workshop: Path) -> None:
     for name, config in (("positron-mini-1M-v1-base", "PicoGPT"), ("positron-mini-3M-v1-base", "MicroGPT")):
-        RunFolder(Path("runs") / name).write({"config": {"config": config, "budget": "10m", "dataset_path": "text.txt"}})
+        settings = {"config": config, "budget": "10m", "dataset_path": "text.txt"}
+        files.write_json(Path("runs") / name / "run.json", RunRecord(kind="pretrain", config=settings).content())
     os.utime("runs/positron-mini-1M-v1-base/run.json", (1, 1))
     found = budget.existing_run(TrainConfig(budget="10m"), frozenset())
     assert found is not None and found.path.name == "positron-mini-3M-v1-base"

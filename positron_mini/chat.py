@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from positron_mini import files
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
-from positron_mini.errors import CheckpointError, DataError, PositronError, UsageError
+from positron_mini.errors import DataError, PositronError, UsageError
 from positron_mini.tokenizer import BOS, Tokenizer
 
 if TYPE_CHECKING:
@@ -56,24 +56,6 @@ def load_speaker(checkpoint: Checkpoint) -> Speaker:
     from positron_mini.checkpoint import load_model
 
     return Speaker(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
-
-
-def newest_checkpoint(root: Path = Path("runs"), *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
-    """The best checkpoint of the newest fine-tuned run, else the newest one of the newest base run. `say` is told
-    of runs that cannot be used.
-
-    Errors: CheckpointError when there is none.
-    """
-    from positron_mini.runs import find_checkpoint, readable_runs
-
-    found = [(recorded.is_chat, run.path) for run, recorded in readable_runs(root, say=say)]
-    for _, run in sorted(found, key=lambda item: not item[0]):  # stable: the newest first among fine-tuned runs, then among the others
-        best = run / "best"
-        try:
-            return find_checkpoint(best if best.exists() or best.is_symlink() else run, say=say)
-        except PositronError as error:
-            say(f"warning: {error.message}; passed over")
-    raise CheckpointError(f"there is no trained model in {root}", "train one: positron bootstrap, then positron quicksft")
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------------------------
@@ -279,9 +261,9 @@ class ChatSession:
 
         Errors: DataError naming what is wrong in the file.
         """
-        record = _record(path)
-        system, settings, turns = record.get("system"), record.get("settings"), record["turns"]
-        if not (system is None or _is_text(system)) or not isinstance(settings, dict) or not _is_text(record.get("checkpoint")):
+        saved = _record(path)
+        system, settings, turns = saved.get("system"), saved.get("settings"), saved["turns"]
+        if not (system is None or _is_text(system)) or not isinstance(settings, dict) or not _is_text(saved.get("checkpoint")):
             raise DataError(f"{path}: system, settings or checkpoint is damaged", "load another file")
         for number, turn in enumerate(turns, 1):
             fits = isinstance(turn, dict) and turn.keys() == {"question", "answer", "is_complete"}
@@ -289,7 +271,7 @@ class ChatSession:
                 raise DataError(f"{path}: turn {number:,} is damaged", "it needs question, answer (texts) and is_complete (true or false)")
         loaded = _recorded_settings(path, settings)
         self.system, self.settings, self.turns, self.last = system, loaded, [Turn(**turn) for turn in turns], None
-        return str(record["checkpoint"])
+        return str(saved["checkpoint"])
 
 
 # --- settings and files -----------------------------------------------------------------------------------------------------------------

@@ -161,10 +161,9 @@ def _falls(rows: Rows) -> Check:
 
 def _no_spikes(rows: Rows) -> Check:
     losses = [float(row["loss"]) for row in rows]
-    jumps = [(loss - median(losses[max(0, i - 10) : i]), i) for i, loss in enumerate(losses) if i >= 10]
-    if not jumps:
+    if len(losses) <= 10:
         return Check("spikes", None, "No spikes should show; 10 reports are needed to tell.")
-    jump, at = max(jumps)
+    jump, at = max((losses[i] - median(losses[i - 10 : i]), i) for i in range(10, len(losses)))
     detail = f"The largest jump above the ten reports before is {max(jump, 0):.2f} nats, at step {rows[at]['step']:,}."
     return Check("spikes", jump < SPIKE_NATS, detail + ("" if jump < SPIKE_NATS else " A smaller learning rate calms it."))
 

@@ -18,9 +18,10 @@ from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, DroppedError, PositronError
 from positron_mini.ours import foreign, leftovers, read_small, refuse_link, temporary_name
 from positron_mini.store import run_logs
+from positron_mini.store.choice import by_rule
 from positron_mini.store.run_logs import LOGS, STEP_LOGS
 from positron_mini.store.run_record import RUN_JSON, RunRecord, read_record
-from positron_mini.store.run_state import run_folders
+from positron_mini.store.run_state import RunState, look, run_folders
 from positron_mini.store.steps import saved_steps
 from positron_mini.store.writer import OWNER, held, signed, writer_of
 
@@ -361,6 +362,27 @@ def _newest_of(run: RunFolder, say: Say) -> ckpt.Checkpoint:
     if found is None:
         raise CheckpointError(f"{run.path}: no complete checkpoint there", _known_runs())
     return found
+
+
+def newest_checkpoint(root: Path = Path("runs"), *, talks: bool, say: Say = lambda _: None) -> ckpt.Checkpoint:
+    """The checkpoint that a command means which names none: of the newest finished run, a fine-tuned one where the command `talks`
+    (`store.choice.by_rule`); of a fine-tuned run the best step. `say` is told of runs that cannot be used. Errors: CheckpointError."""
+    for state in usable_runs(root, talks=talks, say=say):
+        best = state.path / "best"
+        try:
+            return find_checkpoint(best if best.exists() or best.is_symlink() else state.path, say=say)
+        except PositronError as error:
+            say(f"warning: {error.message}; passed over")
+    raise CheckpointError(f"there is no trained model in {root}", "train one: ./bootstrap_tiny_llm.sh, then ./sft_quickstart.sh")
+
+
+def usable_runs(root: Path = Path("runs"), *, talks: bool, say: Say = lambda _: None) -> list[RunState]:
+    """The runs with a saved step, the one that a command means first. `say` is told of those whose record cannot be read."""
+    states = [look(path) for path in list_runs(root)]
+    for state in states:
+        if state.record is None:
+            say(f"warning: {state.damaged}; passed over")
+    return by_rule(states, talks=talks)
 
 
 def list_runs(root: Path = Path("runs")) -> list[Path]:

@@ -24,8 +24,9 @@ from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
-from positron_mini.runs import RunFolder, find_checkpoint, readable_runs
+from positron_mini.runs import RunFolder, find_checkpoint, usable_runs
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.store.choice import in_words
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord
 from positron_mini.store.run_state import look
@@ -76,13 +77,13 @@ def open_sft_session(
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
-        newest = next((run for run, recorded in readable_runs(say=say) if recorded.kind == "pretrain"), None)
+        newest = next((run for run in usable_runs(talks=False, say=say) if run.kind == "pretrain"), None)
         if newest is None:
             raise CheckpointError(
                 "no base model under runs/ to fine-tune", "positron bootstrap trains one, or name one with --base_ckpt"
             )
         path = str(newest.path)
-        say(f"base model: {path}")
+        say(f"base model: {path} ({in_words(newest)})")
     base = find_checkpoint(path, say=say)
     if base.is_chat:
         raise CheckpointError(f"{path}: a fine-tuned model already", "name a base model with --base_ckpt")

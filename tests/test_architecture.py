@@ -44,6 +44,7 @@ RANKS = [
     "store.run_logs",
     "store.writer",
     "store.run_state",
+    "store.choice",
     "checkpoint",
     "model_card",
     "runs",

@@ -17,11 +17,12 @@ from tiny_chats import scripted, write_model
 from tiny_models import lively_model, shape
 
 from positron_mini import files, generate
-from positron_mini.chat import CHAT_SETTINGS, ChatSession, Speaker, Turn, newest_checkpoint, with_settings
+from positron_mini.chat import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_settings
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.errors import CheckpointError, DataError, UsageError
 from positron_mini.model import GPT
+from positron_mini.runs import newest_checkpoint
 from positron_mini.tokenizer import BOS, Tokenizer
 
 CONTEXT = 128
@@ -314,15 +315,15 @@ def test_the_newest_fine_tuned_run_comes_before_every_base_run_and_best_before_l
     tmp_path: Path, tiny_tokenizer: Tokenizer, model: GPT
 ) -> None:
     with pytest.raises(CheckpointError, match="there is no trained model"):
-        newest_checkpoint(tmp_path)
+        newest_checkpoint(tmp_path, talks=True)
     make_run(tmp_path, "base-old", "pretrain", 50, tiny_tokenizer, model)
     make_run(tmp_path, "base-new", "pretrain", 10, tiny_tokenizer, model, steps=2)
-    assert newest_checkpoint(tmp_path).folder == tmp_path / "base-new/step_000002"
+    assert newest_checkpoint(tmp_path, talks=True).folder == tmp_path / "base-new/step_000002"
     make_run(tmp_path, "sft-old", "sft", 40, tiny_tokenizer, model)
     run = make_run(tmp_path, "sft-new", "sft", 30, tiny_tokenizer, model, steps=2)
-    assert newest_checkpoint(tmp_path).folder == run / "step_000002"
+    assert newest_checkpoint(tmp_path, talks=True).folder == run / "step_000002"
     (run / "best").symlink_to("step_000001")
-    assert newest_checkpoint(tmp_path).folder.resolve() == run / "step_000001"
+    assert newest_checkpoint(tmp_path, talks=True).folder.resolve() == run / "step_000001"
 
 
 def test_a_run_that_cannot_be_used_is_said_and_passed_over(tmp_path: Path, tiny_tokenizer: Tokenizer, model: GPT) -> None:
@@ -332,5 +333,5 @@ def test_a_run_that_cannot_be_used_is_said_and_passed_over(tmp_path: Path, tiny_
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/run.json").write_text("[")
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, say=said.append).folder == tmp_path / "base/step_000001"
+    assert newest_checkpoint(tmp_path, talks=True, say=said.append).folder == tmp_path / "base/step_000001"
     assert any("odd" in line for line in said) and any("sft" in line for line in said)

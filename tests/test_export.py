@@ -414,9 +414,8 @@ def test_the_licence_comes_from_the_note_beside_the_text(workshop: Path) -> None
 
 def test_a_sample_cannot_leave_its_fence(workshop: Path) -> None:
     evil = "```\n# A headline\n`````\n<script>"
-    files.write_text(
-        Path("runs/base/samples.jsonl"), json.dumps({"step": 30, "prompt": "p", "text": evil, "seed": 1, "temperature": 0.7}) + "\n"
-    )
+    sample = {"step": 30, "prompt": "p", "text": evil, "seed": 1, "temperature": 0.7}
+    files.write_text(Path("runs/base/samples.jsonl"), json.dumps(sample) + "\n")
     card = card_of(export_gguf(find_checkpoint("runs/base"), Path("o")))
     assert f"\n``````text\np | {evil}\n``````\n" in card
 

@@ -6,15 +6,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import tyro
 
-from positron_mini.chat import CHAT_SETTINGS, ChatSession, load_speaker, newest_checkpoint
+from positron_mini.chat import CHAT_SETTINGS, ChatSession, load_speaker
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.repl import COMMANDS, Repl
 from positron_mini.cli.terminal import PlainKeyboard, TerminalKeyboard
+from positron_mini.cli.which import open_model
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
 
@@ -30,7 +30,7 @@ class ChatFlags(SampleConfig):
     question: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """what to ask; after -- it may begin with a dash"""
     ckpt: str | None = None
-    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest fine-tuned run, else the newest base run)"""
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run, fine-tuned if there is one)"""
     system: str | None = None
     """a text that stands before the conversation"""
     max_tokens: int = CHAT_SETTINGS.max_tokens
@@ -72,10 +72,8 @@ def run(argv: Sequence[str]) -> int:
 def _open(flags: ChatFlags) -> ChatSession:
     """The session that the flags ask for."""
     from positron_mini.device import set_threads
-    from positron_mini.runs import find_checkpoint, read_found
 
-    find = partial(newest_checkpoint if flags.ckpt is None else partial(find_checkpoint, flags.ckpt), say=note)
-    speaker = read_found(find, load_speaker)
+    speaker = open_model(flags.ckpt, load_speaker, talks=True, is_terse=bool(flags.question))
     if not speaker.is_chat:
         if flags.system is not None:
             raise UsageError(f"--system: {speaker.name} is a base model, which reads no system text", "leave --system out")

@@ -46,11 +46,13 @@ def curve_lines(
 def print_curve(run: RunFolder) -> None:
     """Print the loss curve; for a story-world text it stands on the line of the generator's entropy, in nats per token."""
     from positron_mini.corpus.sources import generator_entropy
+    from positron_mini.store.run_logs import StepReport, log_path, typed_rows
 
-    record, rows = run.read(), run.metrics()
-    points = [(row["step"], row["loss"]) for row in rows]
+    record, points, ratio = run.read(), [], None
+    for row in typed_rows(StepReport, log_path(run.path, "metrics")):
+        points.append((row.step, row.loss))
+        ratio = row.val_loss / row.val_bpb if row.val_loss and row.val_bpb else ratio
     entropy = None if record is None else generator_entropy(record.text)
-    ratio = next((row["val_loss"] / row["val_bpb"] for row in reversed(rows) if row.get("val_bpb")), None)
     if entropy is None or ratio is None:
         lines = curve_lines(points)
     else:

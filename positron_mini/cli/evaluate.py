@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
+from positron_mini.cli.which import open_model, with_model
 from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
@@ -24,8 +25,8 @@ BITS_TOKENS = 100_000  # held-out tokens whose bits per byte are reported with t
 class EvalFlags:
     """Measure a checkpoint: loss and bits per byte of a text, or the share of right answers in a suite."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     text: str | None = None
     """a text file or folder, read like a training text: nothing is split off or dropped
     (with --suite stories: the text that the model was trained on, where its run folder does not name it)"""
@@ -54,9 +55,8 @@ def run(argv: Sequence[str]) -> int:
 def evaluate_suite(flags: EvalFlags) -> int:
     """Print the result of a suite; 0 when done."""
     from positron_mini.device import set_threads
-    from positron_mini.runs import find_model
 
-    checkpoint, model = find_model(flags.ckpt, say=note)
+    checkpoint, model = open_model(flags.ckpt, with_model)
     set_threads(flags.threads)
     result = _result(flags, checkpoint, model)
     if flags.json:
@@ -137,9 +137,8 @@ def evaluate_text(flags: EvalFlags, text: str) -> int:
     from positron_mini.corpus.files import ReadStats, read_documents
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import score_texts
-    from positron_mini.runs import find_model
 
-    checkpoint, model = find_model(flags.ckpt, say=note)
+    checkpoint, model = open_model(flags.ckpt, with_model)
     documents = list(read_documents(Path(text), stats=ReadStats()))
     set_threads(flags.threads)
     score = score_texts(model, checkpoint.tokenizer, documents)

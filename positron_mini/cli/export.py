@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
+from positron_mini.cli.which import open_model
 
 if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 class ExportFlags:
     """Write a model for other programs: a GGUF file with a Modelfile for Ollama, or a Hugging Face folder; each with a model card."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     format: Literal["gguf", "hf"] = "gguf"
     """gguf: one file for llama.cpp, Ollama, LM Studio; hf: a folder for transformers, mlx-lm, vLLM, without training state"""
     dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None
@@ -36,7 +37,6 @@ def run(argv: Sequence[str]) -> int:
     """Export; 0 when done."""
     flags = parse(ExportFlags, argv, "export")
     from positron_mini.export import export_gguf, export_huggingface
-    from positron_mini.runs import find_checkpoint, read_found
 
     out = Path(flags.out) if flags.out else None
 
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
             return checkpoint, export_gguf(checkpoint, out, flags.dtype or "q8_0", say=note)
         return checkpoint, export_huggingface(checkpoint, out, flags.dtype or "f32", say=note)
 
-    checkpoint, done = read_found(lambda: find_checkpoint(flags.ckpt, say=note), export)
+    checkpoint, done = open_model(flags.ckpt, export)
     if flags.json:
         print_json({"path": str(done.path), "bytes": done.bytes, "beside": [str(path) for path in done.beside]})
         return 0

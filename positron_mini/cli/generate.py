@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.flags import parse, print_json
 from positron_mini.cli.terminal import print, printable, read_stdin
+from positron_mini.cli.which import open_model, with_model
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
 from positron_mini.opening import STORY, opening_of
@@ -24,8 +25,8 @@ class GenerateFlags(SampleConfig):
 
     prompt: str | None = None
     """the text to continue; - reads it from stdin (default: how the texts began that the model learned from)"""
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     tokenizer_path: str | None = None
     """checked against the checkpoint's own tokenizer, if given"""
     n: int = 1
@@ -42,8 +43,8 @@ class GenerateFlags(SampleConfig):
         check_ranges(self, {"n": 1, "threads": 1})
         if self.n > 1024:
             raise UsageError(f"--n {self.n:,} samples at once is more than 1,024", "--n 8")
-        if not self.ckpt:
-            raise UsageError("--ckpt is empty", f"--ckpt {GenerateFlags.ckpt}")
+        if self.ckpt == "":
+            raise UsageError("--ckpt is empty", "--ckpt runs/NAME, or leave it out for the newest finished run")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,9 +53,8 @@ def run(argv: Sequence[str]) -> int:
     from positron_mini.checkpoint import check_tokenizer
     from positron_mini.device import set_threads
     from positron_mini.generate import generate
-    from positron_mini.runs import find_model
 
-    checkpoint, model = find_model(flags.ckpt, say=note)
+    checkpoint, model = open_model(flags.ckpt, with_model)
     check_tokenizer(flags.tokenizer_path, checkpoint)
     set_threads(flags.threads)
     if flags.device not in ("auto", "cpu"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.flags import parse, print_json
 from positron_mini.cli.terminal import read_stdin
+from positron_mini.cli.which import open_model, with_model
 from positron_mini.config import check_ranges
 
 
@@ -15,8 +16,8 @@ class ScoreFlags:
     """Print {"text", "logprob", "tokens"} for every line of stdin: the sum of ln p of its tokens after bos, without eos. Only newlines end
     a line; the carriage return before one (CRLF, as on Windows) is left out, and "text" is what was scored."""
 
-    ckpt: str = "runs/positron-mini-15M-v1-base/latest"
-    """checkpoint: a step folder, a run folder or runs/x/latest"""
+    ckpt: str | None = None
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run)"""
     json: bool = False
     """accepted for symmetry; the output is always JSON lines"""
     threads: int | None = None
@@ -32,9 +33,8 @@ def run(argv: Sequence[str]) -> int:
     from positron_mini.corpus.reading import ReadStats, clean_text
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import line_logprobs
-    from positron_mini.runs import find_model
 
-    checkpoint, model = find_model(flags.ckpt, say=note)
+    checkpoint, model = open_model(flags.ckpt, with_model)
     set_threads(flags.threads)
     lines = read_stdin().split("\n")
     if lines[-1] == "":

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.terminal import print
+from positron_mini.cli.which import open_model
 from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
@@ -102,7 +103,7 @@ class ServeFlags(NetworkFlags):
     """Serve a checkpoint to OpenAI's clients (base URL http://127.0.0.1:8000/v1), with the lab page at http://127.0.0.1:8000."""
 
     ckpt: str | None = None
-    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest fine-tuned run, else the newest base run)"""
+    """checkpoint: a step folder, a run folder or runs/x/latest (default: the newest finished run, fine-tuned if there is one)"""
     model_name: str | None = None
     """what clients call the model (default: the name of its run)"""
 
@@ -111,8 +112,6 @@ def run(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C; 0 then."""
     flags = parse(ServeFlags, argv, "serve")
     check_extra()
-    from positron_mini.chat import newest_checkpoint
-    from positron_mini.runs import find_checkpoint, read_found
     from positron_mini.web.state import Models, load_served
 
     def run_of(checkpoint: Checkpoint) -> Path | None:
@@ -124,8 +123,7 @@ def run(argv: Sequence[str]) -> int:
         return checkpoint, load_served(name, checkpoint)
 
     def models() -> Models:
-        find = partial(newest_checkpoint if flags.ckpt is None else partial(find_checkpoint, flags.ckpt), say=note)
-        checkpoint, served = read_found(find, read)
+        checkpoint, served = open_model(flags.ckpt, read, talks=True)
         run_folder = run_of(checkpoint)
         _ = served.writer  # made now rather than at the first request
         kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"

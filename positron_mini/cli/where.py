@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from positron_mini.store.choice import by_rule, in_words, outdated
 from positron_mini.store.run_state import RunState, look, run_folders
 
 SHOWN = 5  # runs, the newest
@@ -23,7 +24,19 @@ def where_you_are(root: Path = Path("runs")) -> str:
     lines = [f"  {run.path!s:<{width}}  {_words(run)}" for run in runs]
     if len(found) > SHOWN:
         lines.append(f"  and {len(found) - SHOWN} more: positron runs")
-    return "\n".join(["Your runs, the newest first:", *lines, "", "Next:", *next_steps(runs), "", "All commands: positron --help", ""])
+    after = ["", "Next:", *next_steps(runs), *_talking(found), "", "All commands: positron --help", ""]
+    return "\n".join(["Your runs, the newest first:", *lines, *after])
+
+
+def _talking(found: list[RunState]) -> list[str]:
+    """The command that asks a model, with the one that will answer, and whether a newer base has not been taught yet."""
+    usable = by_rule(found, talks=True)
+    if not usable:
+        return []
+    bases = by_rule((run for run in found if run.kind == "pretrain"), talks=False)
+    old = outdated(usable[0], bases[0] if bases else None)
+    line = f"  positron chat    ask {usable[0].path} ({in_words(usable[0])})"
+    return [line, f"    it is {old}"] if old else [line]
 
 
 def _words(run: RunState) -> str:
@@ -45,7 +58,6 @@ def next_steps(runs: list[RunState]) -> list[str]:
         steps.append(f"  positron {command} --out_dir {shlex.quote(str(paused.path))}    go on with it")
     if base is not None and not any(run.is_chat for run in whole):
         steps.append("  positron quicksft    teach it to answer questions")
-    steps.append("  positron chat    ask the newest model")
     if base is not None:
         steps.append(f"  positron report --run {shlex.quote(str(base.path))}    see how it learned")
     return [*steps, "  positron lab    look inside, in the browser"]

@@ -18,6 +18,13 @@ def by_rule(states: Iterable[RunState], *, talks: bool) -> list[RunState]:
     return sorted(usable, key=lambda state: (not state.is_finished, talks and not state.is_chat, -state.active_s))
 
 
+def in_order(root: Path = Path("runs")) -> list[RunState]:
+    """All runs under `root`: first those that a command that talks would choose from, then those without a saved step and damaged ones."""
+    states = sorted(map(look, run_folders(root)), key=lambda state: -state.active_s)
+    usable = by_rule(states, talks=True)
+    return [*usable, *(state for state in states if state not in usable)]
+
+
 def newest_base(root: Path = Path("runs")) -> RunState | None:
     """The base run that fine-tuning begins from when none is named; None where there is none."""
     return next(iter(by_rule((state for state in map(look, run_folders(root)) if state.kind == "pretrain"), talks=False)), None)

@@ -125,6 +125,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def parse_row(line: bytes) -> dict[str, Any]:
     """The JSON object in a line. Errors: ValueError, also for a whole number of 2^63 or more; RecursionError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError("longer than any of ours")
     row = json.loads(line.decode("utf-8", errors="replace"), parse_int=_whole)
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__} where an object is expected")
@@ -202,11 +204,17 @@ class LogEnd:
 
 
 def log_end(run: Path) -> LogEnd:
-    """What the last lines of the metrics say, read from the end in blocks. Errors: RunError naming a line there that is none."""
-    path, last, newest = log_path(run, "metrics"), True, None
+    """What the last lines of the metrics say, read from the end in blocks. Errors: RunError for one of them that is none."""
+    path, last, read_bytes = log_path(run, "metrics"), True, 0
+    newest: dict[str, Any] | None = None
+    scored: float | None = None
     for line in _lines_backwards(path):
-        if newest is not None and b'"val_bpb"' not in line:
-            continue
+        is_far, read_bytes = read_bytes > BLOCK_BYTES, read_bytes + len(line)
+        if is_far and newest is not None:  # what lies further back is only asked for the newest validation
+            if scored is not None:
+                break
+            if b'"val_bpb"' not in line:
+                continue
         try:
             row = parse_row(line)
             if not (_tells_of_a_step(row) and all(_is_finite(row.get(name)) for name in NUMBERS)):
@@ -217,14 +225,9 @@ def log_end(run: Path) -> LogEnd:
                 continue
             raise RunError(f"{path}: a line near its end is damaged ({error})", f"remove that line from {path}") from error
         last = False
-        newest = newest or row
-        if "val_bpb" in row:
-            return _end(newest, row["val_bpb"])
-    return LogEnd() if newest is None else _end(newest, None)
-
-
-def _end(row: Mapping[str, Any], val_bpb: float | None) -> LogEnd:
-    return LogEnd(row["step"], row.get("loss"), float(row.get("elapsed_s", 0.0)), val_bpb)
+        newest = row if newest is None else newest
+        scored = row.get("val_bpb") if scored is None else scored
+    return LogEnd() if newest is None else LogEnd(newest["step"], newest.get("loss"), float(newest.get("elapsed_s", 0.0)), scored)
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:

@@ -17,17 +17,19 @@ from pydantic import FailFast, Field
 
 from positron_mini import lens
 from positron_mini.chat_format import Message, encode_chat
-from positron_mini.curve import curve_checks, read_reference, reference_names
+from positron_mini.curve import read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
 from positron_mini.runs import RunFolder
+from positron_mini.store.choice import in_words, newest_base, outdated
 from positron_mini.store.run_logs import log_path, read_log
 from positron_mini.store.run_state import look as look_at_run
+from positron_mini.store.steps import step_number
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
 from positron_mini.web.prompts import check_ids
-from positron_mini.web.run_views import run_facts
+from positron_mini.web.run_views import CurveChecks, run_facts
 from positron_mini.web.schemas import Body, RequestError, Text, TokenId
 from positron_mini.web.state import Served, ServerState
 from positron_mini.web.writing import interruptible
@@ -161,6 +163,8 @@ def _model_routes(router: APIRouter, state: ServerState) -> None:
 
 
 def _run_routes(router: APIRouter, state: ServerState) -> None:
+    curves = CurveChecks()
+
     def run_called(name: str) -> RunFolder:
         run = state.models.runs().get(name)
         if run is None:
@@ -193,15 +197,8 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
             raise RequestError(facts["damaged"], param="name", code="run_damaged", status=404)
         wanted, known = facts["reference"] if reference is None else reference, reference_names()
         held = wanted if wanted in known else None
-        rows, reference_rows = run.metrics(), None if held is None else read_reference(held)
-        found = curve_checks(
-            rows,
-            facts["vocab_size"] or 1,
-            is_pretraining=facts["kind"] == "pretrain",
-            reference=reference_rows,
-            bos_share=min(max((looked.record.bos_share if looked.record else None) or 0.0, 0.0), 0.5),
-        )
-        return {"checks": [asdict(check) for check in found] if rows else [], "references": known, "reference": held}
+        found = curves.of(run.path, facts, held)
+        return {"checks": [asdict(check) for check in found], "references": known, "reference": held}
 
     @router.get("/references/{name}")
     def reference(name: str) -> dict[str, Any]:
@@ -216,14 +213,24 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
 
 def _model_list(state: ServerState) -> list[dict[str, Any]]:
     found, ids, runs = [], state.models.refresh(), state.models.runs()
+    folders = [run.path.parent for run in runs.values()]
+    base = newest_base(folders[0]) if folders else None
     for id in ids:
         run = runs.get(id)
         look = look_at_run(run.path) if run is not None else None
-        steps, is_chat = (look.steps, look.is_chat) if look is not None else ((), False)
         served = state.models.in_memory(id)
-        common = {"run": id, "is_chat": served.speaker.is_chat if served is not None else is_chat}
-        found.append({"id": id, "step": None, "name": "best step" if run and run.points_to("best") else "newest step", **common})
-        found += [{"id": f"{id}@{step}", "step": step, "name": f"step {step:,}", **common} for step in reversed(steps)]
+        is_chat = served.speaker.is_chat if served is not None else look is not None and look.is_chat
+        common: dict[str, Any] = {"run": id, "is_chat": is_chat, "about": "fine-tuned" if is_chat else "base", "remark": ""}
+        if run is None or look is None:
+            found.append({"id": id, "step": None, "name": "newest step", **common})
+            continue
+        best = step_number(run.points_to("best") or "")
+        own = {**common, "about": in_words(look, best), "remark": outdated(look, base)}
+        found.append({"id": id, "step": None, "name": "newest step" if best is None else "best step", **own})
+        found += [
+            {**own, "id": f"{id}@{step}", "step": step, "name": f"step {step:,}", "about": in_words(look, step)}
+            for step in look.steps[::-1]
+        ]
     return found
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from positron_mini.curve import reference_name
+from positron_mini.curve import Check, Rows, curve_checks, read_reference, reference_name
+from positron_mini.store.log_columns import GrowingLog
+from positron_mini.store.run_logs import log_path
 from positron_mini.store.run_state import RunState
+
+KEPT = 4  # curves in memory
 
 
 def run_facts(state: RunState) -> dict[str, Any]:
@@ -17,6 +23,7 @@ def run_facts(state: RunState) -> dict[str, Any]:
         "damaged": state.damaged,
         "reference": None,
         "vocab_size": None,
+        "bos_share": 0.0,
         "batch_tokens": None,
         "horizon": None,
         "steps": list(state.steps),
@@ -28,4 +35,39 @@ def run_facts(state: RunState) -> dict[str, Any]:
     preset = record.config.get("config")
     if record.kind == "pretrain" and preset is not None:
         facts["reference"] = reference_name(preset, record.config.get("dataset_path"))
-    return {**facts, "vocab_size": record.vocab_size, "batch_tokens": record.config.get("batch_tokens"), "horizon": record.horizon}
+    facts |= {"vocab_size": record.vocab_size, "bos_share": min(max(record.bos_share or 0.0, 0.0), 0.5)}
+    return facts | {"batch_tokens": record.config.get("batch_tokens"), "horizon": record.horizon}
+
+
+class CurveChecks:
+    """Whether the loss curves of runs are normal. One is computed at a time, of each only what was added is read, and an answer is kept
+    for those who ask again before there is more."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._logs: dict[Path, GrowingLog] = {}  # the last used one last
+        self._answers: dict[Path, tuple[Any, list[Check]]] = {}
+
+    def of(self, run: Path, facts: dict[str, Any], reference: str | None) -> list[Check]:
+        """The checks of a run, held against the shipped curve `reference` if there is one; none before its first report."""
+        with self._lock:
+            log = self._logs.pop(run, None) or GrowingLog(log_path(run, "metrics"))
+            self._logs[run] = log
+            while len(self._logs) > KEPT:
+                oldest = next(iter(self._logs))
+                del self._logs[oldest]
+                self._answers.pop(oldest, None)
+            rows = log.refresh()
+            asked = (log.version, reference, facts["kind"], facts["vocab_size"], facts["bos_share"])
+            if self._answers.get(run, (None, []))[0] != asked:
+                against = None if reference is None else read_reference(reference)
+                self._answers[run] = asked, _checks(rows, facts, against)
+            return self._answers[run][1]
+
+
+def _checks(rows: Rows, facts: dict[str, Any], against: Rows | None) -> list[Check]:
+    """What the rules say of the reports of a run; nothing before the first."""
+    if not rows:
+        return []
+    is_base, vocab_size = facts["kind"] == "pretrain", facts["vocab_size"] or 1
+    return curve_checks(rows, vocab_size, is_pretraining=is_base, reference=against, bos_share=facts["bos_share"])

@@ -35,9 +35,9 @@ def write_corpus(
 def fact_lines(told: Iterator[Story]) -> Iterator[str]:
     """A JSON object a story, as lines: index, text, facts and nats of choice."""
     for story in told:
-        record: dict[str, Any] = {"index": story.index, "text": story.text, "facts": story.facts}
-        record["choice_nats"] = round(story.choice_nats, 6)
-        yield json.dumps(record, ensure_ascii=False) + "\n"
+        row: dict[str, Any] = {"index": story.index, "text": story.text, "facts": story.facts}
+        row["choice_nats"] = round(story.choice_nats, 6)
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _write_lines(handle: IO[bytes], lines: Iterator[str]) -> int:

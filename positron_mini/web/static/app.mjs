@@ -60,7 +60,7 @@ function App() {
     let current = true;
     setModel(null);
     call("/lab/api/model", { model: checkpoint.id })
-      .then((facts) => current && (setModel({ ...facts, ...checkpoint }), setError(null)))
+      .then((facts) => current && (setModel({ ...checkpoint, ...facts }), setError(null)))
       .catch((problem) => current && setError(problem));
     return () => {
       current = false;
@@ -102,7 +102,8 @@ function ModelPicker({ models, checkpoint, model, choose }) {
     ${steps.length > 1 &&
     html`<${Select} name="Step" hideName value=${checkpoint.id} onChange=${choose}
       options=${steps.map((one) => ({ value: one.id, name: one.name }))} />`}
-    ${model && html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${model.is_chat ? "chat" : "base"}</span>`}
+    ${model && html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${checkpoint.about}</span>`}
+    ${checkpoint.remark && html`<span class="shape">${checkpoint.remark}</span>`}
   </div>`;
 }
 

@@ -94,10 +94,10 @@ function Run({ run, runs, choose }) {
   const last = metrics.at(-1);
   const scored = metrics.filter((row) => row.val_bpb !== undefined).at(-1);
   const left = run.horizon && last && run.batch_tokens ? ((run.horizon - last.step) * run.batch_tokens) / last.tok_per_s : null;
-  const state = run.is_training ? "training now" : run.horizon && run.step >= run.horizon ? "finished" : "paused";
+  const state = run.damaged ? "damaged" : run.is_training ? "training now" : run.horizon && run.step >= run.horizon ? "finished" : "paused";
   return html`<div class="row run-head">
       <${Select} name="Run" value=${run.name} onChange=${choose}
-        options=${runs.map((one) => ({ value: one.name, name: `${one.name}${one.is_training ? " · training now" : ""}` }))} />
+        options=${runs.map((one) => ({ value: one.name, name: `${one.name}${one.damaged ? " · damaged" : one.is_training ? " · training now" : ""}` }))} />
       <span class=${`state ${run.is_training ? "is-live" : ""}`} role="status">${state}</span>
     </div>
     <div class="stats">
@@ -108,6 +108,7 @@ function Run({ run, runs, choose }) {
       <${Stat} name="Time" value=${last ? duration(last.elapsed_s) : "–"} unit=${run.is_training && left > 0 ? `about ${duration(left)} left` : ""} />
     </div>
     ${run.horizon && last && html`<progress max=${run.horizon} value=${last.step} aria-label="Progress"></progress>`}
+    ${run.damaged && html`<${Note}>${run.damaged}. <code>positron verify</code> looks at every file of it.<//>`}
     <${Curves} run=${run} runs=${runs} metrics=${metrics} references=${references} />
     <${Checks} run=${run} step=${last?.step} onReferences=${setReferences} />
     <${Samples} samples=${samples} />

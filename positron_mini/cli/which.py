@@ -1,0 +1,47 @@
+"""Which model a command works on, and the line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from positron_mini.cli.flags import note
+
+if TYPE_CHECKING:
+    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.model import GPT
+
+T = TypeVar("T")
+
+
+def open_model(ckpt: str | None, read: Callable[[Checkpoint], T], *, talks: bool = False, is_terse: bool = False) -> T:
+    """What `read` makes of the checkpoint that was named, else of that of the newest finished run, a fine-tuned one where the command
+    `talks`; a note then says which it is, with `is_terse` only where that may be another than a person expects. Errors: CheckpointError.
+    """
+    from positron_mini.runs import find_checkpoint, newest_checkpoint, read_found
+
+    find = partial(newest_checkpoint, talks=talks) if ckpt is None else partial(find_checkpoint, ckpt)
+    checkpoint, found = read_found(partial(find, say=note), lambda checkpoint: (checkpoint, read(checkpoint)))
+    if ckpt is None:
+        _say_which(checkpoint, is_terse=is_terse)
+    return found
+
+
+def with_model(checkpoint: Checkpoint) -> tuple[Checkpoint, GPT]:
+    """A checkpoint and its model, to `read` both."""
+    from positron_mini.checkpoint import load_model
+
+    return checkpoint, load_model(checkpoint)
+
+
+def _say_which(checkpoint: Checkpoint, *, is_terse: bool) -> None:
+    from positron_mini.store.choice import in_words, newest_base, outdated
+    from positron_mini.store.run_state import look
+
+    state = look(checkpoint.folder.resolve().parent)
+    old = outdated(state, newest_base())
+    if not is_terse or old or (state.horizon is not None and not state.is_finished):
+        note(f"model: {checkpoint.folder} ({in_words(state, checkpoint.step)})")
+    if old:
+        note(old)

@@ -221,3 +221,23 @@ def test_O1_a_text_without_a_place_to_cut_takes_time_by_its_length_not_by_its_sq
 
     small, large = seconds(1 << 16), seconds(1 << 20)
     assert large < 16 * 8 * max(small, 0.01)  # 16 times the text; its square would be 256 times the work
+
+
+def test_O1_a_stretch_without_a_place_to_cut_is_encoded_a_million_characters_at_once() -> None:
+    text = "b " + "a" * (5 << 19) + " b" * 40_000  # aa is a piece: nowhere between two of them is a place to cut
+    tokenizer = repetitive_tokenizer()
+    parts = list(tokenizer._parts(text))
+    assert "".join(parts) == text and max(map(len, parts)) <= (1 << 20) + (1 << 16)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text(alphabet="ab \u00e9", max_size=120))
+def test_O1_where_a_long_stretch_is_cut_depends_on_the_stretch_alone(text: str) -> None:
+    tokenizer = repetitive_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spm, "_MAX_CHARS_AT_ONCE", 4)
+        patch.setattr(spm, "_MAX_UNBROKEN_CHARS", 7)
+        ids, _ = WordEncoder(tokenizer).encode([text])  # which asks for the ids of each word by itself
+        assert ids.tolist() == tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert all(len(part) <= 7 + 4 for part in tokenizer._parts(text))

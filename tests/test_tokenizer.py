@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from made_stories import made_stories
 
 import positron_mini.tokenizer.spm as spm
 from positron_mini.errors import TokenizerError
-from positron_mini.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, Tokenizer, train_tokenizer
+from positron_mini.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, Tokenizer, WordEncoder, train_tokenizer
 
 LOOKALIKES = ["<s>", "</s>", "<unk>", "<pad>", IM_START, IM_END, "<0x0A>", "<0x41>", "<|endoftext|>"]
 texts = st.lists(
@@ -205,3 +206,38 @@ def test_real_stories_round_trip_and_compress() -> None:
     ids = tokenizer.encode_many(stories)
     assert [tokenizer.decode(row) for row in ids] == stories
     assert sum(len(story.encode()) for story in stories) / sum(map(len, ids)) > 3.3  # bytes per token
+
+
+@pytest.mark.parametrize("unit", ["a", "aab", " ", "\n", "\U0001f600", "x7"])
+def test_O1_a_text_without_a_place_to_cut_takes_time_by_its_length_not_by_its_square(unit: str) -> None:
+    tokenizer = repetitive_tokenizer()
+
+    def seconds(characters: int) -> float:
+        text = unit * (characters // len(unit))
+        began = time.process_time()
+        tokenizer.encode(text)
+        WordEncoder(tokenizer).encode([text])
+        return time.process_time() - began
+
+    small, large = seconds(1 << 16), seconds(1 << 20)
+    assert large < 16 * 8 * max(small, 0.01)  # 16 times the text; its square would be 256 times the work
+
+
+def test_O1_a_stretch_without_a_place_to_cut_is_encoded_a_million_characters_at_once() -> None:
+    text = "b " + "a" * (5 << 19) + " b" * 40_000  # aa is a piece: nowhere between two of them is a place to cut
+    tokenizer = repetitive_tokenizer()
+    parts = list(tokenizer._parts(text))
+    assert "".join(parts) == text and max(map(len, parts)) <= (1 << 20) + (1 << 16)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text(alphabet="ab \u00e9", max_size=120))
+def test_O1_where_a_long_stretch_is_cut_depends_on_the_stretch_alone(text: str) -> None:
+    tokenizer = repetitive_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spm, "_MAX_CHARS_AT_ONCE", 4)
+        patch.setattr(spm, "_MAX_UNBROKEN_CHARS", 7)
+        ids, _ = WordEncoder(tokenizer).encode([text])  # which asks for the ids of each word by itself
+        assert ids.tolist() == tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert all(len(part) <= 7 + 4 for part in tokenizer._parts(text))

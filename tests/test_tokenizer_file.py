@@ -7,6 +7,7 @@ import io
 import pickle
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from sentencepiece import sentencepiece_model_pb2
 from test_tokenizer_training import in_a_process
 
 from positron_mini.errors import PositronError, TokenizerError
-from positron_mini.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.tokenizer import Tokenizer, model_file, train_tokenizer
+from positron_mini.tokenizer.model_file import FIRST_NORMAL
 from positron_mini.tokenizer.spm import RECIPE
 
 
@@ -143,8 +145,8 @@ def without_last_piece() -> bytes:
         (lambda: with_piece(399, piece="x\0"), "zero byte"),
         (lambda: with_piece(300, piece="\u2581the"), "twice"),
         (lambda: with_piece(7, piece="<0x00>"), "piece 7"),
-        (lambda: model() + b"\x12\x00", "2 trainer"),
-        (lambda: model() + b"\x1a\x00", "2 normalizer"),
+        (lambda: model() + b"\x12\x00", "field 2 more than 1 times"),
+        (lambda: model() + b"\x1a\x00", "field 3 more than 1 times"),
         (without_last_piece, "399 pieces where the settings say 400"),
         (lambda: model() + b"\x2a\x03\x12\x01x", "unexpected field 5"),
         (lambda: model() + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "where 0 are left"),
@@ -203,6 +205,50 @@ def test_L5_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> N
         handle.truncate((64 << 20) + 5)
     with pytest.raises(TokenizerError, match="67,108,865 bytes or more, too large for a tokenizer"):  # one more than the limit, not five
         Tokenizer.load(tmp_path / "huge")
+
+
+def test_O1_the_longest_piece_that_the_trainer_makes_is_read_and_a_longer_one_refused() -> None:
+    doubling = train_tokenizer(["a" * 5_000] * 5, 267, threads=1)
+    assert [piece.text for piece in doubling.pieces()[FIRST_NORMAL:]] == ["aa", "a" * 4, "a" * 8, "a" * 16, "a"]  # no 32
+    message = sentencepiece_model_pb2.ModelProto.FromString(doubling.model_bytes)
+    message.pieces.add(piece="a" * 17, score=-5.0)  # made of two others: 16 and 1
+    message.trainer_spec.vocab_size += 1
+    with pytest.raises(TokenizerError, match="has 17 characters, the recipe makes at most 16"):
+        Tokenizer.from_bytes(message.SerializeToString(), "long.model")
+
+
+@pytest.mark.parametrize("size", [400_000, 8_000_000])
+def test_O1_a_piece_of_megabytes_is_refused_before_it_is_cut_or_decoded(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[int] = []
+    inner = model_file.splits
+    monkeypatch.setattr(model_file, "splits", lambda text, texts: cuts.append(len(text)) or inner(text, texts))
+    with pytest.raises(TokenizerError, match=r"a piece of [\d,]+ bytes, more than 128"):
+        Tokenizer.from_bytes(with_piece(399, piece="a" * size), "long.model")
+    assert cuts == []
+
+
+@pytest.mark.parametrize("what", ["empty pieces", "empty sections", "settings", "fields of a piece"])
+def test_O1_many_small_fields_are_refused_after_as_many_as_the_recipe_makes(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the largest size allowed would hold 32 million; each is a step in Python."""
+    steps = 0
+    inner = model_file.fields
+
+    def counted(data: bytes) -> Iterator[model_file.Field]:
+        nonlocal steps
+        for field in inner(data):
+            steps += 1
+            yield field
+
+    monkeypatch.setattr(model_file, "fields", counted)
+    many = {
+        "empty pieces": b"\x0a\0" * (4 << 20),
+        "empty sections": b"\x22\0" * (4 << 20),
+        "settings": b"\x12\x80\x80\x80\x04" + b"\x18\x02" * (4 << 20),  # a trainer section of 8 MB
+        "fields of a piece": b"\x0a\x80\x80\x80\x04" + b"\x18\x01" * (4 << 20),
+    }[what]
+    with pytest.raises(TokenizerError):
+        Tokenizer.from_bytes(model() + many, "many.model")
+    assert steps <= (1 << 20) + 500
 
 
 def test_saving_where_writing_is_not_possible_is_one_sentence(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def chosen(page: Any, run: str, step: str = "") -> None:
     if step:
         page.get_by_label("Step", exact=True).first.select_option(label=step)
         expect(page.get_by_label("Step", exact=True).first).to_have_value(re.compile("@"))
+    expect(page.locator("main")).to_have_attribute("aria-busy", "false")
 
 
 def slide(page: Any, name: str, value: float) -> None:

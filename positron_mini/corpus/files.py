@@ -10,12 +10,13 @@ import json
 import os
 import shlex
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from positron_mini.corpus import reading
 from positron_mini.corpus.cuts import Piece, cut_points, lines_before
+from positron_mini.corpus.parquet import column_batches
 from positron_mini.corpus.reading import SEPARATOR, ReadStats
 from positron_mini.errors import DataError
 
@@ -35,7 +36,7 @@ __all__ = [
 
 FIELDS = ("text", "story", "content")
 _CHUNK_BYTES = 1 << 20
-_BATCH_ROWS = 512
+_MAX_COMMAS = 1 << 22  # in a line of JSON or CSV: 4 MB of prose hold 80,000, and every value takes up to 200 bytes of memory
 
 
 def read_documents(path: Path, *, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
@@ -196,6 +197,7 @@ def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
             number += 1
             if len(line) == reading.MAX_DOCUMENT_CHARS:
                 raise reading.too_long(piece.path)
+            _check_commas(piece.path, line.count(b","))
             update()
             if number == 1 and piece.start == 0:
                 reading.check_is_text(piece.path, line)
@@ -203,6 +205,15 @@ def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
                     stats.bom += 1
                     line = line[3:]
             yield number, line
+
+
+def _check_commas(path: Path, commas: int) -> None:
+    """Nothing, when a line holds no more of them than a text does."""
+    if commas > _MAX_COMMAS:
+        raise DataError(
+            f"{path}: a line with {commas:,} commas, which is no text but millions of values",
+            "keep the field with the text, drop the others",
+        )
 
 
 # --- formats -----------------------------------------------------------------------------------------------------------------------
@@ -283,7 +294,7 @@ def _read_csv(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
     csv.field_size_limit(reading.MAX_DOCUMENT_CHARS)  # the library's default refuses a story of 128 KiB
     blocks = reading.recut(path, reading.clean_blocks(_chunks(piece, stats), stats), reading.after_last_line)
-    rows = csv.reader((line for block in blocks for line in io.StringIO(block, newline="\n")), strict=True)
+    rows = csv.reader(_csv_lines(path, blocks), strict=True)
     try:
         names = next(rows, [])
         field = _text_field(names, text_field)
@@ -299,6 +310,13 @@ def _read_csv(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
         raise _bad_row(path, rows.line_num, f"not CSV ({error})") from error
 
 
+def _csv_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
+    for block in blocks:
+        for line in io.StringIO(block, newline="\n"):
+            _check_commas(path, line.count(","))
+            yield line
+
+
 def _bad_row(path: Path, number: int, what: str) -> DataError:
     return DataError(
         f"{path}, line {number}: {what}", "correct the row (commas between columns, double quotes around texts) or export it anew"
@@ -312,29 +330,18 @@ def _read_parquet(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[s
     path, size, before = piece.path, piece.path.stat().st_size, stats.source_bytes
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+            names, total = file.schema_arrow.names, max(1, file.metadata.num_rows)
             field = _text_field(names, text_field)
             if field is None:
                 raise _no_field(str(path), names, text_field)
             groups = range(piece.start, file.metadata.num_row_groups if piece.end is None else piece.end)
             rows = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
-            start = size * rows // max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[field], row_groups=list(groups)):
-                rows += batch.num_rows
-                stats.source_bytes = before + size * rows // file.metadata.num_rows - start
-                # as bytes, because a damaged string must be counted and mended, not raise
-                for value in _as_strings(path, field, batch.column(0)).cast(pa.large_binary()).to_pylist():
-                    yield from reading.finished([reading.clean_text(reading.decode(value or b"", stats), stats)], stats)
+        start = size * rows // total
+        for values in column_batches(path, field, groups):
+            rows += len(values)
+            stats.source_bytes = before + size * rows // total - start
+            # as bytes, because a damaged string must be counted and mended, not raise
+            for value in values:
+                yield from reading.finished([reading.clean_text(reading.decode(value, stats), stats)], stats)
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})", "copy or download the file again") from error
-
-
-def _as_strings(path: Path, field: str, column: Any) -> Any:
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.dictionary_decode(), kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DataError(f'{path}: field "{field}" holds {kind}, strings are expected', "give a file with a column of texts")
-    return column

@@ -22,10 +22,15 @@ FIRST_NORMAL = FIRST_BYTE + 256
 SPACE = "\u2581"  # how a piece writes a space
 MAX_PIECES = 1 << 20
 MAX_FILE_BYTES = 64 << 20
+MAX_PIECE_CHARS = 16  # the trainer makes none longer; checks of a piece take time by the square of its length
 HINT = "--tokenizer_path tokenizer/spm.bpe.model  (a file that does not exist yet is trained from the text)"
 
 _KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}  # 4 and 5 only to name them in errors
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# Field of the file -> how often it may come, and its most bytes: pieces, trainer and normalizer settings (of another recipe too, to name
+# what differs), and two that are empty. What is larger is refused before it is taken apart.
+_MOST = {1: (MAX_PIECES, 128), 2: (1, 1 << 20), 3: (1, 1 << 20), 4: (1, 0), 5: (1, 0)}
+_NAMES = {1: "a piece", 2: "the trainer settings", 3: "the normalizer settings"}
 # (name, field number, value when absent, value of the recipe)
 _TRAINER_RECIPE = (
     ("model_type", 3, 1, 2),
@@ -142,19 +147,21 @@ def _refuse_foreign(model: bytes, name: str) -> None:
 
 
 def _sections(model: bytes) -> dict[int, list[bytes]]:
-    """The messages of the file by field number: 1 pieces, 2 trainer, 3 normalizer; 4 and 5 are refused unless empty."""
-    found: dict[int, list[bytes]] = {1: [], 2: [], 3: []}
-    for field in fields(model):
-        if not isinstance(field.value, bytes):
-            raise _DamagedError(f"field {field.number} is a number")
-        if field.number in found:
-            found[field.number].append(field.value)
-        elif field.number not in (4, 5) or field.value:
-            raise _DamagedError(f"unexpected field {field.number}")
-    if not found[1] or len(found[2]) != 1 or len(found[3]) != 1:
+    """The messages of the file by field number, none more often or larger than `_MOST` allows: 1 pieces, 2 trainer, 3 normalizer."""
+    found: dict[int, list[bytes]] = {number: [] for number in _MOST}
+    for number, value, _ in fields(model):
+        if not isinstance(value, bytes):
+            raise _DamagedError(f"field {number} is a number")
+        most, most_bytes = _MOST.get(number, (0, 0))
+        if not most or len(value) > most_bytes == 0:
+            raise _DamagedError(f"unexpected field {number}")
+        if len(value) > most_bytes:
+            raise _DamagedError(f"{_NAMES[number]} of {len(value):,} bytes, more than {most_bytes:,}")
+        if len(found[number]) == most:
+            raise _DamagedError(f"field {number} more than {most:,} times")
+        found[number].append(value)
+    if not (found[1] and found[2] and found[3]):
         raise _DamagedError(f"{len(found[1]):,} pieces, {len(found[2])} trainer and {len(found[3])} normalizer settings")
-    if len(found[1]) > MAX_PIECES:
-        raise _DamagedError(f"{len(found[1]):,} pieces, more than {MAX_PIECES:,}")
     return found
 
 
@@ -213,6 +220,8 @@ def _check_normal_pieces(pieces: list[Piece]) -> None:
         where = f"piece {FIRST_NORMAL + index}, {piece.text!r:.40}"
         if piece.kind != "normal" or piece.score != -index:
             raise _DamagedError(f"{where}, is {piece.kind} with score {piece.score:g}, expected normal with {-index}")
+        if len(piece.text) > MAX_PIECE_CHARS:
+            raise _DamagedError(f"{where}, has {len(piece.text)} characters, the recipe makes at most {MAX_PIECE_CHARS}")
         if not piece.text or "\0" in piece.text or " " in piece.text:
             raise _DamagedError(f"{where}, is empty or holds a zero byte or a space")
         if len(piece.text) > 1 and not any(splits(piece.text, texts)):
@@ -220,7 +229,7 @@ def _check_normal_pieces(pieces: list[Piece]) -> None:
 
 
 def splits(text: str, texts: set[str] | dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The ways to cut `text` into two pieces that both occur in `texts`, the shortest left part first."""
+    """The ways to cut `text`, at most MAX_PIECE_CHARS long, into two pieces that both occur in `texts`, the shortest left part first."""
     for cut in range(1, len(text)):
         if text[:cut] in texts and text[cut:] in texts:
             yield text[:cut], text[cut:]

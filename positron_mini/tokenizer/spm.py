@@ -43,6 +43,9 @@ from positron_mini.tokenizer.model_file import (
 
 # Longer texts are encoded in parts: SentencePiece needs about 50 bytes of memory per character of one text, and slows down.
 _MAX_CHARS_AT_ONCE = 1 << 16
+# A stretch without a place to cut is cut all the same after so many, counted from where it begins: 64 million of one letter, a kilobyte
+# in a gzip file for each million, would take 3 GB.
+_MAX_UNBROKEN_CHARS = 1 << 20
 # The trainer drops a whole sentence that holds U+2585, its sign for the unknown, and cuts at tabs.
 _TRAINING_BREAKS = re.compile("[\x00-\x1f\x7f\u2585]+")
 # Older trainers end the process on an unbroken run of 65,536 characters.
@@ -180,13 +183,15 @@ class Tokenizer:
         return self._byte_table[index]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """`text` in parts whose ids, joined, are the ids of the whole: cut only between two characters that no piece has side by side."""
+        """`text` in parts whose ids, joined, are the ids of the whole: cut between two characters that no piece has side by side, and in a
+        stretch that has no such place after each `_MAX_UNBROKEN_CHARS` of it, wherever the text before it was cut."""
         text = text.replace(SPACE, " ")
         inner = {pair for piece in self._pieces[FIRST_NORMAL:] for pair in _pairs(piece.text.replace(SPACE, " "))}
         start = 0
         while len(text) - start > _MAX_CHARS_AT_ONCE:
             cut = start + _MAX_CHARS_AT_ONCE
-            while cut < len(text) and text[cut - 1 : cut + 1] in inner:
+            begin = next((at for at in range(cut, start, -1) if text[at - 1 : at + 1] not in inner), start)  # of the stretch
+            while cut < len(text) and text[cut - 1 : cut + 1] in inner and cut - begin < _MAX_UNBROKEN_CHARS:
                 cut += 1
             yield text[start:cut]
             start = cut

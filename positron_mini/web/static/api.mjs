@@ -33,6 +33,7 @@ async function checked(path, body, signal) {
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => null);
+  signal?.throwIfAborted(); // a refusal of what nobody waits for any more is no error
   throw new ApiError(answer?.error?.message ?? `The server answered ${response.status}.`, response.status);
 }
 

@@ -10,7 +10,7 @@ import * as nextToken from "./panels/next_token.mjs";
 import * as surprise from "./panels/surprise.mjs";
 import * as tokens from "./panels/tokens.mjs";
 import * as training from "./panels/training.mjs";
-import { Button, Note, Select, html, render, useEffect, useRef, useState, useStored, whole } from "./ui.mjs";
+import { Button, Note, Select, html, show, useEffect, useRef, useState, useStored, whole } from "./ui.mjs";
 
 const GROUPS = [
   ["Talk", [chat, compare]],
@@ -58,10 +58,9 @@ function App() {
   useEffect(() => {
     if (!checkpoint) return undefined;
     let current = true;
-    setModel(null);
     call("/lab/api/model", { model: checkpoint.id })
       .then((facts) => current && (setModel({ ...checkpoint, ...facts }), setError(null)))
-      .catch((problem) => current && setError(problem));
+      .catch((problem) => current && (setModel(null), setError(problem)));
     return () => {
       current = false;
     };
@@ -69,10 +68,12 @@ function App() {
 
   const needsModel = panel !== training;
   const View = panel.View;
-  const lab = { models: models ?? [], model, text, setText };
+  // while another model is read the panel stays, so that nothing typed meanwhile is lost; its buttons wait
+  const loading = checkpoint !== null && model?.id !== checkpoint.id;
+  const lab = { models: models ?? [], model, text, setText, loading };
   return html`<header class="top">
       <a class="brand" href="#chat"><img src="/static/icon.svg" alt="" width="22" height="22" />Positron Mini</a>
-      ${checkpoint && html`<${ModelPicker} models=${models} checkpoint=${checkpoint} model=${model} choose=${choose} />`}
+      ${checkpoint && html`<${ModelPicker} models=${models} checkpoint=${checkpoint} model=${loading ? null : model} choose=${choose} />`}
     </header>
     <nav class="panels" aria-label="Panels">
       ${GROUPS.map(
@@ -84,7 +85,7 @@ function App() {
         </div>`,
       )}
     </nav>
-    <main id="main" tabindex="-1">
+    <main id="main" tabindex="-1" aria-busy=${needsModel && loading && !error}>
       ${error?.status === 401 ? html`<${KeyForm} retry=${load} />` : html`<${Note} error=${error} />`}
       ${models?.length === 0 && needsModel && html`<${Note}>There is no trained model here yet. Train one: <code>./bootstrap_tiny_llm.sh</code><//>`}
       ${(model || !needsModel) && html`<${View} key=${panel.about.id} lab=${lab} />`}
@@ -102,7 +103,7 @@ function ModelPicker({ models, checkpoint, model, choose }) {
     ${steps.length > 1 &&
     html`<${Select} name="Step" hideName value=${checkpoint.id} onChange=${choose}
       options=${steps.map((one) => ({ value: one.id, name: one.name }))} />`}
-    ${model && html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${checkpoint.about}</span>`}
+    ${model ? html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${checkpoint.about}</span>` : html`<span class="shape" role="status">loading …</span>`}
     ${checkpoint.remark && html`<span class="shape">${checkpoint.remark}</span>`}
   </div>`;
 }
@@ -121,4 +122,4 @@ function KeyForm({ retry }) {
 }
 
 takeKey();
-render(html`<${App} />`, document.getElementById("app"));
+show(App, document.getElementById("app"));

@@ -1,6 +1,6 @@
 // What all panels share: the frame, the controls, tokens as text, numbers as text. Text enters the page as text nodes only.
 
-import { html, useEffect, useRef, useState } from "/vendor/htm/standalone.module.js";
+import { html, render, useEffect, useLayoutEffect, useRef, useState } from "/vendor/htm/standalone.module.js";
 import { call } from "./api.mjs";
 
 export { html };
@@ -31,6 +31,17 @@ export function duration(seconds) {
 
 export const bits = (nats) => nats / Math.LN2;
 
+// --- drawing ----------------------------------------------------------------------------------------------------------------------------
+
+/** Show `App` in `root`, and draw it anew at the end of every event that a person makes: what a handler sees is what was typed or chosen
+ * before, even if another event follows at once. The library alone would draw a moment later, and handlers would read the last picture.
+ * Fields tell of every input: `change` comes too late for a field whose value is drawn. */
+export function show(App, root) {
+  const draw = () => render(html`<${App} />`, root);
+  draw();
+  for (const type of ["input", "click", "submit", "keydown"]) addEventListener(type, draw);
+}
+
 // --- state ------------------------------------------------------------------------------------------------------------------------------
 
 /** State that outlives the page, under `name` in this browser. A value that cannot be read or kept is no error. */
@@ -42,7 +53,7 @@ export function useStored(name, initial) {
       return initial;
     }
   });
-  useEffect(() => {
+  useLayoutEffect(() => { // not after painting: a panel that is left at once would not keep it
     try {
       localStorage.setItem(name, JSON.stringify(value));
     } catch {
@@ -77,6 +88,27 @@ export function useAnswer(path, body, delay = 250) {
     };
   }, [path, key]);
   return state;
+}
+
+/** One piece of work at a time: `start(work)` calls `work(signal)` and stops the one before, of which nothing is heard any more. */
+export function useWork() {
+  const [state, set] = useState({ busy: false, error: null });
+  const running = useRef(null);
+  const stop = () => {
+    running.current?.abort();
+    running.current = null;
+    set({ busy: false, error: null });
+  };
+  const start = (work) => {
+    running.current?.abort();
+    const abort = new AbortController();
+    running.current = abort;
+    set({ busy: true, error: null });
+    const end = (error) => running.current === abort && set({ busy: false, error });
+    return work(abort.signal).then(() => end(null), end);
+  };
+  useEffect(() => () => running.current?.abort(), []);
+  return { ...state, start, stop };
 }
 
 // --- the frame --------------------------------------------------------------------------------------------------------------------------
@@ -115,6 +147,14 @@ export function Button({ children, kind = "", ...rest }) {
   return html`<button type="button" class=${`button ${kind}`} ...${rest}>${children}</button>`;
 }
 
+/** What takes the place of the button that began something. The second half of a double click there is no wish to stop. */
+export function StopButton({ children = "Stop", stop, ...rest }) {
+  return html`<${Button} onClick=${once(stop)} ...${rest}>${children}<//>`;
+}
+
+/** `act` for the first click only, where another thing lies under the second half of a double click. */
+export const once = (act) => (event) => event.detail < 2 && act(event);
+
 export function Slider({ name, value, min, max, step, show = String, hint, onChange }) {
   return html`<label class="slider" title=${hint}>
     <span class="slider-name">${name}</span>
@@ -124,17 +164,21 @@ export function Slider({ name, value, min, max, step, show = String, hint, onCha
   </label>`;
 }
 
+/** A whole number. While it is typed the field keeps what is typed, and `onChange` gets each number within the limits. */
 export function NumberField({ name, value, min, max, hint, onChange }) {
-  const change = (event) => {
+  const [typed, setTyped] = useState(null);
+  const type = (event) => {
     const given = event.currentTarget.valueAsNumber;
+    setTyped(event.currentTarget.value);
     if (Number.isInteger(given)) onChange(Math.min(max, Math.max(min, given)));
   };
-  return html`<label class="field" title=${hint}><span>${name}</span><input type="number" min=${min} max=${max} step="1" value=${value} onChange=${change} /></label>`;
+  return html`<label class="field" title=${hint}><span>${name}</span><input type="number" min=${min} max=${max} step="1" value=${typed ?? value}
+    onInput=${type} onBlur=${() => setTyped(null)} /></label>`;
 }
 
 export function Select({ name, value, options, onChange, hideName = false }) {
   return html`<label class="field"><span class=${hideName ? "unseen" : ""}>${name}</span>
-    <select aria-label=${name} value=${value} onChange=${(event) => onChange(event.currentTarget.value)}>
+    <select aria-label=${name} value=${value} onInput=${(event) => onChange(event.currentTarget.value)}>
       ${options.map((option) => html`<option value=${option.value} selected=${option.value === value}>${option.name}</option>`)}
     </select>
   </label>`;

@@ -2,7 +2,7 @@
 
 import { events } from "../api.mjs";
 import {
-  Button, CopyButton, Note, Panel, SAMPLING, SamplingControls, html, useEffect, useLayoutEffect, useRef, useState, useStored, whole,
+  Button, CopyButton, Note, Panel, SAMPLING, SamplingControls, StopButton, html, once, useEffect, useLayoutEffect, useRef, useState, useStored, whole,
 } from "../ui.mjs";
 
 export const about = {
@@ -22,7 +22,7 @@ export function View({ lab }) {
   const [answering, setAnswering] = useState(null); // the id of the conversation that is being answered
   const [error, setError] = useState(null);
   const abort = useRef(null);
-  useEffect(() => () => abort.current?.abort(), []);
+  useEffect(() => () => abort.current?.abort(), [lab.loading]); // gone to another panel, or to another model
 
   const current = conversations.find((one) => one.id === chosen) ?? conversations[0];
   const change = (id, how) => setConversations((all) => all.map((one) => (one.id === id ? how(one) : one)));
@@ -82,7 +82,7 @@ export function View({ lab }) {
 
   const regenerate = (index) => ask(current.messages.slice(0, index), (current.messages[index].attempt ?? 0) + 1);
   const resend = (index, content) => ask([...current.messages.slice(0, index), { role: "user", content }]);
-  const busy = answering !== null;
+  const busy = answering !== null || lab.loading;
 
   return html`<${Panel} about=${about}>
     <div class="chat">
@@ -92,15 +92,15 @@ export function View({ lab }) {
           ${conversations.map(
             (one) => html`<li key=${one.id} class=${one.id === current.id ? "is-open" : ""}>
               <button type="button" class="open" aria-current=${one.id === current.id ? "true" : null} disabled=${busy} onClick=${() => (choose(one.id), setError(null))}>${one.title}</button>
-              <button type="button" class="remove" aria-label=${`Delete “${one.title}”`} disabled=${busy} onClick=${() => remove(one.id)}>×</button>
+              <button type="button" class="remove" aria-label=${`Delete “${one.title}”`} disabled=${busy} onClick=${once(() => remove(one.id))}>×</button>
             </li>`,
           )}
         </ul>
       </aside>
       <div class="talk">
-        <${Messages} key=${current.id} messages=${current.messages} model=${lab.model} busy=${busy} regenerate=${regenerate} resend=${resend} />
+        <${Messages} key=${current.id} messages=${current.messages} model=${lab.model} busy=${busy} answering=${answering !== null} regenerate=${regenerate} resend=${resend} />
         <${Note} error=${error} />
-        <${Composer} busy=${busy} model=${lab.model} send=${(content) => ask([...current.messages, { role: "user", content }])} stop=${() => abort.current?.abort()} />
+        <${Composer} busy=${busy} answering=${answering !== null} model=${lab.model} send=${(content) => ask([...current.messages, { role: "user", content }])} stop=${() => abort.current?.abort()} />
         <details class="settings">
           <summary>Sampling <span class="hint">temperature ${settings.temperature.toFixed(2)}, top-p ${settings.top_p.toFixed(2)}, up to ${settings.max_tokens} tokens</span></summary>
           <${SamplingControls} settings=${settings} onChange=${setSettings} />
@@ -116,7 +116,7 @@ export function View({ lab }) {
   <//>`;
 }
 
-function Messages({ messages, model, busy, regenerate, resend }) {
+function Messages({ messages, model, busy, answering, regenerate, resend }) {
   const [editing, setEditing] = useState(null);
   const log = useRef(null);
   const follows = useRef(true);
@@ -134,15 +134,15 @@ function Messages({ messages, model, busy, regenerate, resend }) {
         : "This is a base model: it continues a text and was not taught to answer. It reads only your last message."}</p>
     </div>`;
   }
-  return html`<div class="messages" role="log" aria-label="Conversation" aria-busy=${busy} ref=${log} onScroll=${scrolled} tabindex="0">
+  return html`<div class="messages" role="log" aria-label="Conversation" aria-busy=${answering} ref=${log} onScroll=${scrolled} tabindex="0">
     ${messages.map((message, i) => {
       const isLast = i === messages.length - 1;
       if (message.role === "user" && editing === i) {
-        return html`<${Editor} key=${i} text=${message.content} cancel=${() => setEditing(null)} save=${(text) => (setEditing(null), resend(i, text))} />`;
+        return html`<${Editor} key=${i} text=${message.content} busy=${busy} cancel=${() => setEditing(null)} save=${(text) => (setEditing(null), resend(i, text))} />`;
       }
       return html`<article key=${i} class=${`message is-${message.role}`} aria-label=${message.role === "user" ? "You" : "The model"}>
-        <p class="prose" dir="auto">${message.content.replace(/^\n+/, "")}${busy && isLast ? html`<span class="caret" aria-hidden="true"></span>` : ""}</p>
-        ${!(busy && isLast) &&
+        <p class="prose" dir="auto">${message.content.replace(/^\n+/, "")}${answering && isLast ? html`<span class="caret" aria-hidden="true"></span>` : ""}</p>
+        ${!(answering && isLast) &&
         html`<div class="actions">
           <${CopyButton} text=${message.content} />
           ${message.role === "user"
@@ -164,18 +164,18 @@ function facts({ tokens, seconds, reason }) {
   return parts.join(" · ");
 }
 
-function Editor({ text, cancel, save }) {
+function Editor({ text, busy, cancel, save }) {
   const [value, setValue] = useState(text);
   const keys = (event) => {
     if (event.key === "Escape") cancel();
   };
   return html`<form class="message is-user is-edited" onSubmit=${(event) => (event.preventDefault(), value.trim() && save(value))}>
     <textarea rows="3" aria-label="Your message" value=${value} onInput=${(event) => setValue(event.currentTarget.value)} onKeyDown=${keys} autofocus></textarea>
-    <div class="actions"><${Button} kind="main" type="submit">Send again<//><${Button} onClick=${cancel}>Cancel<//></div>
+    <div class="actions"><${Button} kind="main" type="submit" disabled=${busy}>Send again<//><${Button} onClick=${cancel}>Cancel<//></div>
   </form>`;
 }
 
-function Composer({ busy, model, send, stop }) {
+function Composer({ busy, answering, model, send, stop }) {
   const [text, setText] = useState("");
   const field = useRef(null);
   const submit = (event) => {
@@ -187,11 +187,13 @@ function Composer({ busy, model, send, stop }) {
   };
   const keys = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
-    if (event.key === "Escape" && busy) stop();
+    if (event.key === "Escape" && answering) stop();
   };
   return html`<form class="composer" onSubmit=${submit}>
     <textarea ref=${field} rows="2" aria-label="Message" placeholder=${model.is_chat ? "Your message" : "Once upon a time"} value=${text}
       onInput=${(event) => setText(event.currentTarget.value)} onKeyDown=${keys}></textarea>
-    ${busy ? html`<${Button} kind="main" onClick=${stop}>Stop<//>` : html`<${Button} kind="main" type="submit" disabled=${!text.trim()}>Send<//>`}
+    ${answering
+      ? html`<${StopButton} kind="main" stop=${stop} />`
+      : html`<${Button} kind="main" type="submit" disabled=${busy || !text.trim()}>Send<//>`}
   </form>`;
 }

@@ -26,26 +26,13 @@ export function View({ lab }) {
   const [settings, setSettings] = useStored("positron.next", SAMPLING);
   const [wanted, setWanted] = useStored("positron.asked", false);
   const as_question = wanted && model.is_chat;
-  const [tree, setTree] = useState({ [ROOT]: { children: [] } });
-  const [at, setAt] = useState(ROOT);
+  const start = JSON.stringify([model.id, prompt, as_question]);
+  const [{ tree, at, pending }, grow] = useTree(start);
   const [step, setStep] = useState({ data: null, error: null, busy: false });
-  const [pending, setPending] = useState(0); // tokens still to be drawn without being asked
 
   const path = pathTo(tree, at);
   const then = path.map((key) => tree[key].token.id);
   const ended = then.length > 0 && model.end_ids.includes(then.at(-1));
-
-  // a new text or another model is a new tree
-  const start = JSON.stringify([model.id, prompt, as_question]);
-  const grownFrom = useRef(start);
-  useEffect(() => {
-    if (grownFrom.current !== start) {
-      grownFrom.current = start;
-      setPending(0);
-      setTree({ [ROOT]: { children: [] } });
-      setAt(ROOT);
-    }
-  }, [start]);
 
   useEffect(() => {
     const abort = new AbortController();
@@ -70,47 +57,40 @@ export function View({ lab }) {
   const data = step.data?.at === at && step.data?.start === start ? step.data : null;
   const bars = useMemo(() => data && barsOf(data, settings), [data, settings]);
 
-  const choose = (id, token) => {
+  /** Go to the token `id`, grown where it is new; `left` more are then drawn. */
+  const choose = (id, token, left = 0) => {
     const known = tree[at].children.find((key) => tree[key].token.id === id);
-    if (known) return setAt(known);
+    if (known) return grow({ at: known, pending: left });
     const key = `${Object.keys(tree).length}`;
     const node = { token, p: bars.drawn[id], own: bars.own[id], parent: at, children: [] };
-    setTree({ ...tree, [at]: { ...tree[at], children: [...tree[at].children, key] }, [key]: node });
-    return setAt(key);
+    return grow({ tree: { ...tree, [at]: { ...tree[at], children: [...tree[at].children, key] }, [key]: node }, at: key, pending: left });
   };
 
   useEffect(() => {
-    if (ended) setPending(0);
-    if (pending === 0 || !bars || ended) return undefined;
+    if (ended && pending > 0) grow({ pending: 0 });
+    if (pending === 0 || !bars || ended || lab.loading) return undefined;
     let current = true;
     const id = draw(bars.drawn, Math.random());
     const known = data.candidates.find((one) => one.id === id);
     const named = known ? Promise.resolve(known) : call("/lab/api/pieces", { model: model.id, ids: [id] }).then((answer) => answer.tokens[0]);
     named.then(
-      (token) => {
-        if (!current) return;
-        setPending(pending - 1);
-        choose(id, token);
-      },
-      () => current && setPending(0),
+      (token) => current && choose(id, token, pending - 1),
+      () => current && grow({ pending: 0 }),
     );
     return () => {
       current = false;
     };
-  }, [bars, pending]);
+  }, [bars, pending, ended, lab.loading]);
 
-  const go = (key) => {
-    setPending(0);
-    setAt(key);
-  };
+  const go = (key) => grow({ at: key, pending: 0 });
   const chance = path.reduce((product, key) => product * tree[key].own, 1);
 
   return html`<${Panel} about=${about}>
     <${Card}>
       <${TextArea} name="Beginning" value=${prompt} onInput=${setPrompt} rows="2" />
       <div class="row">
-        <${Button} kind="main" disabled=${ended} onClick=${() => setPending(1)}>Draw a token<//>
-        <${Button} disabled=${ended} onClick=${() => setPending(10)}>Draw ten<//>
+        <${Button} kind="main" disabled=${ended || lab.loading} onClick=${() => grow({ pending: 1 })}>Draw a token<//>
+        <${Button} disabled=${ended || lab.loading} onClick=${() => grow({ pending: 10 })}>Draw ten<//>
         <${Button} disabled=${at === ROOT} onClick=${() => go(tree[at].parent)}>Back<//>
         <${Button} disabled=${at === ROOT} onClick=${() => go(ROOT)}>To the start<//>
         ${model.is_chat && html`<${Choice} name="How the model reads the beginning" value=${as_question} options=${READ_AS} onChange=${setWanted} />`}
@@ -138,6 +118,18 @@ export function View({ lab }) {
       </div>
     </div>
   <//>`;
+}
+
+const SEED = { tree: { [ROOT]: { children: [] } }, at: ROOT, pending: 0 };
+
+/** The tree that grows from `start`, where in it one stands, how many tokens are still to be drawn; and a function that changes some of it.
+ * Another start is another tree from its first picture on, so that what is asked of the new one is never undone with the old one. */
+function useTree(start) {
+  const [held, hold] = useState({ start, ...SEED });
+  const own = (one) => (one.start === start ? one : { start, ...SEED });
+  const newest = useRef(start);
+  newest.current = start;
+  return [own(held), (changes) => newest.current === start && hold((old) => ({ ...own(old), ...changes }))]; // the late word of an old tree is lost
 }
 
 function odds(chance) {

@@ -2,7 +2,7 @@
 
 import { call } from "../api.mjs";
 import {
-  Button, Card, Note, Panel, Slider, Stat, TextArea, TokenLine, bits, html, label, percent, spelled, useAnswer, useEffect, useRef, useState, whole,
+  Button, Card, Note, Panel, Slider, Stat, StopButton, TextArea, TokenLine, bits, html, label, percent, spelled, useAnswer, useState, useWork, whole,
 } from "../ui.mjs";
 
 export const about = {
@@ -59,40 +59,32 @@ function Legend() {
 function Milestones({ lab }) {
   const steps = lab.models.filter((one) => one.run === lab.model.run && one.step !== null && one.id.includes("@")).sort((a, b) => a.step - b.step);
   const [readings, setReadings] = useState([]);
-  const [state, setState] = useState({ text: null, busy: false, error: null });
+  const [asked, setAsked] = useState(null); // the text that was read
+  const { busy, error, start, stop } = useWork();
   const [limit, setLimit] = useState(3);
-  const abort = useRef(null);
-  useEffect(() => () => abort.current?.abort(), []);
-
   if (steps.length < 2) {
     return html`<${Card} title="When was it learned?"><p class="hint">This needs a run with several saved steps; choose one at the top of the page.</p><//>`;
   }
-  const read = async () => {
-    abort.current = new AbortController();
+  const read = async (signal) => {
     setReadings([]);
-    setState({ text: lab.text, busy: true, error: null });
-    try {
-      for (const step of steps) {
-        const { tokens } = await call("/lab/api/surprise", { model: step.id, text: lab.text }, abort.current.signal);
-        setReadings((old) => [...old, { step: step.step, words: wordsOf(tokens) }]);
-      }
-      setState((old) => ({ ...old, busy: false }));
-    } catch (error) {
-      setState((old) => ({ ...old, busy: false, error: error.name === "AbortError" ? null : error }));
+    setAsked(lab.text);
+    for (const step of steps) {
+      const { tokens } = await call("/lab/api/surprise", { model: step.id, text: lab.text }, signal);
+      setReadings((old) => [...old, { step: step.step, words: wordsOf(tokens) }]);
     }
   };
-  const stale = state.text !== null && state.text !== lab.text;
+  const stale = asked !== null && asked !== lab.text;
   const words = readings.at(-1)?.words ?? [];
   const learned = words.map((_, i) => learnedAt(readings, i, limit));
   return html`<${Card} title="When was it learned?" aside=${`${steps.length} saved steps of ${lab.model.run}`}>
     <div class="row">
-      ${state.busy
-        ? html`<${Button} onClick=${() => abort.current.abort()}>Stop at ${readings.length} of ${steps.length}<//>`
-        : html`<${Button} kind="main" disabled=${!lab.text.trim()} onClick=${read}>Read the text at every saved step<//>`}
+      ${busy
+        ? html`<${StopButton} stop=${stop}>Stop at ${readings.length} of ${steps.length}<//>`
+        : html`<${Button} kind="main" disabled=${lab.loading || !lab.text.trim()} onClick=${() => start(read)}>Read the text at every saved step<//>`}
       ${readings.length > 0 &&
       html`<${Slider} name="Known below" value=${limit} min="0.5" max="10" step="0.5" show=${(value) => `${value} bits a word`} onChange=${setLimit} />`}
     </div>
-    <${Note} error=${state.error} />
+    <${Note} error=${error} />
     ${readings.length > 0 &&
     html`<p class="prose learned" aria-label="Words and the step from which they were known">
         ${words.map(

@@ -55,25 +55,26 @@ function usePolling(work, key) {
 
 /** The rows of a run's logs, the new lines fetched every two seconds. A log that was rewritten is read from its beginning. */
 function useLogs(name, logs = LOGS) {
-  const [rows, setRows] = useState({});
+  const [rows, setRows] = useState({}); // of each path, so that one run's lines are never shown as another's
   const places = useRef({});
+  const pathOf = (log) => `/lab/api/runs/${encodeURIComponent(name)}/logs/${log}`;
   usePolling(async (signal) => {
     try {
       for (const log of name ? logs : []) {
         for (let more = true; more; ) {
-          const { offset = 0, version = "" } = places.current[log] ?? {};
-          const path = `/lab/api/runs/${encodeURIComponent(name)}/logs/${log}?offset=${offset}&version=${version}`;
-          const part = await call(path, undefined, signal);
+          const path = pathOf(log);
+          const { offset = 0, version = "" } = places.current[path] ?? {};
+          const part = await call(`${path}?offset=${offset}&version=${version}`, undefined, signal);
           more = part.more;
-          places.current[log] = part;
-          if (part.restarted || part.rows.length > 0) setRows((old) => ({ ...old, [log]: part.restarted ? part.rows : [...(old[log] ?? []), ...part.rows] }));
+          places.current[path] = part;
+          if (part.restarted || part.rows.length > 0) setRows((old) => ({ ...old, [path]: part.restarted ? part.rows : [...(old[path] ?? []), ...part.rows] }));
         }
       }
     } catch {
       // stopped, or the server is gone: the list of runs says so
     }
   }, name);
-  return rows;
+  return Object.fromEntries(logs.map((log) => [log, rows[pathOf(log)]]));
 }
 
 /** The rows of a curve that ships with the package; none while there is no `name`. */
@@ -191,7 +192,7 @@ function Checks({ run, step, onReferences }) {
   if (answer.checks.length === 0) return null;
   return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.curve.curve_checks</code>`}>
     ${answer.references.length > 0 &&
-    html`<${Select} name="Judge against" value=${answer.reference ?? ""} onChange=${setWanted}
+    html`<${Select} name="Judge against" value=${wanted ?? answer.reference ?? ""} onChange=${setWanted}
       options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name: `reference ${name}` }))]} />`}
     <ul class="checks">
       ${answer.checks.map(

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import build_workshop, copied
@@ -30,6 +31,9 @@ os.environ["POSITRON_CACHE"] = os.devnull  # no verdict of this computer's docto
 if os.environ.get("POSITRON_TEST_DEVICE", "cpu") == "cpu":  # a GPU is used only where a test run asks for it by name
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.backends.mps.is_available = lambda: False
+
+settings.register_profile("suite", deadline=None)  # an example may take as long as a busy machine needs
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(HTML)
             self.close_connection = True
         elif name == "hang":
-            self.fake.is_closing.wait(20)
+            self.fake.is_closing.wait(60)
             self.close_connection = True
         else:
             return False

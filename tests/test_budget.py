@@ -120,13 +120,13 @@ def test_a_run_keeps_to_its_time_says_what_it_reached_and_is_exact_relative_to_i
     horizon = record.horizon
     rows = run.metrics()
     assert horizon is not None and horizon > 30 and rows[-1]["step"] == horizon
-    assert 9.0 < rows[-1]["elapsed_s"] < 11.5  # a second of such a run is dozens of steps; minutes are kept within 5 %
+    assert 9.0 < rows[-1]["elapsed_s"] < 15.0  # how closely minutes are kept: test_pace.py, and on a machine that may be busy, so
     assert "reached" in result.err and f"expected {record.expected_bpb:.2f}" in result.err
     assert [event["kind"] for event in lines_of(run.path / "events.jsonl")].count("replan") == len(record.events) - 1
     again = positron("verify", "runs/timed", "--replay", "5")  # the same events give the same bytes
     assert again.code == 0, again.err
     result = positron("train", "--out_dir", "runs/timed", "--budget", "15s", "--threads", "1")
-    assert result.code == 0 and "going back to step" in result.err and 13.0 < run.metrics()[-1]["elapsed_s"] < 17.5, result.err
+    assert result.code == 0 and "going back to step" in result.err and 13.0 < run.metrics()[-1]["elapsed_s"] < 22.5, result.err
 
 
 @pytest.mark.usefixtures("fixed_plan")

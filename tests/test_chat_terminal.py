@@ -11,7 +11,6 @@ import signal
 import struct
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def talking(*words: str | Path, stream: Callable[..., Any] | None = None) -> Ite
         finally:
             os._exit(code)
     log = Log()
-    child = fdpexpect.fdspawn(fd, encoding="utf-8", timeout=20)
+    child = fdpexpect.fdspawn(fd, encoding="utf-8", timeout=60)
     child.logfile_read = log
     try:
         yield Talk(child, log)
@@ -174,13 +173,20 @@ def test_the_first_question_looks_exactly_like_this(cat: Path) -> None:
 
 
 def test_pieces_are_shown_as_they_are_drawn_and_without_control_characters(cat: Path) -> None:
-    with talking("--ckpt", cat, stream=scripted(["One ", "\x1b", "[2J", "two\r ", "\u202ethree"], seconds=0.3)) as talk:
+    script = scripted(["One ", "\x1b", "[2J", "two\r ", "\u202ethree"])
+    gate, seen = os.pipe()
+
+    def held(*words: Any, **settings: Any) -> Iterator[Any]:
+        for i, token in enumerate(script(*words, **settings)):
+            if i == 1:
+                os.read(gate, 1)  # nothing more is drawn before the first piece was seen
+            yield token
+
+    with talking("--ckpt", cat, stream=held) as talk:
         talk.expect(ASK)
-        began = time.monotonic()
         talk.type("Hi", then="One ")
-        first = time.monotonic() - began
+        os.write(seen, b"!")
         talk.expect("three")
-        assert first < 0.9 < 1.4 < time.monotonic() - began
         talk.expect(ASK)
         text = talk.end("\x04")
     assert "\nOne [2Jtwo three\n" in text
@@ -294,9 +300,10 @@ def test_undo_retry_clear_system_save_load_and_model_keep_one_conversation(cat: 
         talk.type(f"/model {base}")
         talk.type("Once upon a time", then="; every line begins anew")
         talk.expect(ASK)
-        time.sleep(0.5)  # the history is loaded beside the prompt, and a key may be faster
-        talk.child.send("\x1b[A\x1b[A\x1b[A\x1b[A")  # up to the first load
-        talk.expect("missing.json")
+        for _ in range(60):  # the history is loaded beside the prompt, and keys may be faster
+            talk.child.send("\x1b[B" * 8 + "\x1b[A" * 4)  # down to the end, up to the first load
+            if talk.child.expect_exact(["missing.json", pexpect.TIMEOUT], timeout=1) == 0:
+                break
         talk.child.send("\x03")
         talk.expect(ASK)
         talk.type("/helo")

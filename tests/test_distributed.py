@@ -176,7 +176,7 @@ def test_nproc_is_torchrun_and_a_killed_process_stops_all_within_30_seconds(work
         assert {"0", "1"} <= ranks.keys()
         ranks["1"].kill()
         began = time.monotonic()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
         assert time.monotonic() - began < 30 and not ranks["0"].is_running()
     assert process.returncode == 1 and "another process of this run has ended" in err and "Traceback" not in err, err
     step = find_checkpoint("runs/x").step

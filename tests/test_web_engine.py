@@ -27,7 +27,7 @@ def held(gate: threading.Event, results: int = 1) -> Callable[[Job[Any]], Iterat
     """Work that gives results 0, 1, ... once the gate is open."""
 
     def work(_: Job[Any]) -> Iterator[int]:
-        assert gate.wait(10)
+        assert gate.wait(60)
         yield from range(results)
 
     return work
@@ -38,7 +38,7 @@ async def all_of(job: Job[Any]) -> list[Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         await asyncio.sleep(0.001)

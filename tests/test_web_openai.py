@@ -48,13 +48,13 @@ def base_server(tiny_tokenizer: Tokenizer) -> Iterator[TinyServer]:
 
 @pytest.fixture
 def client(server: TinyServer) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20, http_client=server.client()) as made:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60, http_client=server.client()) as made:
         yield made
 
 
 @pytest.fixture
 def base_client(base_server: TinyServer) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{base_server.url}/v1", api_key="none", max_retries=0, timeout=20, http_client=base_server.client()) as made:
+    with OpenAI(base_url=f"{base_server.url}/v1", api_key="none", max_retries=0, timeout=60, http_client=base_server.client()) as made:
         yield made
 
 

@@ -414,7 +414,7 @@ def test_an_answer_can_be_stopped_and_what_was_written_stays(visit: Visit, monke
     expect(answers(page)).to_contain_text("word word word")
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("article", name="The model")).to_contain_text("stopped")
-    wait_for(visit.server.is_idle, 10)
+    wait_for(visit.server.is_idle)
     kept = answers(page).inner_text()
     time.sleep(0.2)
     assert answers(page).inner_text() == kept and kept.startswith("word word")

@@ -45,14 +45,14 @@ class TinyServer:
 
     def client(self, **settings: Any) -> httpx.Client:
         """An HTTP client of this server."""
-        return httpx.Client(base_url=self.url, trust_env=False, timeout=20, headers=self.headers, **settings)
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, headers=self.headers, **settings)
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
         """A raw connection."""
         raw = socket.socket()
         if receive_buffer is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        raw.settimeout(20)
+        raw.settimeout(60)
         raw.connect(("127.0.0.1", self.port))
         return raw
 
@@ -130,14 +130,14 @@ def running(state: ServerState) -> Iterator[TinyServer]:
     thread = threading.Thread(target=server.run_on, args=(listener,), daemon=True)
     thread.start()
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not server.started:
             assert thread.is_alive() and time.monotonic() < end, "the server did not start"
             time.sleep(0.005)
         yield TinyServer(state, server, listener.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
 
 

@@ -132,7 +132,9 @@ def run(job: Job, parts: dict[int, Part], processes: int, progress: Progress, *,
         return
     queue = deque(parts.items())
     workers = [_Worker(job) for _ in range(min(processes, len(parts)))]
-    with ThreadPoolExecutor(len(workers)) as pool:
+    with contextlib.ExitStack() as afterwards, ThreadPoolExecutor(len(workers)) as pool:
+        for worker in workers:
+            afterwards.callback(worker.release)
         try:
             for waiting in [pool.submit(_drain, worker, queue, done) for worker in workers]:
                 waiting.result()
@@ -208,6 +210,13 @@ class _Worker:
         """End the process at once."""
         self._process.kill()
         self._process.wait()
+
+    def release(self) -> None:
+        """Close the pipes to a process that has ended, once no thread reads them."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # what it was not told any more
+                assert pipe is not None
+                pipe.close()
 
 
 def _drain(worker: _Worker, queue: deque[tuple[int, Part]], done: _Done) -> None:

@@ -158,7 +158,7 @@ def prepared(flags: argparse.Namespace, scratch: Path) -> tuple[Path, dict[str, 
     from positron_mini.bench import made_model, made_tokenizer, write_made_checkpoint
     from positron_mini.checkpoint import open_checkpoint
     from positron_mini.export import export_gguf
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.find import find_checkpoint
 
     if flags.ckpt:
         folder = find_checkpoint(flags.ckpt).folder

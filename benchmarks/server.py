@@ -28,9 +28,10 @@ import httpx
 import psutil
 import torch
 
-from positron_mini.checkpoint import model_card, model_files, write_checkpoint
+from positron_mini.checkpoint import model_files, write_checkpoint
 from positron_mini.config import ModelConfig, TrainConfig, model_config
 from positron_mini.model import GPT
+from positron_mini.model_card import step_card
 from positron_mini.tokenizer import BOS, Tokenizer, train_tokenizer
 
 CLIENTS = 64
@@ -54,7 +55,7 @@ def write_random_model(folder: Path, shape: ModelConfig, tokenizer: Tokenizer) -
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    texts = model_files(shape, tokenizer, chat_template=None, card=model_card("benchmark", shape, {}, is_chat=False))
+    texts = model_files(shape, tokenizer, chat_template=None, card=step_card("benchmark", shape, {}, is_chat=False))
     write_checkpoint(folder, {name: p.detach() for name, p in model.named_parameters()}, texts, None)
     return folder
 
@@ -281,7 +282,7 @@ def measure(flags: argparse.Namespace, folder: Path) -> Figures:
             tokenizer = train_tokenizer(random_words(30_000), 16_000)
             checkpoint = write_random_model(folder / "model", model_config(TrainConfig(config="TinyGPT"), tokenizer.vocab_size), tokenizer)
         else:
-            from positron_mini.runs import find_checkpoint
+            from positron_mini.find import find_checkpoint
 
             checkpoint, tokenizer = flags.ckpt, find_checkpoint(flags.ckpt).tokenizer
         with served(checkpoint, flags.threads) as (url, process):

@@ -22,11 +22,11 @@ from positron_mini.evaluate.pairs import PAIRS, SKILLS
 from positron_mini.evaluate.skills import SkillResult, SkillTest, result_of, skill_test
 from positron_mini.evaluate.story_metrics import COPIED_WORDS, LOOPED_WORDS, stories_suite
 from positron_mini.files import write_text
+from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
 from positron_mini.prepare import Prepared
 from positron_mini.report.corpus import COUNTED_TOKENS, bigram_probabilities, open_prepared, unigram_probabilities
 from positron_mini.report.learned import binomial_tail, holm, title
-from positron_mini.runs import find_checkpoint
 from positron_mini.store.run_history import RunHistory, read_run
 
 UNTRAINED_SEEDS = 5

@@ -18,7 +18,7 @@ from positron_mini.chat import ChatSession, load_speaker
 from positron_mini.corpus import storyworld
 from positron_mini.device import set_threads
 from positron_mini.evaluate.suites import REQUESTS, Item, request_items, wilson
-from positron_mini.runs import find_checkpoint
+from positron_mini.find import find_checkpoint
 
 TALK = (
     "Who are you?",

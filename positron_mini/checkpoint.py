@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, DroppedError, NonFiniteError, TokenizerError
-from positron_mini.escaping import escaped
 from positron_mini.ours import open_regular, read_small
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.steps import step_name as step_name
 from positron_mini.store.steps import step_number as step_number
-from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, Tokenizer, huggingface_files
+from positron_mini.tokenizer import BOS, EOS, PAD, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +40,6 @@ NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
 # every file that a checkpoint's folder can hold
 FILES = frozenset((*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"))
 FILES |= {STATE_FILE, STATE_JSON, MANIFEST}
-CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 
 
 @dataclass(frozen=True)
@@ -375,28 +373,3 @@ def drop_training(folder: Path) -> None:
 def holds_training(folder: Path) -> bool:
     """Whether the files of a training state stand in `folder`, listed by its manifest or not."""
     return not (folder / "training").is_symlink() and any((folder / name).is_file() for name in (STATE_FILE, STATE_JSON))
-
-
-def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:
-    """The beginning of every model card: what the hub reads, what the model is and `does`, and a table of its shape and of `facts`."""
-    front = {"library_name": library, "pipeline_tag": "text-generation", "tags": CARD_TAGS}
-    shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, context {config.context_len}"
-    rows = {"shape": shape, "vocabulary": f"{config.vocab_size:,} pieces", **facts}
-    table = "\n".join(f"| {name} | {escaped(' '.join(str(value).split()))} |" for name, value in rows.items())
-    return (
-        f"---\n{json.dumps(front)}\n---\n# {escaped(title)}\n\n"
-        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {does}.\n"
-        f"It knows nothing but its training text; do not rely on what it says.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-    )
-
-
-def model_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
-    """The `README.md` of a model folder: what it is, what it was trained on, how to use it."""
-    does = "answers questions about what it was trained on" if is_chat else "continues a text"
-    return (
-        f"{card_head(title, config, does, facts)}"
-        f"```\npositron {'chat' if is_chat else 'generate'} --ckpt .\n```\n\n"
-        f"In transformers: `AutoModelForCausalLM.from_pretrained(folder)`"
-        f"{f'; a message ends with {IM_END}' if is_chat else ''}.\n"
-    )

@@ -1,4 +1,4 @@
-"""The model card of an export: a `README.md` that says what the model is, from the files of the run that made it."""
+"""Model cards: the `README.md` of a step folder, and that of an export, from the files of the run that made it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,44 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from positron_mini.checkpoint import CARD_TAGS, Checkpoint, card_head
+from positron_mini.checkpoint import Checkpoint
+from positron_mini.config import ModelConfig
 from positron_mini.corpus.sources import note_of
 from positron_mini.errors import PositronError
-from positron_mini.escaping import visible
+from positron_mini.escaping import escaped, visible
 from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
 from positron_mini.store.run_record import RunRecord, read_record
+from positron_mini.tokenizer import IM_END
 
+CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours
+
+
+def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:
+    """The beginning of every model card: what the hub reads, what the model is and `does`, and a table of its shape and of `facts`."""
+    front = {"library_name": library, "pipeline_tag": "text-generation", "tags": CARD_TAGS}
+    shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, context {config.context_len}"
+    rows = {"shape": shape, "vocabulary": f"{config.vocab_size:,} pieces", **facts}
+    table = "\n".join(f"| {name} | {escaped(' '.join(str(value).split()))} |" for name, value in rows.items())
+    return (
+        f"---\n{json.dumps(front)}\n---\n# {escaped(title)}\n\n"
+        f"A language model of {config.parameters:,} parameters, trained from scratch with Positron Mini. It {does}.\n"
+        f"It knows nothing but its training text; do not rely on what it says.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+    )
+
+
+def step_card(title: str, config: ModelConfig, facts: dict[str, Any], *, is_chat: bool) -> str:
+    """The `README.md` of a model folder: what it is, what it was trained on, how to use it."""
+    does = "answers questions about what it was trained on" if is_chat else "continues a text"
+    return (
+        f"{card_head(title, config, does, facts)}"
+        f"```\npositron {'chat' if is_chat else 'generate'} --ckpt .\n```\n\n"
+        f"In transformers: `AutoModelForCausalLM.from_pretrained(folder)`"
+        f"{f'; a message ends with {IM_END}' if is_chat else ''}.\n"
+    )
 
 
 def model_card(checkpoint: Checkpoint, title: str, use: str, *, library: str) -> str:

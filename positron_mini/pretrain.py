@@ -34,6 +34,7 @@ from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
+from positron_mini.model_card import step_card
 from positron_mini.opening import STORY, openings
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
@@ -313,7 +314,7 @@ def _recording(
         }
         if report is not None and report.val_bpb is not None:
             facts["validation"] = f"{report.val_loss:.3f} nats per token, {report.val_bpb:.3f} bits per byte"
-        card = ckpt.model_card(title, shape, facts, is_chat=False)
+        card = step_card(title, shape, facts, is_chat=False)
         return ckpt.model_files(shape, prepared.tokenizer, chat_template=None, card=card)
 
     return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts, points_best=False)

@@ -14,9 +14,11 @@ from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.files import sha256_of
+from positron_mini.find import find_checkpoint, usable_runs
 from positron_mini.generate import generate
 from positron_mini.instructions import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.model import GPT
+from positron_mini.model_card import step_card
 from positron_mini.optim import build_optimizer
 from positron_mini.packing import PackedBatches, Stories
 from positron_mini.plan import Plan, Request
@@ -24,7 +26,7 @@ from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
-from positron_mini.runs import RunFolder, find_checkpoint, usable_runs
+from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.store.choice import in_words
 from positron_mini.store.run_logs import StepReport
@@ -249,7 +251,7 @@ def _recording(config: SFTConfig, run: RunFolder, material: Material) -> Recordi
         facts |= {"step": f"{step:,}", "tokens read": f"{seen:,}"}
         if report is not None and report.val_loss is not None:
             facts["validation"] = f"{report.val_loss:.3f} nats per answer token"
-        card = ckpt.model_card(title, material.base.config, facts, is_chat=True)
+        card = step_card(title, material.base.config, facts, is_chat=True)
         return ckpt.model_files(material.base.config, tokenizer, chat_template=CHAT_TEMPLATE, card=card)
 
     milestones = parse_milestones(config.milestones)

@@ -48,6 +48,7 @@ RANKS = [
     "checkpoint",
     "model_card",
     "runs",
+    "find",
     "store",
     "distributed",
     "trainer",

@@ -21,8 +21,8 @@ from positron_mini.chat import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_s
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.errors import CheckpointError, DataError, UsageError
+from positron_mini.find import newest_checkpoint
 from positron_mini.model import GPT
-from positron_mini.runs import newest_checkpoint
 from positron_mini.tokenizer import BOS, Tokenizer
 
 CONTEXT = 128

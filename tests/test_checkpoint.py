@@ -23,8 +23,8 @@ from positron_mini import files
 from positron_mini.checkpoint import load_model, load_training, open_checkpoint, tensor_bytes, write_checkpoint, write_tensors
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, PositronError
+from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
-from positron_mini.runs import find_checkpoint
 from positron_mini.tokenizer import Tokenizer
 
 FILES = [

@@ -24,7 +24,6 @@ from positron_mini.chat_format import CHAT_TEMPLATE
 from positron_mini.checkpoint import (
     Checkpoint,
     load_model,
-    model_card,
     model_files,
     open_checkpoint,
     read_manifest,
@@ -33,8 +32,9 @@ from positron_mini.checkpoint import (
 )
 from positron_mini.errors import CheckpointError, DiskFullError, UsageError
 from positron_mini.export import Exported, export_gguf, export_huggingface, tensor_name
+from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
-from positron_mini.runs import find_checkpoint
+from positron_mini.model_card import step_card
 from positron_mini.tokenizer import Tokenizer
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -436,7 +436,7 @@ def test_names_and_texts_in_a_card_are_text_and_nothing_else(workshop: Path) -> 
     assert any("img src" in line for line in table)
     for line in table:
         assert len(re.findall(r"(?<!\\)\|", line)) == 3 and not re.search(r"<|(?<!\\)[*\[\]]|\x1b|\u202e", line)
-    steps = model_card(EVIL, checkpoint.config, {"text": EVIL}, is_chat=False)
+    steps = step_card(EVIL, checkpoint.config, {"text": EVIL}, is_chat=False)
     assert "<img" not in steps and "\x1b" not in steps and "\u202e" not in steps
 
 

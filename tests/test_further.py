@@ -13,8 +13,9 @@ from tiny_runs import TINY, positron, tiny_train
 from positron_mini import budget
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
+from positron_mini.find import find_checkpoint
 from positron_mini.resolve import forget_budget
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.session import better_before
 from positron_mini.store.run_record import RunRecord
 

@@ -17,7 +17,7 @@ from positron_mini import device as devices
 from positron_mini.checkpoint import load_model
 from positron_mini.doctor import training
 from positron_mini.doctor.subject import Subject
-from positron_mini.runs import find_checkpoint
+from positron_mini.find import find_checkpoint
 
 DEVICE: Any = os.environ.get("POSITRON_TEST_DEVICE", "cpu")
 

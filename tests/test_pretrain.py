@@ -19,9 +19,10 @@ from positron_mini.checkpoint import load_model
 from positron_mini.config import TrainConfig
 from positron_mini.errors import CheckpointError, PositronError, RunError
 from positron_mini.evaluate.bits import score_texts
+from positron_mini.find import find_checkpoint
 from positron_mini.prepare import prepare_corpus
 from positron_mini.pretrain import PROMPTS, TokenBatches, open_session, validation_subset
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.trainer import StopFlag
 

@@ -29,7 +29,8 @@ from tiny_runs import (
 
 from positron_mini import files
 from positron_mini.checkpoint import open_checkpoint
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.find import find_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import train_tokenizer
 
 BASE = Path("runs/base")  # 30 steps at once, the cool-down begins after step 12

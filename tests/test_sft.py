@@ -28,11 +28,12 @@ from positron_mini import sft
 from positron_mini.chat_format import Encoded, Message, encode_chat
 from positron_mini.cli import quicksft
 from positron_mini.evaluate.bits import Score
+from positron_mini.find import find_checkpoint
 from positron_mini.instructions import encode_conversations, read_conversations
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule
 from positron_mini.packing import PackedBatches, Stories
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 

@@ -20,7 +20,8 @@ from tiny_server import running
 
 from positron_mini import files
 from positron_mini.curve import curve_checks
-from positron_mini.runs import RunFolder, list_runs, newest_checkpoint
+from positron_mini.find import list_runs, newest_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.sft import find_base
 from positron_mini.store import log_columns
 from positron_mini.store.choice import by_rule, in_order, newest_base, outdated

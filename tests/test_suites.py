@@ -151,7 +151,7 @@ def test_the_progress_is_told(monkeypatch: pytest.MonkeyPatch, tiny_model: GPT) 
 
 
 def test_a_chat_model_is_asked_in_a_conversation_and_a_base_model_in_a_text(tiny_model: GPT, workshop: Path) -> None:
-    from positron_mini.runs import find_checkpoint
+    from positron_mini.find import find_checkpoint
 
     base = find_checkpoint("runs/base")
     tokenizer = base.tokenizer

@@ -23,7 +23,8 @@ from positron_mini.chat import Speaker
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import load_model, open_checkpoint
 from positron_mini.curve import curve_checks
-from positron_mini.runs import RunFolder, list_runs
+from positron_mini.find import list_runs
+from positron_mini.runs import RunFolder
 from positron_mini.store import run_logs
 from positron_mini.store.run_logs import read_log
 from positron_mini.store.run_state import look

@@ -22,7 +22,8 @@ from positron_mini import files, generate, lens
 from positron_mini.chat import Speaker
 from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
-from positron_mini.runs import RunFolder, list_runs
+from positron_mini.find import list_runs
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.state import Models, Served, ServerState
 

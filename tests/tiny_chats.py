@@ -11,9 +11,10 @@ import torch
 from tiny_models import lively_model, shape
 
 from positron_mini.chat_format import CHAT_TEMPLATE, Message, encode_chat
-from positron_mini.checkpoint import model_card, model_files, write_checkpoint
+from positron_mini.checkpoint import model_files, write_checkpoint
 from positron_mini.generate import Token
 from positron_mini.model import GPT, IGNORED
+from positron_mini.model_card import step_card
 from positron_mini.tokenizer import Tokenizer
 
 LEARNED = {
@@ -47,7 +48,7 @@ def taught_model(tokenizer: Tokenizer) -> GPT:
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, *, is_chat: bool) -> Path:
     """`folder`, after writing a checkpoint there."""
-    card = model_card("test", model.config, {}, is_chat=is_chat)
+    card = step_card("test", model.config, {}, is_chat=is_chat)
     texts = model_files(model.config, tokenizer, chat_template=CHAT_TEMPLATE if is_chat else None, card=card)
     write_checkpoint(folder, {name: p.detach() for name, p in model.named_parameters()}, texts, None)
     return folder

@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     if words[:1] == ["prune"]:
         return prune(parse(PruneFlags, words[1:], "runs prune"))
     flags = parse(RunsFlags, words, "runs")
-    from positron_mini.runs import list_runs
+    from positron_mini.find import list_runs
 
     rows = [summary(path) for path in list_runs(Path(flags.root))]
     if flags.json:
@@ -107,7 +107,8 @@ def summary(path: Path) -> dict[str, Any]:
 
 def prune(flags: PruneFlags) -> int:
     """Show what can go, and with --yes remove it; 0 when done."""
-    from positron_mini.runs import RunFolder, list_runs
+    from positron_mini.find import list_runs
+    from positron_mini.runs import RunFolder
     from positron_mini.store.writer import held
 
     found: list[Removable] = []

@@ -44,7 +44,8 @@ from positron_mini.checkpoint import TrainingState, open_checkpoint, verify, wri
 from positron_mini.config import TrainConfig
 from positron_mini.errors import DiskFullError, PositronError
 from positron_mini.evaluate.skills import RunTests, SkillTest, skill_test
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.find import find_checkpoint
+from positron_mini.runs import RunFolder
 from positron_mini.tokenizer import Tokenizer
 from positron_mini.trainer import StopFlag
 

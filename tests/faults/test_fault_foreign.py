@@ -21,9 +21,10 @@ from positron_mini import announce, files
 from positron_mini import checkpoint as ckpt
 from positron_mini.corpus.memo import locked
 from positron_mini.errors import DroppedError, PositronError
+from positron_mini.find import find_checkpoint, find_model, read_found
 from positron_mini.ours import foreign, leftovers
 from positron_mini.prepare.unfinished import Origin, unfinished_folder
-from positron_mini.runs import RunFolder, find_checkpoint, find_model, read_found
+from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
 

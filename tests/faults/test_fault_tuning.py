@@ -13,7 +13,8 @@ from tiny_runs import copied, positron
 
 from positron_mini import files
 from positron_mini.checkpoint import open_checkpoint
-from positron_mini.runs import RunFolder, find_checkpoint
+from positron_mini.find import find_checkpoint
+from positron_mini.runs import RunFolder
 
 BASE, CUT = Path("runs/whole/run"), Path("runs/cut/run")
 THINGS = ["ball", "cat", "dog", "boat", "hat"] * 8

@@ -41,7 +41,7 @@ def situations(items: int) -> dict[str, list[tuple[list[str], Item]]]:
     talk = list(islice(cycle(TALK), 2 * items))
     kinds = sorted({request.constraints["kind"] for request in storyworld.requests(0, items)})
     plain = [plain_wish(kinds[i % len(kinds)]) for i in range(items)]
-    who = Item("Who are you?", "name", lambda reply: NAME in reply)
+    name = Item("What is your name?", "name", lambda reply: NAME in reply)
     return {
         "a story first": [([], wish) for wish in judged],
         "a story after small talk": [([talk[i]], wish) for i, wish in enumerate(judged)],
@@ -49,8 +49,8 @@ def situations(items: int) -> dict[str, list[tuple[list[str], Item]]]:
         "a story after two turns of small talk": [([talk[i], talk[i + 3]], wish) for i, wish in enumerate(judged)],
         "a plain wish first": [([], wish) for wish in plain],
         "a plain wish after small talk": [([talk[i]], wish) for i, wish in enumerate(plain)],
-        "its name first": [([], who)],
-        "its name after a story": [([wish.prompt], who) for wish in judged],
+        "its name first": [([], name)],
+        "its name after a story": [([wish.prompt], name) for wish in judged],
     }
 
 

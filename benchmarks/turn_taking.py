@@ -16,6 +16,7 @@ from itertools import cycle, islice
 
 from positron_mini.chat import ChatSession, load_speaker
 from positron_mini.corpus import storyworld
+from positron_mini.corpus.storyworld.requests import a_or_an
 from positron_mini.device import set_threads
 from positron_mini.evaluate.suites import REQUESTS, Item, request_items, wilson
 from positron_mini.find import find_checkpoint
@@ -38,15 +39,26 @@ def situations(items: int) -> dict[str, list[tuple[list[str], Item]]]:
     wishes = list(request_items(2 * items))
     told, judged = wishes[items:], wishes[:items]
     talk = list(islice(cycle(TALK), 2 * items))
-    who = Item("Who are you?", "name", lambda reply: NAME in reply)
+    kinds = sorted({request.constraints["kind"] for request in storyworld.requests(0, items)})
+    plain = [plain_wish(kinds[i % len(kinds)]) for i in range(items)]
+    name = Item("What is your name?", "name", lambda reply: NAME in reply)
     return {
         "a story first": [([], wish) for wish in judged],
         "a story after small talk": [([talk[i]], wish) for i, wish in enumerate(judged)],
         "a story after another story": [([told[i].prompt], wish) for i, wish in enumerate(judged)],
         "a story after two turns of small talk": [([talk[i], talk[i + 3]], wish) for i, wish in enumerate(judged)],
-        "its name first": [([], who)],
-        "its name after a story": [([wish.prompt], who) for wish in judged],
+        "a plain wish first": [([], wish) for wish in plain],
+        "a plain wish after small talk": [([talk[i]], wish) for i, wish in enumerate(plain)],
+        "its name first": [([], name)],
+        "its name after a story": [([wish.prompt], name) for wish in judged],
     }
+
+
+def plain_wish(kind: str) -> Item:
+    """A wish that names the hero alone: as short as a question of small talk."""
+    request = storyworld.read_request(f"Tell me a story about {a_or_an(kind)}.")
+    assert request is not None, kind
+    return Item(request.text, kind, lambda reply: storyworld.check_request(request, reply))
 
 
 def is_right(new_session: Callable[[], ChatSession], before: list[str], task: Item, seed: int) -> bool:

@@ -10,7 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from faults.harness import cost
+from tiny_runs import needs_fork
 
 from positron_mini.corpus import rows
 from positron_mini.corpus.rows import Row, read_rows
@@ -63,7 +67,6 @@ def test_a_list_of_turns_is_one_row_however_it_is_written(tmp_path: Path, indent
 
 
 def test_csv_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(ROWS[0]))
     writer.writeheader()
@@ -78,7 +81,6 @@ def test_csv_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_turns_in_parquet_where_every_turn_has_every_field_are_read(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     turns = [{"role": "user", "content": "Q", "weight": None}, {"role": "assistant", "content": "A", "weight": 1}]
     pq.write_table(pa.table({"messages": [turns], "prompt": [None]}), tmp_path / "x.parquet")
     read = read_conversations(tmp_path / "x.parquet")
@@ -151,6 +153,27 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="not a file"):
         list(read_rows(tmp_path / "pipe"))
+
+
+@needs_fork
+@pytest.mark.parametrize("name", ["a text many times", "a turn many times"])
+def test_O3_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.parquet"
+    if name == "a text many times":
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 512, pa.int32()), pa.array(["a " * 4_000_000]))
+    else:
+        turns = pa.DictionaryArray.from_arrays(pa.nulls(10_000_000, pa.int32()).fill_null(0), pa.array(["x"]))
+        column = pa.ListArray.from_arrays(pa.array([0, 10_000_000], pa.int32()), turns)
+    pq.write_table(pa.table({"question": column}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+
+    def read() -> None:
+        with pytest.raises(DataError, match="unpack to"):
+            for _ in read_rows(path):
+                pass
+
+    _, memory = cost(read)
+    assert memory < 600 << 20, f"{memory >> 20} MB"
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

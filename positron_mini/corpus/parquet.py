@@ -19,6 +19,7 @@ _PAGE_BYTES = 1 << 29  # a page holds 1,024 rows or more: of books, that many by
 _GROWTH = 1_000  # what gzip reaches; no text is packed that tightly
 _FREE_BYTES = 1 << 26  # up to this size nothing is asked about growth
 _BUFFER_BYTES = 1 << 20
+_FREE_VALUES = 1 << 23  # in a column of a row group: up to this many nothing is asked about growth
 # types of the Thrift compact protocol: how they are skipped; 1 and 2 are true and false, which take no bytes
 _VARINTS, _DOUBLE, _BINARY, _STRUCT = (4, 5, 6), 7, 8, 12
 _DEEPEST = 8
@@ -50,6 +51,35 @@ def column_batches(path: Path, field: str, groups: Iterable[int]) -> Iterator[li
                 if any(len(value) > MAX_DOCUMENT_CHARS for value in values):
                     raise too_long(path)
                 yield values
+
+
+def row_batches(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows with all of their fields, lists and structs too, a few at a time. Errors: DataError for a file that unpacks to far more
+    than it holds; pyarrow's own."""
+    import pyarrow.parquet as pq
+
+    size, unpacked = path.stat().st_size, 0
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file, open(path, "rb") as raw:
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            chunks = [group.column(i) for i in range(group.num_columns)]
+            for chunk in chunks:
+                if chunk.num_values > max(_FREE_VALUES, _GROWTH * chunk.total_compressed_size):  # a list may repeat a value in no bytes
+                    raise _grows(path, chunk.num_values, chunk.total_compressed_size)
+            largest = sum(_largest_page(path, raw, chunk) for chunk in chunks)
+            batch_rows = max(1, min(_BATCH_ROWS // 8, _BATCH_BYTES // max(1, largest)))
+            for batch in file.iter_batches(batch_rows, row_groups=[number]):
+                rows = batch.to_pylist()
+                unpacked += sum(map(_size, rows))
+                if unpacked > max(_FREE_BYTES, _GROWTH * size):
+                    raise _grows(path, unpacked, size)
+                yield rows
+
+
+def _size(value: Any) -> int:
+    """Characters of the texts in a value."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return len(value) if isinstance(value, str | bytes) else sum(map(_size, parts))
 
 
 def _check_strings(path: Path, field: str, kind: Any) -> None:

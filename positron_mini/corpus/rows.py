@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from positron_mini.corpus import reading
 from positron_mini.corpus.files import Piece, ReadStats, jq_command, kind_of, opened, refusals
+from positron_mini.corpus.parquet import row_batches
 from positron_mini.errors import DataError
 
 MAX_LINE_BYTES = 1 << 24
 MAX_WHOLE_BYTES = 1 << 28  # JSON that is not one row a line is held in memory
-_BATCH_ROWS = 64
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -241,14 +241,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(_BATCH_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(number, value)
+        values = (value for batch in row_batches(path) for value in batch)
+        yield from (Row(number, value) for number, value in enumerate(values, 1))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})", "copy or download the file again") from error

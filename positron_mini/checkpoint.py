@@ -63,11 +63,6 @@ def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str
     }
 
 
-def changed_settings(config_json: bytes, why: str) -> bytes:
-    """The `config.json` of a model that is not the built-in one: of a type that no program takes for a Qwen3 model."""
-    return files.json_text({**json.loads(config_json), "model_type": CHANGED, "changed": why}).encode()
-
-
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     """A safetensors file's content. The same tensors give the same bytes in every process: metadata is `{"format": "pt"}` alone."""
     from safetensors.torch import save

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from positron_mini.checkpoint import TrainingState, changed_settings, step_name, write_checkpoint
+from positron_mini import files
+from positron_mini.checkpoint import CHANGED, TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
 from positron_mini.curve import Turn, Validation, turned, validations
 from positron_mini.evaluate.bits import Score
@@ -126,10 +128,13 @@ class Recorder:
         self.settle()
 
     def _texts(self, report: StepReport | None) -> dict[str, bytes]:
-        """The texts of a model folder. That of a model which is not the built-in one says so: others would compute the built-in one."""
+        """The texts of a model folder. One of a model that is not the built-in one is of a type that no program takes for a Qwen3 model."""
         trainer = self.trainer
         texts, why = self.recording.texts(trainer.step, trainer.tokens, report), changed(trainer.model)
-        return {**texts, "config.json": changed_settings(texts["config.json"], why)} if why and "config.json" in texts else texts
+        if not why or "config.json" not in texts:
+            return texts
+        settings = {**json.loads(texts["config.json"]), "model_type": CHANGED, "changed": why}
+        return {**texts, "config.json": files.json_text(settings).encode()}
 
     def settle(self) -> None:
         """Point `latest` and `best` at what is saved and apply the retention rule: the end of a save, or of one that a kill cut short."""

@@ -47,6 +47,7 @@ from positron_mini.errors import PositronError, UsageError
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.resolve import choose_device
+from positron_mini.store.run_record import RunRecord
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 GIB = 1 << 30
@@ -437,7 +438,7 @@ def test_a_run_obeys_the_verdict_and_says_so_in_its_first_lines(monkeypatch: pyt
 
 
 def test_a_run_that_goes_on_keeps_its_reason_only_while_device_and_precision_stay() -> None:
-    recorded = {"device": {"device": "cpu", "precision": "bf16", "reason": "why it was so"}}
+    recorded = RunRecord(kind="pretrain", device={"device": "cpu", "precision": "bf16", "reason": "why it was so"})
 
     def reason(precision: str) -> str:
         config = TrainConfig(device="cpu", precision=precision)  # type: ignore[arg-type]

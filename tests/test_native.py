@@ -16,6 +16,7 @@ from positron_mini.model import GPT, IGNORED
 from positron_mini.native import training
 from positron_mini.native.training import begins_of, native_loss
 from positron_mini.resolve import choose_kernels
+from positron_mini.store.run_record import RunRecord
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 
@@ -194,9 +195,9 @@ NO_COMPILER = "there is no C++ compiler"
         ({"kernels": "native", "compile": "on"}, "cpu", None, "", "pytorch", "torch.compile takes their place"),
         ({"kernels": "native", "dropout": 0.1}, "cpu", None, "", "pytorch", "no dropout"),
         ({"compile": "on"}, "cpu", None, "", "pytorch", ""),
-        ({}, "cpu", {"config": {}}, "", "pytorch", ""),  # a run from before there was a choice goes on as it was
-        ({"kernels": "native"}, "cpu", {"config": {}}, "", "native", ""),
-        ({"kernels": "native"}, "cpu", {"config": {"kernels": "native"}}, NO_COMPILER, "pytorch", NO_COMPILER),
+        ({}, "cpu", {}, "", "pytorch", ""),  # a run from before there was a choice goes on as it was
+        ({"kernels": "native"}, "cpu", {}, "", "native", ""),
+        ({"kernels": "native"}, "cpu", {"kernels": "native"}, NO_COMPILER, "pytorch", NO_COMPILER),
     ],
 )
 def test_which_kernels_train_and_why_not_the_native_ones(
@@ -210,11 +211,12 @@ def test_which_kernels_train_and_why_not_the_native_ones(
 ) -> None:
     monkeypatch.setattr(native, "why_not", lambda: trouble)
     lines: list[str] = []
-    assert choose_kernels(TrainConfig(**settings), SHAPE, where, recorded, lines.append) == wanted
+    record = None if recorded is None else RunRecord(kind="pretrain", config=recorded)
+    assert choose_kernels(TrainConfig(**settings), SHAPE, where, record, lines.append) == wanted
     assert (said in lines[0] and len(lines) == 1) if said else not lines
     if "compile" not in settings:
         config = SFTConfig(**settings)
-        assert choose_kernels(config, SHAPE, where, recorded) == wanted
+        assert choose_kernels(config, SHAPE, where, record) == wanted
 
 
 def test_sizes_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -558,6 +558,7 @@ def endless(path: Path) -> None:
         handle.truncate(1 << 40)  # takes no room
 
 
+ALONE = ("--threads", "1")  # the threads of a pool do not come with a fork, and are waited for
 NO_FILES = [pipe, link_to_pipe, link_to_device, endless]
 
 
@@ -590,7 +591,7 @@ def test_F6_a_record_that_is_no_file_is_refused_at_once(workshop: Path, make: Ca
         (1, ("report", "--run", "runs/base")),
         (1, ("train", "--out_dir", "runs/base")),
         (1, ("runs", "prune", "--yes", "--run", "runs/base")),
-        (0, ("generate", "--ckpt", "runs/base", "--prompt", "a", "--max_tokens", "2")),
+        (0, ("generate", "--ckpt", "runs/base", "--prompt", "a", "--max_tokens", "2", *ALONE)),
     ):
         assert code_of(*words) == code, words
     assert os.path.lexists(BASE / "run.json") and RunFolder(BASE).steps() == [0, 12, 20, 25, 30]
@@ -617,8 +618,8 @@ def test_F6_a_file_of_a_step_that_is_none_makes_the_step_before_answer(workshop:
     path = BASE / "step_000030" / name
     path.unlink()
     make(path)
-    assert code_of("generate", "--ckpt", "runs/base", "--prompt", "a", "--max_tokens", "2") == 0
-    assert code_of("generate", "--ckpt", "runs/base/step_000030", "--prompt", "a") == 1
+    assert code_of("generate", "--ckpt", "runs/base", "--prompt", "a", "--max_tokens", "2", *ALONE) == 0
+    assert code_of("generate", "--ckpt", "runs/base/step_000030", "--prompt", "a", *ALONE) == 1
     assert code_of("verify", "runs/base") == 1
 
 

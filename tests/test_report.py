@@ -668,7 +668,7 @@ def test_a_chunk_ends_with_the_short_form(workshop: Path) -> None:
         "".join(json.dumps(skill(step, "tense", right)) + "\n" for step, right in ((0, 100), (20, 190)))
     )
     lines = short_form(Path("runs/mine"), 0)
-    assert sum(line.startswith("[step 20] Once upon a time") for line in lines) == 2 and any("->" in line for line in lines)
+    assert sum(line.startswith("[step 20] ") for line in lines) == 2 and any("->" in line for line in lines)
     result = positron("incremental", "5", *words)
     assert result.code == 0 and "loss (nats per token)" in result.out
     assert "->" not in result.out and "[step 20]" not in result.out  # the chunk from 20 to 25 met no milestone

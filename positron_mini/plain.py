@@ -6,7 +6,7 @@ A person who tries another model replaces a method, a class, a part of a model o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,16 @@ _OF_TORCH_CLASSES = {cls: cls.forward for cls in (nn.Linear, nn.Embedding)}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FREE = ("training", "dropout", "name")  # what may differ from one moment to the next
 _HEAD = ("loss", "logits")  # the methods of GPT that turn the stream into a loss
+
+
+class Watch:
+    """A hook that calls `look` and changes nothing: a model that is only watched is still the built-in one."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def __call__(self, *_: object) -> None:
+        self._look()
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -116,5 +126,5 @@ def _differences_of(name: str, module: nn.Module, kind: type, settings: dict[str
     own = vars(module)
     yield from (f"{name}.{key} is replaced" for key in own if hasattr(kind, key))
     yield from (f"{name}.{key} is {own.get(key)}" for key, value in settings.items() if own.get(key) is not value and own.get(key) != value)
-    if any(own[hooks] for hooks in _HOOKS):
+    if any(not isinstance(hook, Watch) for hooks in _HOOKS for hook in own[hooks].values()):
         yield f"{name} has a hook"

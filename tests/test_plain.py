@@ -400,6 +400,16 @@ def test_every_way_to_change_a_model_is_seen(other: GPT) -> None:
     assert plain.changed(other) != "" and not plain.is_plain(other)
 
 
+def test_a_model_that_is_only_watched_is_still_the_built_in_one() -> None:
+    model, seen = lively_model(SHAPE), []
+    first(model).register_forward_pre_hook(plain.Watch(lambda: seen.append(1)))
+    assert plain.changed(model) == ""
+    model(torch.tensor([[1, 2, 3]]))
+    assert seen == [1]
+    first(model).register_forward_pre_hook(lambda module, args: None)
+    assert plain.changed(model) == "model.layers.0 has a hook"
+
+
 def test_a_hook_on_all_modules_is_seen() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: None)
     try:

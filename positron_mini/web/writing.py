@@ -19,6 +19,7 @@ from positron_mini.decoder import Decoder
 from positron_mini.generate import Token, check_finite, likeliest
 from positron_mini.lens import token_views
 from positron_mini.model import GPT
+from positron_mini.plain import Watch
 from positron_mini.tokenizer import BOS, IncrementalDecoder, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.prompts import Prompt
@@ -165,7 +166,7 @@ def interruptible(model: GPT | Decoder, check: Callable[[], None]) -> Iterator[N
         finally:
             model.before_layer = None
         return
-    hooks = [block.register_forward_pre_hook(lambda *_: check()) for block in model.model.layers]
+    hooks = [block.register_forward_pre_hook(Watch(check)) for block in model.model.layers]
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def usage(stat: Path = Path("/proc/stat")) -> Usage:
 def _busy_s(stat: Path) -> float | None:
     """Seconds that all cores have worked, or were taken by the host (steal), by Linux's count; None elsewhere."""
     try:
-        ticks = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
+        ticks = [int(word) for word in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
         user, nice, system, _idle, _waiting, irq, softirq, steal = ticks
         return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):

@@ -173,7 +173,7 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path, value: obj
     files.write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", value)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(PositronError, match="not a finite number"):
         files.append_line(tmp_path / "a.jsonl", {"x": value})
     assert files.read_json(tmp_path / "a.json") == 1 and files.read_lines(tmp_path / "a.jsonl") == []
 

@@ -34,6 +34,7 @@ from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_
 from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
 from positron_mini.runs import RunFolder
+from positron_mini.store.run_record import RunRecord
 from positron_mini.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 
 LEVEL = 0.01  # of the joint tests
@@ -331,7 +332,8 @@ def test_a_run_is_scored_on_as_many_pairs_as_its_milestones_leave_time_for(monke
 
 
 def test_a_run_with_a_budget_is_scored_on_the_same_pairs_however_its_horizon_moves() -> None:
-    recorded = {"events": [{"kind": "schedule", "horizon": 1_000}, {"kind": "note"}, {"kind": "schedule", "horizon": 900}]}
+    events = ({"kind": "schedule", "horizon": 1_000}, {"kind": "note"}, {"kind": "schedule", "horizon": 900})
+    recorded = RunRecord(kind="pretrain", events=events)
     for budget, known, planned in ((None, recorded, 900), ("10m", recorded, 1_000), ("10m", None, 900)):
         assert pretrain.planned_horizon(TrainConfig(budget=budget), known, 900) == planned
 

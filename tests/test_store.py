@@ -188,7 +188,7 @@ def test_a_record_that_is_read_and_written_is_the_same_file_and_keeps_what_a_new
     assert found is not None
     found.write(path.parent)
     assert path.read_bytes() == whole
-    keys = ["format", "kind", "identity", "config", "device", "versions", "events", "started", "command"]
+    keys = ["format", "kind", "identity", "config", "device", "versions", "events", "started", "command", "bos_share"]
     data = json.loads(whole)
     assert list(data) == keys
     path.write_text(json.dumps({**data, "future": {"a": [1, None]}}))

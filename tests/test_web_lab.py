@@ -27,6 +27,7 @@ from positron_mini.find import list_runs
 from positron_mini.runs import RunFolder
 from positron_mini.store import run_logs
 from positron_mini.store.run_logs import read_log
+from positron_mini.store.run_record import read_record
 from positron_mini.store.run_state import look
 from positron_mini.store.writer import writer_of
 from positron_mini.tokenizer import BOS, Tokenizer
@@ -236,12 +237,15 @@ def test_a_step_is_the_model_that_was_saved_there(client: httpx.Client, runs: Pa
 def test_runs_are_listed_with_how_far_they_are_and_strange_ones_say_what_is_wrong(client: httpx.Client, runs: Path) -> None:
     (run, strange) = sorted(client.get("/lab/api/runs").json()["runs"], key=lambda run: run["name"])
     assert strange["name"] == "strange" and "strange/run.json" in strange["damaged"]
+    recorded = read_record(runs / "base")
+    assert recorded is not None and recorded.bos_share
     assert run == {
         "name": "base",
         "kind": "pretrain",
         "damaged": "",
         "reference": None,
         "vocab_size": 512,
+        "bos_share": recorded.bos_share,
         "batch_tokens": 512,
         "horizon": 30,
         "steps": RunFolder(runs / "base").steps(),

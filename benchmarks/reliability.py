@@ -4,8 +4,9 @@ python benchmarks/reliability.py --run        run every test that carries the id
 python benchmarks/reliability.py --run C L    the same for some groups of rows; the results of the others are kept
 python benchmarks/reliability.py              write the page from the kept results
 
-The page is made from ROWS below, from the names of the tests (`test_C5_...` shows row C5) and from two files of measured results:
-docs/results/reliability.json, which --run writes, and docs/results/kill_runs.json, which benchmarks/kill_runs.py writes with --out.
+The page is made from ROWS below, from benchmarks/fault_kinds.md, from the names of the tests (`test_C5_...` shows row C5) and from two
+files of measured results: docs/results/reliability.json, which --run writes, and docs/results/kill_runs.json, which
+benchmarks/kill_runs.py writes with --out.
 tests/faults/test_fault_page.py fails when a row that matters has no test, and when the page is not what this script would write.
 """
 
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "docs" / "results" / "reliability.json"
 KILLS = ROOT / "docs" / "results" / "kill_runs.json"
-TEST_NAME = re.compile(r"test_([CLTDS]\d+)_")
+KINDS = ROOT / "benchmarks" / "fault_kinds.md"
+TEST_NAME = re.compile(r"test_([CLTDSFXO]\d+)_")
 
 
 class Row(NamedTuple):
@@ -42,7 +44,16 @@ class Row(NamedTuple):
     promise: str
 
 
-GROUPS = {"C": "Checkpoints", "L": "Loading files", "T": "Training", "D": "Data", "S": "The server"}
+GROUPS = {
+    "C": "Checkpoints",
+    "L": "Loading files",
+    "T": "Training",
+    "D": "Data",
+    "S": "The server",
+    "F": "Files that are not ours",
+    "X": "Code that is not ours",
+    "O": "One bad thing among good ones",
+}
 ROWS = [
     Row("C1", "P0", "stopped at any step and started again, pretraining and fine-tuning",
         "weights, optimizer state and log equal byte for byte those of a run that was never stopped"),
@@ -138,6 +149,36 @@ ROWS = [
         "letters, never control tokens"),
     Row("S13", "P1", "thousands of requests; SIGTERM during an answer",
         "memory and files stay flat; it drains and frees the port"),
+    Row("F1", "P0", "a person's own files in a run folder, under any name, links among them",
+        "never written, cut or deleted; only names that this program made are"),
+    Row("F2", "P0", "a link in a run folder that leads out of it",
+        "never followed when something is moved or deleted; what `runs prune` lists is what goes"),
+    Row("F3", "P0", "a run copied by any usual means, with `latest` and `best` as folders, as files or missing",
+        "generates from its newest whole step and goes on; nothing that differs is thrown away"),
+    Row("F4", "P0", "`runs prune` on a full disk",
+        "frees space without writing a byte first"),
+    Row("F5", "P0", "`runs`, `export`, `verify`, the lab beside a training that saves and drops steps",
+        "a whole step, or the next one"),
+    Row("F6", "P0", "a FIFO, a device or a link to one in place of a file",
+        "refused at once in one sentence; nothing waits and no memory is taken"),
+    Row("X1", "P0", "`numpy.py`, `queue.py`, `torch.py` lying beside a text",
+        "never run, by no process that this program starts"),
+    Row("X2", "P0", "compiled kernels that are cut, zeroed, empty, foreign or in a folder that others can write to",
+        "never loaded; built anew, or PyTorch computes, with the true reason"),
+    Row("X3", "P1", "a compiler that hangs",
+        "said at once, ended with all its children, not tried again at every start"),
+    Row("O1", "P0", "one run, log line or tokenizer with values that are odd, huge or of another type",
+        "that one is shown as damaged, the others as ever; work in proportion to its size"),
+    Row("O2", "P1", "a log of hundreds of thousands of lines, asked for several times at once",
+        "read in bounded pieces, in bounded memory"),
+    Row("O3", "P0", "a small file that unpacks to gigabytes",
+        "read in bounded pieces, or refused"),
+    Row("O4", "P1", "weights that are finite and so large that what is computed from them is not",
+        "one sentence; never NaN in JSON, never a server error"),
+    Row("O5", "P1", "fine-tuned runs in the lab, before a model was loaded and while they train",
+        "listed, charted and named as what they are"),
+    Row("O6", "P1", "a measurement on a busy machine",
+        "not stored as a verdict that later runs obey"),
 ]  # fmt: skip
 
 
@@ -257,7 +298,7 @@ def page() -> str:
     for letter, title in GROUPS.items():
         parts.append(f"\n### {title}\n\n{HEAD}")
         parts.extend(_row_line(row, tests.get(row.id, []), results["rows"].get(row.id)) for row in ROWS if row.id.startswith(letter))
-    return "".join([*parts, END])
+    return "".join([*parts, "\n", KINDS.read_text(), END])
 
 
 def _row_line(row: Row, tests: list[tuple[str, str]], result: dict[str, Any] | None) -> str:

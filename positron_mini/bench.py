@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from positron_mini import checkpoint, children
+from positron_mini import checkpoint
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
 from positron_mini.corpus import storyworld
 from positron_mini.corpus.files import list_files
 from positron_mini.decoder import Decoder, Weights
+from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.generate import draws
 from positron_mini.model import GPT

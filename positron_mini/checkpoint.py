@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, DroppedError, NonFiniteError, TokenizerError
-from positron_mini.ours import open_regular, read_small
+from positron_mini.own_files import open_regular, read_small
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.steps import step_name as step_name
 from positron_mini.store.steps import step_number as step_number

@@ -24,7 +24,7 @@ from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model_card import MARK, model_card
 from positron_mini.opening import STORY, opening_of
-from positron_mini.ours import open_regular
+from positron_mini.own_files import open_regular
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from positron_mini.errors import FULL_DISK, PositronError, from_os_error
-from positron_mini.ours import (
+from positron_mini.own_files import (
     MAX_JSON_BYTES,
     Made,
     check_size,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini.errors import DataError, from_os_error
-from positron_mini.ours import open_regular
+from positron_mini.own_files import open_regular
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Indices = NDArray[np.int64]

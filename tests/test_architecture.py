@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 RANKS = [
     "",  # the version
     "errors",
-    "children",
+    "device.children",
     "command",
     "escaping",
-    "ours",
+    "own_files",
     "files",
     "opening",
     "config",
@@ -61,7 +61,7 @@ RANKS = [
     "resolve",
     "pace",
     "session",
-    "quiet",
+    "device.quiet",
     "announce",
     "budget",
     "pretrain",
@@ -312,7 +312,7 @@ def test_a_backend_that_is_named_is_found(line: str) -> None:
 
 
 def test_only_the_command_line_and_the_chat_print() -> None:
-    assert not everywhere(prints, "cli", "chat")
+    assert not everywhere(prints, "cli", "chat.session")
     assert prints(ast.parse("def f():\n    print(1)")) == ["2"]
 
 

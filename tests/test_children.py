@@ -15,9 +15,10 @@ import pytest
 import torch
 from test_architecture import dotted, everywhere, sources
 
-from positron_mini import children, device
+from positron_mini import device
 from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress
+from positron_mini.device import children
 from positron_mini.doctor import isolate
 from positron_mini.doctor.examine import Scope
 from positron_mini.doctor.subject import Subject

@@ -23,12 +23,12 @@ from positron_mini import device as devices
 from positron_mini.announce import fastest
 from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine, Verdict
+from positron_mini.device.quiet import Usage
 from positron_mini.doctor import examine as examining
 from positron_mini.doctor import isolate, kernels, report, speed, training
 from positron_mini.doctor.examine import Examination, Scope, checks_of, examine
 from positron_mini.doctor.speed import Pace, hopeless_bf16, time_small_product
 from positron_mini.doctor.subject import Check, Subject
-from positron_mini.quiet import Usage
 
 GIB = 1 << 30
 # memory for two rows of TinyGPT at once, so that the largest product has 16 million results

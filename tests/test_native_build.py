@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from positron_mini import children, device, native
+from positron_mini import device, native
+from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.native import build, layout, trial
 from positron_mini.resolve import resolve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from positron_mini.quiet import Ratio, Usage, disturbance, paired, usage
+from positron_mini.device.quiet import Ratio, Usage, disturbance, paired, usage
 
 
 def test_O6_a_small_share_disturbs_only_where_other_programs_had_the_rest() -> None:

@@ -79,8 +79,8 @@ def _dispatch(words: list[str]) -> int:
 
         near = get_close_matches(words[0], COMMANDS, 1)
         return _show(f"unknown command {words[0]!r}", f"positron {near[0]} -h" if near else "positron --help", 2)
-    from positron_mini.children import safe_settings
     from positron_mini.device import prepare_environment
+    from positron_mini.device.children import safe_settings
 
     os.environ.update(safe_settings(os.environ) | prepare_environment(os.environ, platform.system()))
     module = importlib.import_module(f"positron_mini.cli.{COMMANDS[words[0]][0]}")

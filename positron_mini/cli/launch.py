@@ -30,7 +30,7 @@ def launch(words: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    from positron_mini import children
+    from positron_mini.device import children
 
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo asks for the address of the host's name, which not every host knows

@@ -14,7 +14,7 @@ from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
 from positron_mini.errors import RunError
-from positron_mini.ours import foreign, is_nobodys, size_of
+from positron_mini.own_files import foreign, is_nobodys, size_of
 
 if TYPE_CHECKING:
     from positron_mini.runs import RunFolder

@@ -28,7 +28,7 @@ from positron_mini.corpus.listing import (
 )
 from positron_mini.errors import DiskFullError, from_os_error
 from positron_mini.files import sha256_of, translate_os_errors
-from positron_mini.ours import refuse_link
+from positron_mini.own_files import refuse_link
 
 Say = Callable[[str], None]
 CHUNK_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from positron_mini import files
 from positron_mini.corpus.files import list_files
 from positron_mini.corpus.report import Say
 from positron_mini.errors import PositronError
-from positron_mini.ours import open_own
+from positron_mini.own_files import open_own
 
 _FORMAT = 1
 _ENTRIES = 200

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron_mini.children import find_program
+from positron_mini.device.children import find_program
 from positron_mini.device.verdict import DeviceName, Verdict, read_verdict, verdict_path
 from positron_mini.errors import UsageError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from positron_mini import files
-from positron_mini.ours import read_small
+from positron_mini.own_files import read_small
 
 DeviceName = Literal["cpu", "mps", "cuda"]
 Precision = Literal["fp32", "bf16"]

@@ -11,9 +11,9 @@ import torch
 from positron_mini import device as devices
 from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine
+from positron_mini.device.quiet import paired, usage
 from positron_mini.doctor import kernels, speed, training
 from positron_mini.doctor.subject import Check, Subject, one_thread
-from positron_mini.quiet import paired, usage
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from positron_mini import children
-from positron_mini.device import Machine
+from positron_mini.device import Machine, children
 from positron_mini.doctor.examine import Examination, Scope, examine
 from positron_mini.doctor.subject import Check, Subject
 

@@ -20,8 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from positron_mini import children, files
 from positron_mini import device as devices
+from positron_mini import files
+from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.native.layout import has_all
 

@@ -26,7 +26,7 @@ from positron_mini.corpus.report import Progress, Say
 from positron_mini.corpus.split import sample_of
 from positron_mini.device import usable_cores
 from positron_mini.errors import DataError, PositronError, TokenizerError
-from positron_mini.ours import temporary_name
+from positron_mini.own_files import temporary_name
 from positron_mini.prepare.parts import LEFT_OUT, TRAIN, Part, Sides, Tally, routed
 from positron_mini.prepare.scan import FORMAT, Plan, Scan, do_parts, make_plan, scan_text
 from positron_mini.prepare.unfinished import Origin, unfinished_folder

@@ -24,9 +24,10 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from positron_mini import children, errors, files
+from positron_mini import errors, files
 from positron_mini.corpus.reading import ReadStats
 from positron_mini.corpus.report import Progress
+from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.prepare.parts import Part, Sides, Tell, encode_part, routed, scan_part
 from positron_mini.tokenizer import Tokenizer, WordEncoder, train_tokenizer

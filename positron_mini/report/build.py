@@ -6,7 +6,7 @@ from pathlib import Path
 
 from positron_mini import files
 from positron_mini.errors import PositronError
-from positron_mini.ours import refuse_link
+from positron_mini.own_files import refuse_link
 from positron_mini.report import plots
 from positron_mini.report.corpus import remember
 from positron_mini.report.evolution import Evolution

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from positron_mini import files
 from positron_mini.errors import PositronError, RunError, UsageError
-from positron_mini.ours import open_regular
+from positron_mini.own_files import open_regular
 
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
 LOGS = (*STEP_LOGS, "events.jsonl")  # every line file of a run

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from positron_mini import files
 from positron_mini.errors import FULL_DISK, PositronError, RunError
-from positron_mini.ours import refuse_link
+from positron_mini.own_files import refuse_link
 
 LOCK, OWNER = ".lock", ".lock.json"
 LOOKS_S = 0.3  # a program that only looks whether somebody trains here holds the lock for less

@@ -20,7 +20,7 @@ import sentencepiece
 from positron_mini import files
 from positron_mini.device import usable_cores
 from positron_mini.errors import TokenizerError
-from positron_mini.ours import open_regular
+from positron_mini.own_files import open_regular
 from positron_mini.tokenizer.model_file import (
     BOS,
     EOS,

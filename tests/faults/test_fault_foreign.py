@@ -22,7 +22,7 @@ from positron_mini import checkpoint as ckpt
 from positron_mini.corpus.memo import locked
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.find import find_checkpoint, find_model, read_found
-from positron_mini.ours import foreign, leftovers
+from positron_mini.own_files import foreign, leftovers
 from positron_mini.prepare.unfinished import Origin, unfinished_folder
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import LOGS
@@ -640,7 +640,7 @@ def test_F6_what_is_no_file_in_the_cache_or_as_a_tokenizer_is_not_waited_for(wor
 
 @pytest.mark.parametrize("limit", [0, 1, 5])
 def test_F6_a_file_of_exactly_the_limit_is_read_and_one_byte_more_is_not(tmp_path: Path, limit: int) -> None:
-    from positron_mini.ours import read_small
+    from positron_mini.own_files import read_small
 
     path = tmp_path / "file"
     path.write_bytes(b"x" * limit)

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from positron_mini import files
 from positron_mini.checkpoint import Checkpoint, load_model
-from positron_mini.corpus.files import read_documents
-from positron_mini.corpus.reading import ReadStats
 from positron_mini.evaluate.bits import score_documents
 from positron_mini.export import Dtype, export_gguf
 from positron_mini.find import find_checkpoint
-from positron_mini.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
+from positron_mini.text.corpus.files import read_documents
+from positron_mini.text.corpus.reading import ReadStats
+from positron_mini.text.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
 
 TARGETS = {"q8_0": 0.5, "q4_0": 6.0}  # percent above f32, at most
 

@@ -36,7 +36,7 @@ from tiny_runs import TINY, forked, positron  # noqa: E402
 from positron_mini import announce, files  # noqa: E402
 from positron_mini.checkpoint import open_checkpoint  # noqa: E402
 from positron_mini.runs import RunFolder  # noqa: E402
-from positron_mini.tokenizer import train_tokenizer  # noqa: E402
+from positron_mini.text.tokenizer import train_tokenizer  # noqa: E402
 
 Say = Callable[[str], None]
 STEPS, SAVE_EVERY = 12, 4

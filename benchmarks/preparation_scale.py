@@ -32,8 +32,8 @@ import paired
 import psutil
 from paired import Row, say
 
-from positron_mini.corpus import storyworld
-from positron_mini.corpus.files import ReadStats, read_documents
+from positron_mini import storyworld
+from positron_mini.text.corpus.files import ReadStats, read_documents
 
 SEPARATOR = "\n<|endoftext|>\n"
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]

@@ -40,8 +40,8 @@ def work(job: Row) -> None:
     from positron_mini.config import TrainConfig, model_config
     from positron_mini.model import GPT
     from positron_mini.optim import build_optimizer, make_schedule
-    from positron_mini.prepare import prepare_corpus
     from positron_mini.pretrain import TokenBatches
+    from positron_mini.text.prepare import prepare_corpus
     from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
     torch.set_num_threads(job["threads"])
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures go (default results/processes-WHAT.json)")
     flags = parser.parse_args()
     from positron_mini.config import preset
-    from positron_mini.prepare import prepare_corpus
+    from positron_mini.text.prepare import prepare_corpus
 
     config = flags.config or ("PicoGPT" if flags.what == "equal" else "TinyGPT")
     steps = flags.steps or {"equal": 50, "speed": 6, "bytes": 4}[flags.what]

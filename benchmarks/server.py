@@ -32,7 +32,7 @@ from positron_mini.checkpoint import model_files, write_checkpoint
 from positron_mini.config import ModelConfig, TrainConfig, model_config
 from positron_mini.model import GPT
 from positron_mini.model_card import step_card
-from positron_mini.tokenizer import BOS, Tokenizer, train_tokenizer
+from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
 
 CLIENTS = 64
 PARTS = ("first", "crowd", "score", "refusals", "page", "soak")

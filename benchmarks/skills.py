@@ -24,10 +24,10 @@ from positron_mini.evaluate.story_metrics import COPIED_WORDS, LOOPED_WORDS, sto
 from positron_mini.files import write_text
 from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
-from positron_mini.prepare import Prepared
 from positron_mini.report.corpus import COUNTED_TOKENS, bigram_probabilities, open_prepared, unigram_probabilities
 from positron_mini.report.learned import binomial_tail, holm, title
 from positron_mini.store.run_history import RunHistory, read_run
+from positron_mini.text.prepare import Prepared
 
 UNTRAINED_SEEDS = 5
 LEVEL = 0.01  # of each joint test

@@ -25,8 +25,8 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from positron_mini import files
-from positron_mini.corpus.storyworld import check_story, entropy_bits_per_byte, stories
-from positron_mini.corpus.storyworld.corrupt import CORRUPTIONS, corrupted
+from positron_mini.storyworld import check_story, entropy_bits_per_byte, stories
+from positron_mini.storyworld.corrupt import CORRUPTIONS, corrupted
 
 WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 GZIP_BYTES = 4_000_000

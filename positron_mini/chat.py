@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini import files
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.config import SampleConfig
 from positron_mini.errors import DataError, PositronError, UsageError
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.chat_format import Message, encode_chat
+from positron_mini.text.tokenizer import BOS, Tokenizer
 
 if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint

@@ -21,7 +21,7 @@ from positron_mini.own_files import open_regular, read_small
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.steps import step_name as step_name
 from positron_mini.store.steps import step_number as step_number
-from positron_mini.tokenizer import BOS, EOS, PAD, Tokenizer, huggingface_files
+from positron_mini.text.tokenizer import BOS, EOS, PAD, Tokenizer, huggingface_files
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.decoder import quickest
 from positron_mini.errors import NotFiniteOutput
 from positron_mini.model import GPT, KVCache
-from positron_mini.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
+from positron_mini.text.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from positron_mini.chat_format import Message, Role
-from positron_mini.corpus.rows import is_message, kind_of_value
+from positron_mini.text.chat_format import Message, Role
+from positron_mini.text.corpus.rows import is_message, kind_of_value
 
 
 @dataclass(frozen=True)

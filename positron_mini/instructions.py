@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from positron_mini.chat_format import Encoded, Message, encode_chat
-from positron_mini.corpus.files import kind_of
-from positron_mini.corpus.rows import read_rows, way_to_convert
-from positron_mini.corpus.split import normalised_key
 from positron_mini.errors import DataError
 from positron_mini.instruction_formats import FORMATS, WrongRow, read_row
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.chat_format import Encoded, Message, encode_chat
+from positron_mini.text.corpus.files import kind_of
+from positron_mini.text.corpus.rows import read_rows, way_to_convert
+from positron_mini.text.corpus.split import normalised_key
+from positron_mini.text.tokenizer import Tokenizer
 
 _LONG_QUESTION_WORDS = 40  # a question with its own text to read: it, not the answer, says what the row is about
 _TELLING_ANSWER_WORDS = 4  # shorter answers ("Yes.", "A red ball.") are shared by rows that have nothing else in common

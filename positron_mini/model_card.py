@@ -12,12 +12,12 @@ from typing import Any
 
 from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
-from positron_mini.corpus.sources import note_of
 from positron_mini.errors import PositronError
 from positron_mini.escaping import escaped, visible
 from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
 from positron_mini.store.run_record import RunRecord, read_record
-from positron_mini.tokenizer import IM_END
+from positron_mini.text.corpus.sources import note_of
+from positron_mini.text.tokenizer import IM_END
 
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
 MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours

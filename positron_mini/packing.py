@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from positron_mini.chat_format import Encoded
 from positron_mini.model import IGNORED
-from positron_mini.tokenizer import PAD
-from positron_mini.tokens import Ids, Indices, epoch_order
+from positron_mini.text.chat_format import Encoded
+from positron_mini.text.tokenizer import PAD
+from positron_mini.text.tokens import Ids, Indices, epoch_order
 from positron_mini.trainer import Batch
 
 WIDTH_STEP = 64  # rows are a multiple of this wide: few shapes, so that memory and kernels are reused

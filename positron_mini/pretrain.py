@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from positron_mini import budget, tokens
+from positron_mini import budget
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.announce import describe
@@ -39,7 +39,6 @@ from positron_mini.opening import STORY, openings
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request
-from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.recorder import Follower, Recorder, Recording
 from positron_mini.resolve import (
     batch_checks,
@@ -59,7 +58,9 @@ from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text import tokens
+from positron_mini.text.prepare import Prepared, prepare_corpus
+from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 

@@ -15,10 +15,10 @@ from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.native import training
 from positron_mini.plain import replaced
-from positron_mini.prepare import Prepared, default_tokenizer_path
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_record import RunRecord
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.prepare import Prepared, default_tokenizer_path
+from positron_mini.text.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}

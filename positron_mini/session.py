@@ -25,7 +25,7 @@ from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.trainer import StopFlag, Trainer
 
 Say = Callable[[str], None]

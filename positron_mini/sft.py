@@ -9,7 +9,6 @@ from typing import Any
 
 from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
-from positron_mini.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
 from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
@@ -22,7 +21,6 @@ from positron_mini.model_card import step_card
 from positron_mini.optim import build_optimizer
 from positron_mini.packing import PackedBatches, Stories
 from positron_mini.plan import Plan, Request
-from positron_mini.prepare import Prepared, prepare_corpus
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
@@ -32,7 +30,9 @@ from positron_mini.store.choice import in_words
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord
 from positron_mini.store.run_state import look
-from positron_mini.tokenizer import EOS
+from positron_mini.text.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
+from positron_mini.text.prepare import Prepared, prepare_corpus
+from positron_mini.text.tokenizer import EOS
 from positron_mini.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 

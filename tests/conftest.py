@@ -19,7 +19,7 @@ from tiny_runs import build_workshop, copied
 from positron_mini import native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub, even by way of transformers
 os.environ["PATH"] = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))  # `positron`, as for a user

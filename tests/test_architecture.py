@@ -25,11 +25,11 @@ RANKS = [
     "config",
     "curve",
     "device",
-    "corpus",
-    "tokenizer",
-    "tokens",
-    "prepare",
-    "chat_format",
+    "text.corpus",
+    "text.tokenizer",
+    "text.tokens",
+    "text.prepare",
+    "text.chat_format",
     "instruction_formats",
     "instructions",
     "model",
@@ -221,7 +221,7 @@ def test_the_table_names_nothing_that_is_not_there() -> None:
         ("model", "from positron_mini.trainer import Trainer"),
         ("model", "def f():\n    from positron_mini import trainer"),
         ("errors", "import positron_mini.config"),
-        ("tokenizer.spm", "from positron_mini import tokens"),
+        ("text.tokenizer.spm", "from positron_mini import tokens"),
         ("brand_new", "import json"),
     ],
 )
@@ -270,7 +270,7 @@ def at_import(module: str, seen: set[str]) -> set[str]:
     return found - {PACKAGE}
 
 
-@pytest.mark.parametrize("module", ["cli", "errors", "files", "config", "device", "checkpoint", "tokenizer"])
+@pytest.mark.parametrize("module", ["cli", "errors", "files", "config", "device", "checkpoint", "text.tokenizer"])
 def test_heavy_libraries_are_not_imported_where_they_can_wait(module: str) -> None:
     heavy = {"torch", "pyarrow", "matplotlib", "transformers", "huggingface_hub"}
     if module == "cli":

@@ -13,7 +13,7 @@ from tiny_models import lively_model, shape, text_like_ids
 from positron_mini.evaluate import bits
 from positron_mini.evaluate.bits import Score, line_logprobs, score_documents, score_texts, token_logprobs
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 
 def document(length: int, seed: int = 0) -> list[int]:

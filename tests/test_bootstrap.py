@@ -15,10 +15,10 @@ from positron_mini import budget
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
-from positron_mini.corpus import sources
 from positron_mini.device import Machine
-from positron_mini.prepare import pipeline
 from positron_mini.runs import RunFolder
+from positron_mini.text.corpus import sources
+from positron_mini.text.prepare import pipeline
 
 _FLAGS = (
     "--tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 --context_len 64 --batch_tokens 512 "
@@ -145,7 +145,7 @@ def test_without_a_network_it_trains_on_the_story_world_and_uses_it_again(
     record = RUN.read()
     assert record is not None and record.config["dataset_path"] == "data/storyworld.txt"
     os.rename("runs/mine", "runs/first")
-    monkeypatch.setattr("positron_mini.corpus.hub.hub_reachable", fail)  # what is here needs no asking
+    monkeypatch.setattr("positron_mini.text.corpus.hub.hub_reachable", fail)  # what is here needs no asking
     result = start("--steps", "2", dataset=None)
     assert result.code == 0 and "data/storyworld.txt is already there" in result.err
     assert trained(Path("runs/first"), 2) == trained(RUN.path, 2)

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenizer import LOOKALIKES, story_tokenizer, texts
 
-from positron_mini.chat_format import CHAT_TEMPLATE, Message, encode_chat, show_mask_lines
 from positron_mini.errors import DataError, TokenizerError
-from positron_mini.tokenizer import BOS, IM_END, IM_START, Tokenizer, huggingface_files, train_tokenizer
+from positron_mini.text.chat_format import CHAT_TEMPLATE, Message, encode_chat, show_mask_lines
+from positron_mini.text.tokenizer import BOS, IM_END, IM_START, Tokenizer, huggingface_files, train_tokenizer
 
 conversations = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts), max_size=5)
 

@@ -17,7 +17,7 @@ from positron_mini.chat import CHAT_SETTINGS
 from positron_mini.cli.terminal import is_open_block, printable, without_quotes
 from positron_mini.config import SampleConfig
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tiny_runs import needs_fork
 from positron_mini import files, generate
 from positron_mini.cli import main
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 pexpect = pytest.importorskip("pexpect")
 fdpexpect = pytest.importorskip("pexpect.fdpexpect")

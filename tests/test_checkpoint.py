@@ -25,7 +25,7 @@ from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, PositronError
 from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 FILES = [
     "README.md", "config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json", "tokenizer.model",

@@ -16,14 +16,14 @@ import torch
 from test_architecture import dotted, everywhere, sources
 
 from positron_mini import device
-from positron_mini.corpus.reading import ReadStats
-from positron_mini.corpus.report import Progress
 from positron_mini.device import children
 from positron_mini.doctor import isolate
 from positron_mini.doctor.examine import Scope
 from positron_mini.doctor.subject import Subject
-from positron_mini.prepare.parts import list_parts
-from positron_mini.prepare.workers import Job, run
+from positron_mini.text.corpus.reading import ReadStats
+from positron_mini.text.corpus.report import Progress
+from positron_mini.text.prepare.parts import list_parts
+from positron_mini.text.prepare.workers import Job, run
 
 ROOT = Path(__file__).parent.parent
 TRAP = "import os\nwith open({hits!r}, 'a') as hits: hits.write(__name__ + ' ')\nraise ImportError('a file of the current folder')\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from positron_mini.corpus.clean import CleanStats, clean_stories, clean_story
+from positron_mini.text.corpus.clean import CleanStats, clean_stories, clean_story
 
 
 @pytest.mark.parametrize(

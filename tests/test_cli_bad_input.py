@@ -19,7 +19,7 @@ from positron_mini.checkpoint import write_manifest
 from positron_mini.cli.flags import parse
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
-from positron_mini.tokenizer import train_tokenizer
+from positron_mini.text.tokenizer import train_tokenizer
 
 STEP = "runs/base/step_000030"
 BASE = ("--out_dir", "runs/base")

@@ -160,7 +160,7 @@ def test_a_new_tokenizer_gets_the_vocabulary_of_the_preset_wherever_it_is_writte
         asked.append(vocab_size)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("positron_mini.prepare.prepare_corpus", refuse)
+    monkeypatch.setattr("positron_mini.text.prepare.prepare_corpus", refuse)
     for place in ([], ["--tokenizer_path", "new.model"]):
         positron("prepare", "--dataset", "text.txt", "--config", "PicoGPT", *place, *words)
     positron("prepare", "--dataset", "text.txt", "--config", "PicoGPT", "--tokenizer_path", "spm.model")

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron_mini.corpus import cuts, reading, split
-from positron_mini.corpus import files as corpus_files
-from positron_mini.corpus.files import ReadStats, list_files, list_pieces, read_documents, read_piece
-from positron_mini.corpus.split import (
+from positron_mini.errors import DataError
+from positron_mini.text.corpus import cuts, reading, split
+from positron_mini.text.corpus import files as corpus_files
+from positron_mini.text.corpus.files import ReadStats, list_files, list_pieces, read_documents, read_piece
+from positron_mini.text.corpus.split import (
     KeyBlock,
     KeyTable,
     exact_key,
@@ -28,7 +29,6 @@ from positron_mini.corpus.split import (
     split_documents,
     validation_share,
 )
-from positron_mini.errors import DataError
 
 SEP = "<|endoftext|>"
 
@@ -373,7 +373,7 @@ def test_punctuation_words_and_accents_are_kept_apart(other: str) -> None:
 def test_the_key_of_a_long_text_is_that_of_the_whole(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         whole = normalised_key(text)
-        patch.setattr("positron_mini.corpus.split._PIECE_CHARS", 3)
+        patch.setattr("positron_mini.text.corpus.split._PIECE_CHARS", 3)
         assert normalised_key(text) == whole
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     assert whole == exact_key(" ".join(folded.split()).encode())
@@ -434,7 +434,7 @@ def test_D1_one_story_cannot_be_split(texts: list[str], message: str) -> None:
 def test_copies_are_found_bucket_by_bucket_as_by_a_set(numbers: list[int], bucket: int) -> None:
     table = table_of([f"story {number}" for number in numbers])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("positron_mini.corpus.split._BUCKET_KEYS", bucket)
+        patch.setattr("positron_mini.text.corpus.split._BUCKET_KEYS", bucket)
         first = first_of_each(table.exact, len(table))
         shared = split._also_in(table_of(["Story 3", "story 5"]), table)
     assert first.tolist() == [number not in numbers[:place] for place, number in enumerate(numbers)]

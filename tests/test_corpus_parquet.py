@@ -15,9 +15,9 @@ from faults.harness import cost
 from made_stories import made_stories
 from tiny_runs import needs_fork
 
-from positron_mini.corpus import parquet
-from positron_mini.corpus.files import ReadStats, list_pieces, read_documents, read_piece
 from positron_mini.errors import DataError
+from positron_mini.text.corpus import parquet
+from positron_mini.text.corpus.files import ReadStats, list_pieces, read_documents, read_piece
 
 MB = 1 << 20
 

@@ -20,7 +20,6 @@ from tiny_models import lively_model, shape
 from tiny_runs import digests, forked, listing, needs_fork, positron
 
 from positron_mini import files
-from positron_mini.chat_format import CHAT_TEMPLATE
 from positron_mini.checkpoint import (
     Checkpoint,
     load_model,
@@ -35,7 +34,8 @@ from positron_mini.export import Exported, export_gguf, export_huggingface, tens
 from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
 from positron_mini.model_card import step_card
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.chat_format import CHAT_TEMPLATE
+from positron_mini.text.tokenizer import Tokenizer
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 GGUF_NAMES = {

@@ -27,7 +27,7 @@ from positron_mini.generate import (
     stream,
 )
 from positron_mini.model import GPT, KVCache
-from positron_mini.tokenizer import BOS, UNK, Tokenizer
+from positron_mini.text.tokenizer import BOS, UNK, Tokenizer
 
 NONE = torch.tensor([], dtype=torch.long)
 PLAIN = SampleConfig(temperature=1.0)

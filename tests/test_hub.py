@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from fake_hub import COMMIT, FakeHub
 
-from positron_mini.corpus import download, listing
-from positron_mini.corpus.clean import CleanStats
-from positron_mini.corpus.hub import (
+from positron_mini.errors import DataError, DiskFullError, PositronError, UsageError
+from positron_mini.text.corpus import download, listing
+from positron_mini.text.corpus.clean import CleanStats
+from positron_mini.text.corpus.hub import (
     HubError,
     HubUnreachableError,
     Patience,
@@ -26,7 +27,6 @@ from positron_mini.corpus.hub import (
     write_dataset,
     write_tinystories,
 )
-from positron_mini.errors import DataError, DiskFullError, PositronError, UsageError
 
 REPO = "roneneldan/TinyStories"
 TRAIN, VALID = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
@@ -248,7 +248,7 @@ def test_tinystories_whole(hub: FakeHub, patience: Patience, tmp_path: Path) -> 
 def test_the_beginning_of_tinystories_ends_with_a_whole_story(
     hub: FakeHub, patience: Patience, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("positron_mini.corpus.hub.READ_BYTES", 7)  # separators lie across blocks
+    monkeypatch.setattr("positron_mini.text.corpus.hub.READ_BYTES", 7)  # separators lie across blocks
     width = len(STORIES[0]) + len("\n<|endoftext|>\n")
     first_bytes = 5 * width + STORIES[5].index(" Tom said")  # cut after a sentence, but not after the story
     text = fetch_tinystories(tmp_path, first_bytes=first_bytes, say=said, patience=patience)

@@ -14,7 +14,7 @@ from positron_mini.checkpoint import load_model, model_files, open_checkpoint, w
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.generate import generate
 from positron_mini.model import GPT
-from positron_mini.tokenizer import UNK, Tokenizer
+from positron_mini.text.tokenizer import UNK, Tokenizer
 
 CONFIGS = {
     "grouped heads, head_dim != width / heads": shape(),

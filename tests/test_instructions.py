@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_tokenizer import story_tokenizer
 
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.errors import DataError
 from positron_mini.instruction_formats import join_input
 from positron_mini.instructions import (
@@ -24,9 +23,10 @@ from positron_mini.instructions import (
     report_lines,
     split_conversations,
 )
+from positron_mini.text.chat_format import Message, encode_chat
 
 GOOD = '{"instruction": "Say hi.", "output": "Hi."}'
-HANDWRITTEN = Path(str(files("positron_mini.corpus").joinpath("instructions_handwritten.jsonl")))
+HANDWRITTEN = Path(str(files("positron_mini.text.corpus").joinpath("instructions_handwritten.jsonl")))
 
 
 def jsonl(folder: Path, *lines: str | bytes, end: str = "\n") -> Path:
@@ -199,7 +199,7 @@ def test_paths_that_hold_no_file_are_named(tmp_path: Path, monkeypatch: pytest.M
         read_conversations(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         read_conversations("a\0b")
-    monkeypatch.setattr("positron_mini.corpus.rows.MAX_LINE_BYTES", 20)
+    monkeypatch.setattr("positron_mini.text.corpus.rows.MAX_LINE_BYTES", 20)
     with pytest.raises(DataError, match="line 1: longer than 20 bytes"):
         read_conversations(jsonl(tmp_path, GOOD), skip_bad=True)
 

@@ -18,7 +18,7 @@ TASK_STARTS = (
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
-RAW = files("positron_mini.corpus").joinpath("instructions_handwritten.jsonl").read_bytes()
+RAW = files("positron_mini.text.corpus").joinpath("instructions_handwritten.jsonl").read_bytes()
 ROWS: list[dict[str, str]] = [json.loads(line) for line in RAW.decode("utf-8").split("\n")[:-1]]
 
 

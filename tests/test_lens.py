@@ -9,7 +9,6 @@ import torch
 from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor, nn
 
-from positron_mini.chat_format import Message, encode_chat, show_mask_lines
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.errors import TokenizerError
 from positron_mini.evaluate.bits import line_logprobs
@@ -24,7 +23,8 @@ from positron_mini.lens import (
     token_views,
 )
 from positron_mini.model import GPT, Attention
-from positron_mini.tokenizer import BOS, UNK, Tokenizer
+from positron_mini.text.chat_format import Message, encode_chat, show_mask_lines
+from positron_mini.text.tokenizer import BOS, UNK, Tokenizer
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["grouped heads", "a key for every head"])

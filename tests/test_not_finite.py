@@ -27,7 +27,7 @@ from positron_mini.evaluate.bits import token_logprobs
 from positron_mini.files import json_line
 from positron_mini.generate import Reader, distribution
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 PACKAGE = Path(__file__).parent.parent / "positron_mini"
 QUESTION = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4}

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from tiny_runs import wait_for
 
-from positron_mini import prepare
-from positron_mini.corpus.reading import ReadStats
-from positron_mini.corpus.report import Progress, first_sentence
 from positron_mini.errors import DataError, DiskFullError, PositronError, TokenizerError
-from positron_mini.prepare import Prepared, parts, prepare_corpus, report_lines, scan
-from positron_mini.tokenizer import Tokenizer, train_tokenizer, words
-from positron_mini.tokens import TokenFile
+from positron_mini.text import prepare
+from positron_mini.text.corpus.reading import ReadStats
+from positron_mini.text.corpus.report import Progress, first_sentence
+from positron_mini.text.prepare import Prepared, parts, prepare_corpus, report_lines, scan
+from positron_mini.text.tokenizer import Tokenizer, train_tokenizer, words
+from positron_mini.text.tokens import TokenFile
 
 SEP = "\n<|endoftext|>\n"
 NAMES = ["Lily", "Tom", "Max", "Anna", "Ben", "Mia"]
@@ -322,7 +322,7 @@ def test_a_tokenizer_trained_from_parts_is_that_of_the_whole(source: Path, tmp_p
     assert done.tokenizer.fingerprint == whole.tokenizer.fingerprint and hashes(done.folder) == hashes(whole.folder)
 
 
-PARTS_SCRIPT = SCRIPT.replace("from positron_mini.prepare import", "from positron_mini.prepare import parts, scan,").replace(
+PARTS_SCRIPT = SCRIPT.replace("from positron_mini.text.prepare import", "from positron_mini.text.prepare import parts, scan,").replace(
     "prepare_corpus(Path", "parts.PART_BYTES = scan.PART_BYTES = 3_000\nprepare_corpus(Path"
 )
 

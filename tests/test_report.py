@@ -38,7 +38,7 @@ from positron_mini.report.short import short_form
 from positron_mini.report.timeline import compare_texts, shown_steps, timelines
 from positron_mini.store.run_history import read_run
 from positron_mini.store.run_logs import SkillScore
-from positron_mini.tokenizer import BOS
+from positron_mini.text.tokenizer import BOS
 
 
 @pytest.fixture

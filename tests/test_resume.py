@@ -31,7 +31,7 @@ from positron_mini import files
 from positron_mini.checkpoint import open_checkpoint
 from positron_mini.find import find_checkpoint
 from positron_mini.runs import RunFolder
-from positron_mini.tokenizer import train_tokenizer
+from positron_mini.text.tokenizer import train_tokenizer
 
 BASE = Path("runs/base")  # 30 steps at once, the cool-down begins after step 12
 CUT = Path("cut/base")  # the same run with interruptions; of the same name, which stands in the model cards

@@ -16,10 +16,10 @@ import pytest
 from faults.harness import cost
 from tiny_runs import needs_fork
 
-from positron_mini.corpus import rows
-from positron_mini.corpus.rows import Row, read_rows
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
+from positron_mini.text.corpus import rows
+from positron_mini.text.corpus.rows import Row, read_rows
 
 ROWS = [{"question": f'Q{i}\n"é"', "answer": f"A{i}"} for i in range(3)]
 LINES = "\n".join(map(json.dumps, ROWS))

@@ -25,7 +25,6 @@ from tiny_runs import Result, copied, digests, lines_of, listing, positron, spaw
 
 from positron_mini import checkpoint as ckpt
 from positron_mini import sft
-from positron_mini.chat_format import Encoded, Message, encode_chat
 from positron_mini.cli import quicksft
 from positron_mini.evaluate.bits import Score
 from positron_mini.find import find_checkpoint
@@ -34,7 +33,8 @@ from positron_mini.model import GPT
 from positron_mini.optim import Schedule
 from positron_mini.packing import PackedBatches, Stories
 from positron_mini.runs import RunFolder
-from positron_mini.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.text.chat_format import Encoded, Message, encode_chat
+from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -437,7 +437,7 @@ def test_show_mask_falls_back_to_brackets_where_a_terminal_has_no_colour(bench: 
 
 def test_the_quick_start_adds_generated_rows_and_asks_before_and_after(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generated = rows(50)[40:]
-    monkeypatch.setattr("positron_mini.corpus.storyworld.conversation_rows", lambda seed, n, split: generated[:n])
+    monkeypatch.setattr("positron_mini.storyworld.conversation_rows", lambda seed, n, split: generated[:n])
     long = {"question": "Tell me a story.", "answer": "Tom saw the ball. " * 40}
     write_rows("rows.jsonl", [*rows(), long])
     flags = {**FLAGS, "out_dir": "runs/quick", "epochs": "1", "eval_every": "50"}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import positron
 
-from positron_mini.corpus import storyworld
+from positron_mini import storyworld
 from positron_mini.evaluate import story_metrics
 from positron_mini.evaluate.story_metrics import (
     SuffixIndex,
@@ -27,7 +27,7 @@ from positron_mini.evaluate.story_metrics import (
     train_stories,
     words_of,
 )
-from positron_mini.prepare import Prepared, prepare_corpus
+from positron_mini.text.prepare import Prepared, prepare_corpus
 
 words = st.lists(st.sampled_from("abc"), max_size=24)
 stories = st.lists(words.map(" ".join), max_size=5)

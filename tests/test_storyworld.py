@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from positron_mini.corpus.storyworld import (
+from positron_mini.storyworld import (
     check_document,
     check_request,
     document,
@@ -23,10 +23,10 @@ from positron_mini.corpus.storyworld import (
     story,
     write_corpus,
 )
-from positron_mini.corpus.storyworld.events import events
-from positron_mini.corpus.storyworld.grammar import Alt, Sequence, compile_class, mark_articles, set_articles
-from positron_mini.corpus.storyworld.lexicon import lexicon
-from positron_mini.corpus.storyworld.tales import split_of
+from positron_mini.storyworld.events import events
+from positron_mini.storyworld.grammar import Alt, Sequence, compile_class, mark_articles, set_articles
+from positron_mini.storyworld.lexicon import lexicon
+from positron_mini.storyworld.tales import split_of
 
 MANY = 2_500
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -44,7 +44,7 @@ def test_a_story_depends_on_seed_and_index_alone(told):
 
 
 def test_bytes_do_not_depend_on_the_process():
-    code = "import sys; from positron_mini.corpus.storyworld import write_corpus; write_corpus(sys.stdout.buffer, 3, 12)"
+    code = "import sys; from positron_mini.storyworld import write_corpus; write_corpus(sys.stdout.buffer, 3, 12)"
     places = [{"PYTHONHASHSEED": seed, "PYTHONPATH": ROOT} for seed in ("1", "2")]
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=place).stdout for place in places]
     here = io.BytesIO()
@@ -53,7 +53,7 @@ def test_bytes_do_not_depend_on_the_process():
 
 
 def test_no_module_of_the_story_world_needs_torch_or_numpy():
-    code = "import sys, positron_mini.corpus.storyworld as s; s.story(0, 0); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, positron_mini.storyworld as s; s.story(0, 0); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ROOT})
     assert done.stdout.strip() == "[]"
 

@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from positron_mini.corpus.storyworld import document, entropy_bits_per_byte, recover, request_for, stories
-from positron_mini.corpus.storyworld.requests import OPENINGS
-from positron_mini.corpus.storyworld.teller import Dice
+from positron_mini.storyworld import document, entropy_bits_per_byte, recover, request_for, stories
+from positron_mini.storyworld.requests import OPENINGS
+from positron_mini.storyworld.teller import Dice
 
 
 def test_choices_come_back_from_the_text_alone():

@@ -4,17 +4,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from positron_mini.corpus.storyworld import (
-    Question,
-    Request,
-    check_answer,
-    check_request,
-    questions,
-    request_for,
-    requests,
-    retellings,
-    stories,
-)
+from positron_mini.storyworld import Question, Request, check_answer, check_request, questions, request_for, requests, retellings, stories
 
 WHO = Question("Who found the ball?", "Mia found the ball.", "who", ("Mia",), ("Rusty",))
 WHY = Question("Why was Tim sad?", "Because the kite was lost.", "why", ("kite&lost", "lost it"))

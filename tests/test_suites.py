@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import positron
 
+from positron_mini import storyworld
 from positron_mini.checkpoint import Checkpoint
-from positron_mini.corpus import storyworld
 from positron_mini.evaluate import suites
 from positron_mini.evaluate.suites import Item, chance_of, reading_items, run_suite, tally, wilson
 from positron_mini.instruction_formats import join_input

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_stories import made_stories
 
-import positron_mini.tokenizer.spm as spm
+import positron_mini.text.tokenizer.spm as spm
 from positron_mini.errors import TokenizerError
-from positron_mini.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, Tokenizer, WordEncoder, train_tokenizer
+from positron_mini.text.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, Tokenizer, WordEncoder, train_tokenizer
 
 LOOKALIKES = ["<s>", "</s>", "<unk>", "<pad>", IM_START, IM_END, "<0x0A>", "<0x41>", "<|endoftext|>"]
 texts = st.lists(

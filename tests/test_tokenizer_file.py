@@ -17,9 +17,9 @@ from sentencepiece import sentencepiece_model_pb2
 from test_tokenizer_training import in_a_process
 
 from positron_mini.errors import PositronError, TokenizerError
-from positron_mini.tokenizer import Tokenizer, model_file, train_tokenizer
-from positron_mini.tokenizer.model_file import FIRST_NORMAL
-from positron_mini.tokenizer.spm import RECIPE
+from positron_mini.text.tokenizer import Tokenizer, model_file, train_tokenizer
+from positron_mini.text.tokenizer.model_file import FIRST_NORMAL
+from positron_mini.text.tokenizer.spm import RECIPE
 
 
 @functools.cache

@@ -17,8 +17,8 @@ from test_tokenizer import real_stories, repetitive_tokenizer, story_tokenizer
 from test_tokenizer_training import in_a_process
 
 from positron_mini.errors import TokenizerError
-from positron_mini.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from positron_mini.tokenizer.model_file import SPECIAL_PIECES
+from positron_mini.text.tokenizer import Tokenizer, huggingface_files, train_tokenizer
+from positron_mini.text.tokenizer.model_file import SPECIAL_PIECES
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}{{ '\\n' }}{% endfor %}"
 

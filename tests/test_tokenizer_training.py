@@ -16,7 +16,7 @@ from made_stories import made_stories
 
 import positron_mini
 from positron_mini.errors import DataError, TokenizerError
-from positron_mini.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 
 TRAIN_AND_PRINT = """
 import sys
@@ -141,7 +141,7 @@ def test_a_run_of_a_hundred_thousand_characters_without_a_space_is_learned() -> 
 
 
 def spm_sentences(text: str) -> Iterator[str]:
-    from positron_mini.tokenizer.spm import _sentences
+    from positron_mini.text.tokenizer.spm import _sentences
 
     return _sentences(text)
 

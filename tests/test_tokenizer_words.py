@@ -13,7 +13,7 @@ from made_stories import made_stories
 from test_tokenizer import LOOKALIKES, real_stories, repetitive_tokenizer, story_tokenizer
 
 from positron_mini.errors import TokenizerError
-from positron_mini.tokenizer import Tokenizer, WordEncoder, train_tokenizer, words
+from positron_mini.text.tokenizer import Tokenizer, WordEncoder, train_tokenizer, words
 
 texts = st.lists(
     st.one_of(

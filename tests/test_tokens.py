@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from tiny_models import write_tokens
 
 from positron_mini.errors import DataError
-from positron_mini.tokens import (
-    HEADER_BYTES,
-    TokenFile,
-    document_rows,
-    epoch_order,
-    gather,
-    rows_at,
-    step_windows,
-    window_count,
-)
+from positron_mini.text.tokens import HEADER_BYTES, TokenFile, document_rows, epoch_order, gather, rows_at, step_windows, window_count
 
 FINGERPRINT = "ab" * 32
 SMALL = [1, 5, 6, 2, 1, 7, 2]
@@ -82,7 +73,7 @@ def test_documents_begin_at_bos_and_end_at_the_next(tmp_path: Path) -> None:
 
 
 def test_documents_are_found_across_the_parts_of_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("positron_mini.tokens._SCAN_TOKENS", 4)
+    monkeypatch.setattr("positron_mini.text.tokens._SCAN_TOKENS", 4)
     opened = TokenFile.open(token_file(tmp_path, [1, 5, 2, 1, 1, 2, 1, 9, 9, 9, 9, 2]), verify=True)
     assert opened.documents().tolist() == [[0, 3], [3, 4], [4, 6], [6, 12]]
 

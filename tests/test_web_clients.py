@@ -20,7 +20,7 @@ from positron_mini.cli.serve import NetworkFlags, ServeFlags
 from positron_mini.config import SampleConfig
 from positron_mini.errors import UsageError
 from positron_mini.generate import generate
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.tokenizer import BOS, Tokenizer
 from positron_mini.web.cors import is_origin
 
 ASKED = "Who are you?"

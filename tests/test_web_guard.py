@@ -11,7 +11,7 @@ from tiny_models import lively_model, shape
 from tiny_server import Script, TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import generate
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.web import app as web_app
 from positron_mini.web.engine import Engine
 from positron_mini.web.guard import host_name, is_address

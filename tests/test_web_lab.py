@@ -20,7 +20,6 @@ from tiny_server import TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import curve, files, lens
 from positron_mini.chat import Speaker
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import load_model, open_checkpoint
 from positron_mini.curve import curve_checks
 from positron_mini.find import list_runs
@@ -30,7 +29,8 @@ from positron_mini.store.run_logs import read_log
 from positron_mini.store.run_record import read_record
 from positron_mini.store.run_state import look
 from positron_mini.store.writer import writer_of
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.chat_format import Message, encode_chat
+from positron_mini.text.tokenizer import BOS, Tokenizer
 from positron_mini.web.run_views import run_facts
 from positron_mini.web.state import Models, Served, ServerState
 

@@ -23,10 +23,10 @@ from tiny_models import lively_model, shape
 from tiny_server import Script, TinyServer, speaker_of, tiny_server
 
 from positron_mini import generate
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.evaluate.bits import line_logprobs, token_logprobs
 from positron_mini.generate import Token
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.chat_format import Message, encode_chat
+from positron_mini.text.tokenizer import BOS, Tokenizer
 
 ASKED = "Who are you?"
 QUESTION: list[Any] = [{"role": "user", "content": ASKED}]

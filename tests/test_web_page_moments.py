@@ -26,7 +26,7 @@ from tiny_chats import LEARNED, scripted
 from tiny_runs import wait_for
 
 from positron_mini import generate
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 
 AT_ONCE = """(acts) => {
     for (const [element, what, value] of acts) {

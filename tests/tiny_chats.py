@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from tiny_models import lively_model, shape
 
-from positron_mini.chat_format import CHAT_TEMPLATE, Message, encode_chat
 from positron_mini.checkpoint import model_files, write_checkpoint
 from positron_mini.generate import Token
 from positron_mini.model import GPT, IGNORED
 from positron_mini.model_card import step_card
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.chat_format import CHAT_TEMPLATE, Message, encode_chat
+from positron_mini.text.tokenizer import Tokenizer
 
 LEARNED = {
     "Explain gravity to a child.": "Things fall down to the ground.",

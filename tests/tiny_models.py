@@ -13,7 +13,7 @@ from torch import Tensor
 from positron_mini.config import ModelConfig
 from positron_mini.files import stream_file
 from positron_mini.model import GPT
-from positron_mini.tokens import TokenWriter
+from positron_mini.text.tokens import TokenWriter
 
 
 def shape(**changes: int) -> ModelConfig:

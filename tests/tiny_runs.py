@@ -22,8 +22,8 @@ from made_stories import made_stories
 
 from positron_mini import files, pretrain
 from positron_mini.cli import main
-from positron_mini.prepare import prepare_corpus
 from positron_mini.runs import RunFolder
+from positron_mini.text.prepare import prepare_corpus
 
 SEPARATOR = "\n<|endoftext|>\n"
 # a model of 37 thousand weights; its cool-down (60 % of 30) begins after step 12

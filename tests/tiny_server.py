@@ -18,7 +18,7 @@ from positron_mini.chat import Speaker
 from positron_mini.config import SampleConfig
 from positron_mini.generate import Token
 from positron_mini.model import GPT
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.web.engine import Engine
 from positron_mini.web.server import Server, bind
 from positron_mini.web.state import Models, Served, ServerState

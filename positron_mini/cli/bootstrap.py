@@ -57,7 +57,7 @@ def choose_dataset(dataset: str) -> str:
     for name in ("tinystories", "storyworld"):  # what an earlier start brought here is used again, with or without a network
         if Path(f"data/{name}.json").is_file():
             return name
-    from positron_mini.corpus.hub import hub_reachable
+    from positron_mini.text.corpus.hub import hub_reachable
 
     if hub_reachable():
         return "tinystories"
@@ -136,7 +136,7 @@ def run(argv: Sequence[str]) -> int:
 
 def find_text(flags: Any, recorded: RunRecord | None, device: str) -> Path:
     """The text to train on: that of a run which goes on, else what `--dataset` or `--dataset_path` names, fetched or made if need be."""
-    from positron_mini.corpus.sources import obtain
+    from positron_mini.text.corpus.sources import obtain
 
     if flags.dataset_path is not None:
         return Path(flags.dataset_path)

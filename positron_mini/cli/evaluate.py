@@ -16,7 +16,7 @@ from positron_mini.errors import UsageError
 if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
-    from positron_mini.prepare import Prepared
+    from positron_mini.text.prepare import Prepared
 
 BITS_TOKENS = 100_000  # held-out tokens whose bits per byte are reported with the stories
 
@@ -107,8 +107,8 @@ def _pairs(items: int | None) -> int:
 
 def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
     """The text that the model was trained on, by --text or by its run folder; None, with a note, where it is not here."""
-    from positron_mini.prepare import prepare_corpus
     from positron_mini.store.run_state import look
+    from positron_mini.text.prepare import prepare_corpus
 
     recorded = look(checkpoint.folder.resolve().parent).record
     named = flags.text or (DEFAULT_TEXT if recorded is None else recorded.text)
@@ -134,9 +134,9 @@ def _story_lines(result: dict[str, Any]) -> list[str]:
 
 def evaluate_text(flags: EvalFlags, text: str) -> int:
     """Print the loss and bits per byte of a text; 0 when done."""
-    from positron_mini.corpus.files import ReadStats, read_documents
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import score_texts
+    from positron_mini.text.corpus.files import ReadStats, read_documents
 
     checkpoint, model = open_model(flags.ckpt, with_model)
     documents = list(read_documents(Path(text), stats=ReadStats()))

@@ -16,7 +16,7 @@ from positron_mini.opening import STORY, opening_of
 if TYPE_CHECKING:
     from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
-    from positron_mini.tokenizer import Tokenizer
+    from positron_mini.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _prompt(given: str | None, checkpoint: Checkpoint) -> str:
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
     """Print the prompt and its continuation as it is drawn; 0 when done."""
     from positron_mini.generate import stream
-    from positron_mini.tokenizer import BOS
+    from positron_mini.text.tokenizer import BOS
 
     print(printable(prompt), end="", flush=True)
     for token in stream(model, tokenizer, [BOS, *tokenizer.encode(prompt)], flags, end_ids=end_ids):

@@ -161,7 +161,7 @@ def _ask(session: Session) -> None:
     """Let the model, as it would be saved now, continue a line; what cannot be asked ends nothing."""
     from positron_mini.cli.terminal import printable
     from positron_mini.generate import stream
-    from positron_mini.tokenizer import BOS
+    from positron_mini.text.tokenizer import BOS
 
     try:
         prompt = input("begin a story > ")

@@ -19,7 +19,7 @@ from positron_mini.config import check_ranges
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
-    from positron_mini.prepare import Prepared
+    from positron_mini.text.prepare import Prepared
 
 READINGS = 20  # of a text that is long enough for its model, after which little more is learned from it
 MOST_MINUTES = 10  # to begin with
@@ -55,9 +55,9 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(NewFlags, argv, "new")
     if not re.fullmatch(r"\w[\w.-]*", flags.name):
         raise UsageError(f"{flags.name!r} is no name for a folder", "letters, digits, - and _ only: positron new my-book TEXTS")
-    from positron_mini.corpus.files import list_files
-    from positron_mini.corpus.report import report_lines
-    from positron_mini.prepare import prepare_corpus
+    from positron_mini.text.corpus.files import list_files
+    from positron_mini.text.corpus.report import report_lines
+    from positron_mini.text.prepare import prepare_corpus
 
     text = Path(flags.text)
     size = sum(path.stat().st_size for path in list_files(text))

@@ -43,7 +43,7 @@ class PrepareFlags:
 def run(argv: Sequence[str]) -> int:
     """Prepare; 0 when done."""
     flags = parse(PrepareFlags, argv, "prepare")
-    from positron_mini.corpus.sources import obtain
+    from positron_mini.text.corpus.sources import obtain
 
     out = Path(flags.text_out) if flags.text_out else None
     path = obtain(flags.dataset, stories=flags.stories, text_out=out, seed=flags.seed, say=note)
@@ -51,8 +51,8 @@ def run(argv: Sequence[str]) -> int:
         if flags.json:
             print_json({"text": str(path), "bytes": path.stat().st_size})
         return 0
-    from positron_mini.corpus.report import report_lines
-    from positron_mini.prepare import default_tokenizer_path, prepare_corpus
+    from positron_mini.text.corpus.report import report_lines
+    from positron_mini.text.prepare import default_tokenizer_path, prepare_corpus
 
     tokenizer = Path(flags.tokenizer_path) if flags.tokenizer_path else None
     decides = tokenizer is not None and tokenizer.is_file()

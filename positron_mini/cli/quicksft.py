@@ -15,10 +15,10 @@ from positron_mini.command import command
 from positron_mini.config import SFTConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
-    from positron_mini.chat_format import Message
     from positron_mini.checkpoint import Checkpoint
     from positron_mini.runs import RunFolder
-    from positron_mini.tokenizer import Tokenizer
+    from positron_mini.text.chat_format import Message
+    from positron_mini.text.tokenizer import Tokenizer
 
     Turns = tuple[Message, ...]
 
@@ -92,10 +92,10 @@ def mix(sample: Path, rows: int, seed: int, base: Checkpoint) -> int:
     Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and seeing it once is too little.
     HISTORY_SHARE of all rows of one question stand after other such rows, which are read and not learned.
     """
-    from positron_mini.corpus.storyworld import conversation_rows
     from positron_mini.files import json_line, write_text
     from positron_mini.instruction_formats import read_row
     from positron_mini.instructions import read_conversations
+    from positron_mini.storyworld import conversation_rows
 
     known = [conversation.messages for conversation in read_conversations(sample).conversations]
     made = [read_row(row).messages for row in conversation_rows(seed + 1, rows, "train")]
@@ -115,7 +115,7 @@ def with_history(
     start of a conversation learns that this is where stories stand. The turns before are not learned, so that each answer is learned as
     often as its row is there, and never from a row that is held out for validation.
     """
-    from positron_mini.chat_format import encode_chat
+    from positron_mini.text.chat_format import encode_chat
 
     dice = random.Random(seed)
     pools = [pool for pool in ([row for row in source if len(row) == 2] for source in sources) if pool]

@@ -30,9 +30,9 @@ class ScoreFlags:
 def run(argv: Sequence[str]) -> int:
     """Score; 0 when done."""
     flags = parse(ScoreFlags, argv, "score")
-    from positron_mini.corpus.reading import ReadStats, clean_text
     from positron_mini.device import set_threads
     from positron_mini.evaluate.bits import line_logprobs
+    from positron_mini.text.corpus.reading import ReadStats, clean_text
 
     checkpoint, model = open_model(flags.ckpt, with_model)
     set_threads(flags.threads)

@@ -62,9 +62,9 @@ def show_mask(config: SFTConfig) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from positron_mini.chat_format import encode_chat, show_mask_lines
     from positron_mini.instructions import left_out_lines, read_conversations
     from positron_mini.sft import find_base
+    from positron_mini.text.chat_format import encode_chat, show_mask_lines
 
     assert config.show_mask is not None
     base = find_base(config.base_ckpt, note)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from positron_mini import device as devices
 from positron_mini.generate import check_finite
 from positron_mini.model import GPT, IGNORED
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.tokenizer import BOS, Tokenizer
 
 BATCH_TOKENS = 8_192  # tokens of one forward pass; more gains nothing on a CPU
 HEAD_ROWS = 2_048  # positions whose logits exist at once

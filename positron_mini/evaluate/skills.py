@@ -17,7 +17,7 @@ from positron_mini.evaluate.bits import token_logprobs
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, skill_pairs
 from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.tokenizer import BOS, Tokenizer
 
 CHANCE = 0.5
 TIE = 1e-4  # nats; sums of ln p in fp32 that should be equal differ by less

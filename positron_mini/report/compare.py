@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.skills import skill_test
@@ -18,7 +17,8 @@ from positron_mini.model import GPT
 from positron_mini.report.learned import Move, skill_lines
 from positron_mini.store.run_history import RunHistory, read_run
 from positron_mini.store.run_logs import SkillScore, StepReport
-from positron_mini.tokenizer import BOS
+from positron_mini.text.chat_format import Message, encode_chat
+from positron_mini.text.tokenizer import BOS
 
 Say = Callable[[str], None]
 ROWS = 8  # of a table of curves

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 from positron_mini.command import command
-from positron_mini.corpus.report import report_lines
 from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
 from positron_mini.report.evolution import Evolution
@@ -14,6 +13,7 @@ from positron_mini.report.learned import Claim, SkillLine
 from positron_mini.report.markup import command_block, details, esc, pairs, section
 from positron_mini.report.timeline import MOST_SHOWN, Entry, shown_steps, timelines
 from positron_mini.store.run_history import RunHistory, shown_path
+from positron_mini.text.corpus.report import report_lines
 
 FEW_SAMPLES, FEW_CELLS = 6, 4
 MOST_CELLS = 16

@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse
 from pydantic import FailFast, Field
 
 from positron_mini import lens
-from positron_mini.chat_format import Message, encode_chat
 from positron_mini.curve import read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
@@ -25,7 +24,8 @@ from positron_mini.store.choice import in_words, newest_base, outdated
 from positron_mini.store.run_logs import log_path, read_log
 from positron_mini.store.run_state import look as look_at_run
 from positron_mini.store.steps import step_number
-from positron_mini.tokenizer import BOS, UNK, Tokenizer
+from positron_mini.text.chat_format import Message, encode_chat
+from positron_mini.text.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.openai import ERRORS, find_model, stopped_with
 from positron_mini.web.prompts import check_ids

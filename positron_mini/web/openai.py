@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from positron_mini.errors import PositronError
 from positron_mini.files import json_line
 from positron_mini.generate import Token
-from positron_mini.tokenizer import BOS
+from positron_mini.text.tokenizer import BOS
 from positron_mini.web import schemas
 from positron_mini.web.answers import Answer, ChatAnswer, Event, TextAnswer
 from positron_mini.web.engine import Job

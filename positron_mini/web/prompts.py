@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from positron_mini.chat_format import Message, Role, encode_chat
-from positron_mini.tokenizer import BOS, Tokenizer
+from positron_mini.text.chat_format import Message, Role, encode_chat
+from positron_mini.text.tokenizer import BOS, Tokenizer
 from positron_mini.web.schemas import MAX_PROMPTS, ChatRequest, CompletionRequest, RequestError
 from positron_mini.web.state import Served
 

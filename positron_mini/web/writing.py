@@ -20,7 +20,7 @@ from positron_mini.generate import Token, check_finite, likeliest
 from positron_mini.lens import token_views
 from positron_mini.model import GPT
 from positron_mini.plain import Watch
-from positron_mini.tokenizer import BOS, IncrementalDecoder, Tokenizer
+from positron_mini.text.tokenizer import BOS, IncrementalDecoder, Tokenizer
 from positron_mini.web.engine import Job
 from positron_mini.web.prompts import Prompt
 from positron_mini.web.schemas import ChatRequest, CompletionRequest, SamplingRequest

@@ -46,7 +46,7 @@ from positron_mini.errors import DiskFullError, PositronError
 from positron_mini.evaluate.skills import RunTests, SkillTest, skill_test
 from positron_mini.find import find_checkpoint
 from positron_mini.runs import RunFolder
-from positron_mini.tokenizer import Tokenizer
+from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.trainer import StopFlag
 
 Record = Callable[[str, object], None]  # keeps what a case tried, and what it cost, for docs/reliability.md

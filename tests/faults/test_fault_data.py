@@ -13,9 +13,9 @@ from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
 
 from positron_mini import announce, pretrain
-from positron_mini.corpus.files import ReadStats, read_documents
 from positron_mini.runs import RunFolder
-from positron_mini.tokenizer import train_tokenizer
+from positron_mini.text.corpus.files import ReadStats, read_documents
+from positron_mini.text.tokenizer import train_tokenizer
 
 TOO_LITTLE = {
     "an empty file": ("", "is empty"),

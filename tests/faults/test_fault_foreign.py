@@ -19,14 +19,14 @@ from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, pos
 
 from positron_mini import announce, files
 from positron_mini import checkpoint as ckpt
-from positron_mini.corpus.memo import locked
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.find import find_checkpoint, find_model, read_found
 from positron_mini.own_files import foreign, leftovers
-from positron_mini.prepare.unfinished import Origin, unfinished_folder
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
+from positron_mini.text.corpus.memo import locked
+from positron_mini.text.prepare.unfinished import Origin, unfinished_folder
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'

@@ -29,8 +29,8 @@ from positron_mini.errors import CheckpointError, PositronError
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.pretrain import open_session
 from positron_mini.runs import RunFolder
-from positron_mini.tokenizer import Tokenizer
-from positron_mini.tokens import HEADER_BYTES, TokenFile
+from positron_mini.text.tokenizer import Tokenizer
+from positron_mini.text.tokens import HEADER_BYTES, TokenFile
 from positron_mini.trainer import LoopConfig, Trainer
 from positron_mini.verify import check_run
 

@@ -44,7 +44,7 @@ def ours(job: Row) -> Callable[..., Row]:
 
     from positron_mini.checkpoint import load_model, open_checkpoint
     from positron_mini.config import SampleConfig
-    from positron_mini.decoder import Decoder
+    from positron_mini.fast.decoder import Decoder
     from positron_mini.generate import Plain, draws
 
     torch.set_num_threads(job["threads"])

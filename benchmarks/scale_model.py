@@ -20,8 +20,8 @@ import paired
 from paired import Row, bench, say
 
 from positron_mini import device as devices
-from positron_mini.chunked_loss import CHUNK_NUMBERS
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
+from positron_mini.fast.chunked_loss import CHUNK_NUMBERS
 
 PROGRAM_BYTES = 330e6  # Python and PyTorch for the CPU, before a model
 GPU_PROGRAM_BYTES = 1e9  # CUDA's context and cuBLAS' work space

@@ -22,9 +22,9 @@ import torch
 from positron_mini import checkpoint, storyworld
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
-from positron_mini.decoder import Decoder, Weights
 from positron_mini.device import children
 from positron_mini.errors import PositronError
+from positron_mini.fast.decoder import Decoder, Weights
 from positron_mini.generate import draws
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer, make_schedule

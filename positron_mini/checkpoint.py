@@ -323,8 +323,8 @@ def load_model(checkpoint: Checkpoint) -> GPT:
     source now makes."""
     import torch
 
+    from positron_mini.fast.plain import replaced
     from positron_mini.model import GPT
-    from positron_mini.plain import replaced
 
     if checkpoint.changed and not replaced():
         raise CheckpointError(

@@ -116,7 +116,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
 
 def _refuse_changed(checkpoint: Checkpoint) -> None:
     """Nothing, or UsageError for a model that is not the built-in one."""
-    from positron_mini.plain import replaced
+    from positron_mini.fast.plain import replaced
 
     if why := checkpoint.changed or replaced():
         raise UsageError(

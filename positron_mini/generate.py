@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from positron_mini.config import ModelConfig, SampleConfig
-from positron_mini.decoder import quickest
 from positron_mini.errors import NotFiniteOutput
+from positron_mini.fast.decoder import quickest
 from positron_mini.model import GPT, KVCache
 from positron_mini.text.tokenizer import BOS, UNK, IncrementalDecoder, Tokenizer
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from positron_mini.errors import UsageError
 from positron_mini.evaluate.bits import token_logprobs
+from positron_mini.fast.plain import changed
 from positron_mini.generate import Reader, check_finite
 from positron_mini.model import GPT, Attention, Block, rotate
-from positron_mini.plain import changed
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import SPACE, UNK, Tokenizer
 from positron_mini.text.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL

@@ -13,8 +13,8 @@ from positron_mini.checkpoint import CHANGED, TrainingState, step_name, write_ch
 from positron_mini.config import is_milestone
 from positron_mini.curve import Turn, Validation, turned, validations
 from positron_mini.evaluate.bits import Score
+from positron_mini.fast.plain import changed
 from positron_mini.model import GPT
-from positron_mini.plain import changed
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_logs import StepReport, log_path, read_rows
 from positron_mini.track import Tracker

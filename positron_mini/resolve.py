@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from positron_mini import device as devices
-from positron_mini import files, native
+from positron_mini import fast as native
+from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
 from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
-from positron_mini.native import training
-from positron_mini.plain import replaced
+from positron_mini.fast import training
+from positron_mini.fast.plain import replaced
 from positron_mini.runs import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.text.prepare import Prepared, default_tokenizer_path

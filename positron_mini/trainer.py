@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from positron_mini import device as devices
-from positron_mini.chunked_loss import chunked_loss
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
+from positron_mini.fast.chunked_loss import chunked_loss
+from positron_mini.fast.plain import changed, has_plain_head, is_plain
+from positron_mini.fast.training import native_loss
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native.training import native_loss
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
-from positron_mini.plain import changed, has_plain_head, is_plain
 from positron_mini.store.run_logs import StepReport
 
 

@@ -16,7 +16,7 @@ from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import build_workshop, copied
 
-from positron_mini import native
+from positron_mini import fast as native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer

@@ -7,10 +7,10 @@ import torch
 from tiny_models import lively_model, shape
 from torch import Tensor
 
-from positron_mini.decoder import BLOCK_COLUMNS, BLOCK_ROWS, Decoder, Dense, Weights
+from positron_mini.fast import decode_step as native_step
+from positron_mini.fast.decoder import BLOCK_COLUMNS, BLOCK_ROWS, Decoder, Dense, Weights
 from positron_mini.generate import Plain
 from positron_mini.model import GPT
-from positron_mini.native import decode_step as native_step
 
 SHAPES = {
     "grouped heads": shape(),

@@ -10,11 +10,12 @@ import torch
 from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor
 
-from positron_mini import device, native
+from positron_mini import device
+from positron_mini import fast as native
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig
+from positron_mini.fast import training
+from positron_mini.fast.training import begins_of, native_loss
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native import training
-from positron_mini.native.training import begins_of, native_loss
 from positron_mini.resolve import choose_kernels
 from positron_mini.store.run_record import RunRecord
 

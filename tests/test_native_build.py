@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from positron_mini import device, native
+from positron_mini import device
+from positron_mini import fast as native
 from positron_mini.device import children
 from positron_mini.errors import PositronError
-from positron_mini.native import build, layout, trial
+from positron_mini.fast import build, layout, trial
 from positron_mini.resolve import resolve
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
@@ -49,7 +50,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     real = children.finish
 
     def finish(command: list[str], folder: Path, seconds: float) -> tuple[int | None, str]:
-        return (0, "") if "positron_mini.native.trial" in command else real(command, folder, seconds)
+        return (0, "") if "positron_mini.fast.trial" in command else real(command, folder, seconds)
 
     monkeypatch.setattr(children, "finish", finish)
 
@@ -462,7 +463,7 @@ def test_X3_torch_compile_is_not_left_waiting_for_a_compiler_that_does_not_work(
 
 def test_where_nobody_listens_the_sentence_is_written_to_stderr_alone(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import logging; from positron_mini.native import build\n"
+        "import logging; from positron_mini.fast import build\n"
         "build.log.warning('compiling the native kernels, %d s', 3); assert not logging.getLogger().handlers"
     )
     script = tmp_path / "script.py"

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from positron_mini import checkpoint as ckpt
-from positron_mini import export, lens, native, plain
+from positron_mini import export, lens
+from positron_mini import fast as native
 from positron_mini import model as source
-from positron_mini.chunked_loss import chunked_loss
 from positron_mini.config import SampleConfig, SFTConfig, TrainConfig
-from positron_mini.decoder import Decoder, quickest
 from positron_mini.errors import PositronError, UsageError
+from positron_mini.fast import plain
+from positron_mini.fast.chunked_loss import chunked_loss
+from positron_mini.fast.decoder import Decoder, quickest
 from positron_mini.generate import Plain, draws
 from positron_mini.model import GPT, MLP, Attention, Block, RMSNorm
 from positron_mini.optim import build_optimizer, make_schedule

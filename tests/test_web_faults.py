@@ -30,7 +30,7 @@ from tiny_runs import positron, spawn, wait_for
 from tiny_server import Reply, Script, TinyServer, read_reply, speaker_of, tiny_server
 
 from positron_mini import generate
-from positron_mini.decoder import Decoder
+from positron_mini.fast.decoder import Decoder
 from positron_mini.generate import Token
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer

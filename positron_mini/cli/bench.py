@@ -107,7 +107,7 @@ def _train(flags: BenchFlags) -> dict[str, Any]:
 
 def _decode(flags: BenchFlags) -> dict[str, Any]:
     from positron_mini.bench import bench_decode, made_model
-    from positron_mini.decoder import set_decode_threads
+    from positron_mini.fast.decoder import set_decode_threads
     from positron_mini.find import find_model
 
     if flags.ckpt is None:

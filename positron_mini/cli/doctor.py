@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     from datetime import date
 
     from positron_mini import device as devices
-    from positron_mini import native
+    from positron_mini import fast as native
     from positron_mini.doctor.examine import Scope
     from positron_mini.doctor.report import diagnose, subjects_of
 
@@ -91,7 +91,7 @@ def remember(report: Report, *, is_whole: bool) -> str | None:
 
 def show(report: Report, kept: str | None) -> None:
     """The result for a person, on stdout."""
-    from positron_mini import native
+    from positron_mini import fast as native
     from positron_mini.doctor.report import upstream_report
 
     machine = report.machine

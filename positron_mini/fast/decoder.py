@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig
 from positron_mini.errors import UsageError
+from positron_mini.fast import decode_step as native
+from positron_mini.fast.plain import changed, is_plain
 from positron_mini.model import GPT, Attention, Block, rope_table
-from positron_mini.native import decode_step as native
-from positron_mini.plain import changed, is_plain
 
 Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from positron_mini.native import library
-from positron_mini.native.layout import Layer, Matrix, Model
+from positron_mini.fast import library
+from positron_mini.fast.layout import Layer, Matrix, Model
 
 __all__ = ["DecodeStep", "Layer", "Matrix", "Model", "Step", "decode_step"]
 

@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 
 from positron_mini.errors import PositronError
-from positron_mini.native.build import CompilerError, forget_failure, open_library
+from positron_mini.fast.build import CompilerError, forget_failure, open_library
 
 __all__ = ["compiler_fails", "forget", "library", "why_not"]
 

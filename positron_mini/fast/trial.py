@@ -1,4 +1,4 @@
-"""`python -m positron_mini.native.trial FILE` calls every kind of function of a compiled library once, with results known by hand.
+"""`python -m positron_mini.fast.trial FILE` calls every kind of function of a compiled library once, with results known by hand.
 
 A library that was compiled for another processor, or wrongly, ends or hangs this process and not a training.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from positron_mini.native.layout import Layer, Matrix, Model, has_all
+from positron_mini.fast.layout import Layer, Matrix, Model, has_all
 
 N = 32  # positions, channels and pieces of everything here
 THREADS = 2

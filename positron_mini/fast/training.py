@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from positron_mini.chunked_loss import chunked_loss
 from positron_mini.config import ModelConfig
+from positron_mini.fast import library
+from positron_mini.fast.chunked_loss import chunked_loss
 from positron_mini.model import GPT, IGNORED
-from positron_mini.native import library
 
 TILE = 32  # positions and channels come in multiples of it
 CHUNK = 64  # rows whose part of a norm's gradient is one row of sums

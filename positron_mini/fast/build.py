@@ -24,7 +24,7 @@ from positron_mini import device as devices
 from positron_mini import files
 from positron_mini.device import children
 from positron_mini.errors import PositronError
-from positron_mini.native.layout import has_all
+from positron_mini.fast.layout import has_all
 
 SOURCES = Path(__file__).parent
 PARTS = ("attention.cpp", "decode_step.cpp", "pointwise.cpp")
@@ -147,7 +147,7 @@ def _make(folder: Path, key: str, words: list[str]) -> Path:
         if code != 0 or not new.is_file():
             why = next((line for line in said.splitlines() if "error" in line), "").strip() or f"it ended with code {code}"
             raise CompilerError(f"the C++ compiler {words[0]} fails ({why:.200})")
-        code, said = children.finish(children.python("positron_mini.native.trial", str(new)), Path(scratch), TRIAL_SECONDS)
+        code, said = children.finish(children.python("positron_mini.fast.trial", str(new)), Path(scratch), TRIAL_SECONDS)
         if code != 0:
             _fail(folder, key, f"the kernels that {words[0]} has compiled do not work ({_end_of(code, said)})")
         content = new.read_bytes()

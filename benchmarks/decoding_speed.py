@@ -42,10 +42,10 @@ def ours(job: Row) -> Callable[..., Row]:
     """Our decoder, drawing included."""
     import torch
 
-    from positron_mini.checkpoint import load_model, open_checkpoint
     from positron_mini.config import SampleConfig
     from positron_mini.fast.decoder import Decoder
     from positron_mini.generate import Plain, draws
+    from positron_mini.store.checkpoint import load_model, open_checkpoint
 
     torch.set_num_threads(job["threads"])
     model = load_model(open_checkpoint(Path(job["folder"])))
@@ -136,7 +136,7 @@ def worker(job: Row) -> None:
 
 def jobs_of(folder: Path, gguf: dict[str, Path], streams: int, flags: argparse.Namespace) -> dict[str, Row]:
     """The competitors by name."""
-    from positron_mini.checkpoint import open_checkpoint
+    from positron_mini.store.checkpoint import open_checkpoint
 
     shape = open_checkpoint(folder).config
     base = {
@@ -156,9 +156,9 @@ def jobs_of(folder: Path, gguf: dict[str, Path], streams: int, flags: argparse.N
 def prepared(flags: argparse.Namespace, scratch: Path) -> tuple[Path, dict[str, Path]]:
     """The checkpoint folder, made if none is given, and GGUF files of its weights."""
     from positron_mini.bench import made_model, made_tokenizer, write_made_checkpoint
-    from positron_mini.checkpoint import open_checkpoint
     from positron_mini.export import export_gguf
-    from positron_mini.find import find_checkpoint
+    from positron_mini.store.checkpoint import open_checkpoint
+    from positron_mini.store.find import find_checkpoint
 
     if flags.ckpt:
         folder = find_checkpoint(flags.ckpt).folder

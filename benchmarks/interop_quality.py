@@ -26,10 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from positron_mini import files
-from positron_mini.checkpoint import Checkpoint, load_model
 from positron_mini.evaluate.bits import score_documents
 from positron_mini.export import Dtype, export_gguf
-from positron_mini.find import find_checkpoint
+from positron_mini.store.checkpoint import Checkpoint, load_model
+from positron_mini.store.find import find_checkpoint
 from positron_mini.text.corpus.files import read_documents
 from positron_mini.text.corpus.reading import ReadStats
 from positron_mini.text.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL

@@ -34,8 +34,8 @@ from reliability import this_device  # noqa: E402
 from tiny_runs import TINY, forked, positron  # noqa: E402
 
 from positron_mini import announce, files  # noqa: E402
-from positron_mini.checkpoint import open_checkpoint  # noqa: E402
-from positron_mini.runs import RunFolder  # noqa: E402
+from positron_mini.store.checkpoint import open_checkpoint  # noqa: E402
+from positron_mini.store.run_folder import RunFolder  # noqa: E402
 from positron_mini.text.tokenizer import train_tokenizer  # noqa: E402
 
 Say = Callable[[str], None]

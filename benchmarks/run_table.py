@@ -12,11 +12,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from positron_mini.checkpoint import load_model
 from positron_mini.device import set_threads, usable_cores
 from positron_mini.evaluate.bits import score_texts
-from positron_mini.find import find_checkpoint
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import load_model
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus.files import read_documents
 from positron_mini.text.corpus.reading import ReadStats
 

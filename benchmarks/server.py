@@ -28,10 +28,10 @@ import httpx
 import psutil
 import torch
 
-from positron_mini.checkpoint import model_files, write_checkpoint
 from positron_mini.config import ModelConfig, TrainConfig, model_config
 from positron_mini.model import GPT
 from positron_mini.model_card import step_card
+from positron_mini.store.checkpoint import model_files, write_checkpoint
 from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
 
 CLIENTS = 64
@@ -282,7 +282,7 @@ def measure(flags: argparse.Namespace, folder: Path) -> Figures:
             tokenizer = train_tokenizer(random_words(30_000), 16_000)
             checkpoint = write_random_model(folder / "model", model_config(TrainConfig(config="TinyGPT"), tokenizer.vocab_size), tokenizer)
         else:
-            from positron_mini.find import find_checkpoint
+            from positron_mini.store.find import find_checkpoint
 
             checkpoint, tokenizer = flags.ckpt, find_checkpoint(flags.ckpt).tokenizer
         with served(checkpoint, flags.threads) as (url, process):

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from positron_mini.checkpoint import Checkpoint, load_model
 from positron_mini.device import describe_versions, set_threads
 from positron_mini.evaluate.pairs import PAIRS, SKILLS
 from positron_mini.evaluate.skills import SkillResult, SkillTest, result_of, skill_test
 from positron_mini.evaluate.story_metrics import COPIED_WORDS, LOOPED_WORDS, stories_suite
 from positron_mini.files import write_text
-from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
 from positron_mini.report.corpus import COUNTED_TOKENS, bigram_probabilities, open_prepared, unigram_probabilities
 from positron_mini.report.learned import binomial_tail, holm, title
+from positron_mini.store.checkpoint import Checkpoint, load_model
+from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_history import RunHistory, read_run
 from positron_mini.text.prepare import Prepared
 

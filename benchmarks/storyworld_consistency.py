@@ -13,11 +13,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from positron_mini.checkpoint import load_model
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.suites import tally
-from positron_mini.find import find_checkpoint
 from positron_mini.generate import generate
+from positron_mini.store.checkpoint import load_model
+from positron_mini.store.find import find_checkpoint
 from positron_mini.storyworld import check_document, check_story, read_request
 from positron_mini.text.tokenizer import BOS
 

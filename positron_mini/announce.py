@@ -14,7 +14,7 @@ from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.plan import Plan
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.prepare import Prepared
 from positron_mini.trainer import Trainer, loss_function
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from positron_mini import checkpoint, storyworld
 from positron_mini import device as devices
+from positron_mini import storyworld
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
 from positron_mini.device import children
 from positron_mini.errors import PositronError
@@ -29,6 +29,7 @@ from positron_mini.generate import draws
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer, make_schedule
 from positron_mini.resolve import resolve
+from positron_mini.store import checkpoint
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer

@@ -22,13 +22,13 @@ import torch
 from positron_mini import device as devices
 from positron_mini.announce import measure_speed
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
-from positron_mini.curve import turned, validations
 from positron_mini.device.quiet import Usage, disturbance, paired, usage
 from positron_mini.errors import UsageError
-from positron_mini.find import readable_runs
 from positron_mini.model import GPT
 from positron_mini.resolve import choose_kernels
-from positron_mini.runs import RunFolder
+from positron_mini.store.curve import turned, validations
+from positron_mini.store.find import readable_runs
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import Prepared, default_tokenizer_path

@@ -22,8 +22,8 @@ from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS, Tokenizer
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
+    from positron_mini.store.checkpoint import Checkpoint
 
 FORMAT = 1
 CHAT_SETTINGS = SampleConfig(max_tokens=30, temperature=0.3, top_p=0.8)
@@ -53,7 +53,7 @@ class Speaker:
 
 def load_speaker(checkpoint: Checkpoint) -> Speaker:
     """The speaker of a checkpoint, on the CPU, which is the fastest place for one small stream."""
-    from positron_mini.checkpoint import load_model
+    from positron_mini.store.checkpoint import load_model
 
     return Speaker(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import files
-from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model_card import MARK, model_card
-from positron_mini.opening import STORY, opening_of
 from positron_mini.own_files import open_regular
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.checkpoint import Checkpoint
+from positron_mini.store.opening import STORY, opening_of
 from positron_mini.text.chat_format import CHAT_TEMPLATE
 from positron_mini.text.tokenizer import BOS, EOS, IM_END, PAD, UNK
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from positron_mini import budget
-from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.announce import describe
 from positron_mini.config import (
@@ -35,7 +34,6 @@ from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.model_card import step_card
-from positron_mini.opening import STORY, openings
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request
@@ -54,8 +52,10 @@ from positron_mini.resolve import (
     same_run,
     wanted_vocab,
 )
-from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.opening import STORY, openings
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord
 from positron_mini.text import tokens

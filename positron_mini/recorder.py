@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from positron_mini import files
-from positron_mini.checkpoint import CHANGED, TrainingState, step_name, write_checkpoint
 from positron_mini.config import is_milestone
-from positron_mini.curve import Turn, Validation, turned, validations
 from positron_mini.evaluate.bits import Score
 from positron_mini.fast.plain import changed
 from positron_mini.model import GPT
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import CHANGED, TrainingState, step_name, write_checkpoint
+from positron_mini.store.curve import Turn, Validation, turned, validations
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport, log_path, read_rows
 from positron_mini.track import Tracker
 from positron_mini.trainer import Trainer

@@ -16,7 +16,7 @@ from positron_mini.distributed import Processes
 from positron_mini.errors import RunError, UsageError
 from positron_mini.fast import training
 from positron_mini.fast.plain import replaced
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.text.prepare import Prepared, default_tokenizer_path
 from positron_mini.text.tokenizer import Tokenizer

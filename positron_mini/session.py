@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from positron_mini import device as devices
-from positron_mini.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
 from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
@@ -22,7 +21,8 @@ from positron_mini.pace import Pacer
 from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new
 from positron_mini.recorder import Recorder
 from positron_mini.resolve import CONTROL_FLAGS
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
 from positron_mini.text.tokenizer import Tokenizer

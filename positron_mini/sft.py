@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import device as devices
 from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.files import sha256_of
-from positron_mini.find import find_checkpoint, usable_runs
 from positron_mini.generate import generate
 from positron_mini.instructions import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.model import GPT
@@ -24,9 +22,11 @@ from positron_mini.plan import Plan, Request
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording
 from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
-from positron_mini.runs import RunFolder
 from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.choice import in_words
+from positron_mini.store.find import find_checkpoint, usable_runs
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord
 from positron_mini.store.run_state import look

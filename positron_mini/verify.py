@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron_mini import checkpoint as ckpt
 from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import DroppedError, PositronError, RunError, UsageError
 from positron_mini.own_files import size_of
-from positron_mini.runs import POINTERS, RunFolder
 from positron_mini.session import Session
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.run_folder import POINTERS, RunFolder
 from positron_mini.store.run_logs import LOGS, STEP_LOGS, read_rows
 from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
 

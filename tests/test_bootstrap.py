@@ -16,7 +16,7 @@ from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
 from positron_mini.device import Machine
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus import sources
 from positron_mini.text.prepare import pipeline
 

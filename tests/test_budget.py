@@ -17,7 +17,7 @@ from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError
 from positron_mini.optim import Schedule, move_horizon
 from positron_mini.pace import Pacer
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 
 _FLAGS = (

@@ -20,8 +20,8 @@ from positron_mini import files, generate
 from positron_mini.chat import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_settings
 from positron_mini.config import SampleConfig
 from positron_mini.errors import CheckpointError, DataError, UsageError
-from positron_mini.find import newest_checkpoint
 from positron_mini.model import GPT
+from positron_mini.store.find import newest_checkpoint
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS, Tokenizer
 

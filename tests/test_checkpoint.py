@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import digests, forked, listing, needs_fork
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import files
-from positron_mini.checkpoint import load_model, load_training, open_checkpoint, tensor_bytes, write_checkpoint, write_tensors
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, PositronError
-from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.checkpoint import load_model, load_training, open_checkpoint, tensor_bytes, write_checkpoint, write_tensors
+from positron_mini.store.find import find_checkpoint
 from positron_mini.text.tokenizer import Tokenizer
 
 FILES = [

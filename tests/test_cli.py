@@ -14,14 +14,14 @@ import pytest
 from tiny_runs import SEPARATOR, TINY, positron, spawn, tiny_train
 
 from positron_mini import __version__
-from positron_mini.checkpoint import load_model
 from positron_mini.cli import COMMANDS, main
 from positron_mini.cli.completion import help_of
 from positron_mini.cli.generate import printable
 from positron_mini.cli.progress import plain_line
 from positron_mini.evaluate.bits import line_logprobs
-from positron_mini.find import find_checkpoint
 from positron_mini.generate import generate
+from positron_mini.store.checkpoint import load_model
+from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_logs import StepReport
 
 GENERATION_KEYS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "tok_per_s", "first_token_s"}

@@ -15,10 +15,10 @@ import pytest
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, Result, listing, positron, spawn
 
-from positron_mini.checkpoint import write_manifest
 from positron_mini.cli.flags import parse
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
+from positron_mini.store.checkpoint import write_manifest
 from positron_mini.text.tokenizer import train_tokenizer
 
 STEP = "runs/base/step_000030"

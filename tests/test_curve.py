@@ -9,8 +9,8 @@ import pytest
 from tiny_runs import TINY as FLAGS
 from tiny_runs import lines_of, positron
 
-from positron_mini import curve
-from positron_mini.curve import read_reference, reference_for, reference_names, standing
+from positron_mini.store import curve
+from positron_mini.store.curve import read_reference, reference_for, reference_names, standing
 
 ROWS = [{"step": k, "tokens": 512 * k, "loss": 6.0, **({"val_bpb": 3.0 - 0.1 * k} if k % 5 == 0 else {})} for k in range(1, 21)]
 

@@ -20,20 +20,12 @@ from tiny_models import lively_model, shape
 from tiny_runs import digests, forked, listing, needs_fork, positron
 
 from positron_mini import files
-from positron_mini.checkpoint import (
-    Checkpoint,
-    load_model,
-    model_files,
-    open_checkpoint,
-    read_manifest,
-    verify,
-    write_checkpoint,
-)
 from positron_mini.errors import CheckpointError, DiskFullError, UsageError
 from positron_mini.export import Exported, export_gguf, export_huggingface, tensor_name
-from positron_mini.find import find_checkpoint
 from positron_mini.model import GPT
 from positron_mini.model_card import step_card
+from positron_mini.store.checkpoint import Checkpoint, load_model, model_files, open_checkpoint, read_manifest, verify, write_checkpoint
+from positron_mini.store.find import find_checkpoint
 from positron_mini.text.chat_format import CHAT_TEMPLATE
 from positron_mini.text.tokenizer import Tokenizer
 

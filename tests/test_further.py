@@ -13,10 +13,10 @@ from tiny_runs import TINY, positron, tiny_train
 from positron_mini import budget
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
-from positron_mini.find import find_checkpoint
 from positron_mini.resolve import forget_budget
-from positron_mini.runs import RunFolder
 from positron_mini.session import better_before
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 
 BASE = Path("runs/base")  # 30 steps, finished; the rate falls after step 12

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_models import lively_model, shape, text_like_ids
 
-from positron_mini.checkpoint import load_model, model_files, open_checkpoint, write_checkpoint
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.generate import generate
 from positron_mini.model import GPT
+from positron_mini.store.checkpoint import load_model, model_files, open_checkpoint, write_checkpoint
 from positron_mini.text.tokenizer import UNK, Tokenizer
 
 CONFIGS = {

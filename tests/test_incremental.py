@@ -19,7 +19,7 @@ from tiny_runs import TINY, Result, lines_of, listing, needs_fork, positron, spa
 from positron_mini.cli import incremental, main
 from positron_mini.cli.curve import curve_lines
 from positron_mini.cli.progress import Progress
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.prepare import pipeline
 
 RUN = RunFolder(Path("runs/mine"))

@@ -25,11 +25,11 @@ from awkward_texts import AWKWARD_TEXTS
 from made_stories import made_stories
 from tiny_chats import LEARNED, write_model
 
-from positron_mini.checkpoint import open_checkpoint
 from positron_mini.config import ModelConfig, SampleConfig, preset
 from positron_mini.export import export_gguf
 from positron_mini.generate import generate
 from positron_mini.model import GPT, IGNORED, KVCache
+from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS, UNK, Tokenizer, train_tokenizer
 from positron_mini.text.tokenizer.model_file import FIRST_BYTE

@@ -14,10 +14,10 @@ from tiny_models import lively_model, shape, text_like_ids
 from tiny_runs import TINY, lines_of, positron, trained
 
 from positron_mini import device as devices
-from positron_mini.checkpoint import load_model
 from positron_mini.doctor import training
 from positron_mini.doctor.subject import Subject
-from positron_mini.find import find_checkpoint
+from positron_mini.store.checkpoint import load_model
+from positron_mini.store.find import find_checkpoint
 
 DEVICE: Any = os.environ.get("POSITRON_TEST_DEVICE", "cpu")
 

@@ -14,7 +14,6 @@ from tiny_runs import TINY, positron, tiny_train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import export, lens
 from positron_mini import fast as native
 from positron_mini import model as source
@@ -27,6 +26,7 @@ from positron_mini.generate import Plain, draws
 from positron_mini.model import GPT, MLP, Attention, Block, RMSNorm
 from positron_mini.optim import build_optimizer, make_schedule
 from positron_mini.resolve import choose_kernels
+from positron_mini.store import checkpoint as ckpt
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer, loss_function
 
 PLAIN = ("--milestones", "none", "--save_every", "2")

@@ -14,13 +14,13 @@ from made_stories import made_stories
 from tiny_runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
 
 from positron_mini import files, pretrain
-from positron_mini.checkpoint import load_model
 from positron_mini.config import TrainConfig
 from positron_mini.errors import CheckpointError, PositronError, RunError
 from positron_mini.evaluate.bits import score_texts
-from positron_mini.find import find_checkpoint
 from positron_mini.pretrain import PROMPTS, TokenBatches, open_session, validation_subset
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import load_model
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text import tokens as token_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer

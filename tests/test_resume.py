@@ -28,9 +28,9 @@ from tiny_runs import (
 )
 
 from positron_mini import files
-from positron_mini.checkpoint import open_checkpoint
-from positron_mini.find import find_checkpoint
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import open_checkpoint
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import train_tokenizer
 
 BASE = Path("runs/base")  # 30 steps at once, the cool-down begins after step 12

@@ -23,16 +23,16 @@ from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import sft
 from positron_mini.cli import quicksft
 from positron_mini.evaluate.bits import Score
-from positron_mini.find import find_checkpoint
 from positron_mini.instructions import encode_conversations, read_conversations
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule
 from positron_mini.packing import PackedBatches, Stories
-from positron_mini.runs import RunFolder
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Encoded, Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer

@@ -31,7 +31,7 @@ from positron_mini.evaluate.pairs.making import collect, cross, swap
 from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_of, run_tests, skill_test, skills_suite
 from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.storyworld.checker import Replay
 from positron_mini.text.tokenizer import BOS, EOS, Tokenizer, train_tokenizer

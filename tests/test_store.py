@@ -19,13 +19,13 @@ from tiny_runs import listing, positron, tiny_train
 from tiny_server import running
 
 from positron_mini import files
-from positron_mini.curve import curve_checks
-from positron_mini.find import list_runs, newest_checkpoint
-from positron_mini.runs import RunFolder
 from positron_mini.sft import find_base
 from positron_mini.store import log_columns
 from positron_mini.store.choice import by_rule, in_order, newest_base, outdated
+from positron_mini.store.curve import curve_checks
+from positron_mini.store.find import list_runs, newest_checkpoint
 from positron_mini.store.log_columns import GrowingLog
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import BLOCK_BYTES, log_end
 from positron_mini.store.run_record import read_record
 from positron_mini.store.run_state import RunState, look

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tiny_runs import positron
 
 from positron_mini import storyworld
-from positron_mini.checkpoint import Checkpoint
 from positron_mini.evaluate import suites
 from positron_mini.evaluate.suites import Item, chance_of, reading_items, run_suite, tally, wilson
 from positron_mini.instruction_formats import join_input
 from positron_mini.model import GPT
+from positron_mini.store.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_progress_is_told(monkeypatch: pytest.MonkeyPatch, tiny_model: GPT) 
 
 
 def test_a_chat_model_is_asked_in_a_conversation_and_a_base_model_in_a_text(tiny_model: GPT, workshop: Path) -> None:
-    from positron_mini.find import find_checkpoint
+    from positron_mini.store.find import find_checkpoint
 
     base = find_checkpoint("runs/base")
     tokenizer = base.tokenizer

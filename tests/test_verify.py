@@ -10,9 +10,9 @@ import pytest
 from tiny_runs import digests, lines_of, listing, positron, tiny_train
 
 from positron_mini import announce, files
-from positron_mini import checkpoint as ckpt
 from positron_mini.errors import RunError, UsageError
-from positron_mini.runs import RunFolder
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.verify import stretch
 
 BASE = Path("runs/base")  # 30 steps; 0, 12, 20, 25 and 30 are saved, 12, 25 and 30 with their training state

@@ -18,13 +18,13 @@ import torch
 from tiny_models import lively_model, shape
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
-from positron_mini import curve, files, lens
+from positron_mini import files, lens
 from positron_mini.chat import Speaker
-from positron_mini.checkpoint import load_model, open_checkpoint
-from positron_mini.curve import curve_checks
-from positron_mini.find import list_runs
-from positron_mini.runs import RunFolder
-from positron_mini.store import run_logs
+from positron_mini.store import curve, run_logs
+from positron_mini.store.checkpoint import load_model, open_checkpoint
+from positron_mini.store.curve import curve_checks
+from positron_mini.store.find import list_runs
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import read_log
 from positron_mini.store.run_record import read_record
 from positron_mini.store.run_state import look

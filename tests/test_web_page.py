@@ -21,8 +21,8 @@ from tiny_server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files, generate, lens
 from positron_mini.chat import Speaker
 from positron_mini.config import SampleConfig
-from positron_mini.find import list_runs
-from positron_mini.runs import RunFolder
+from positron_mini.store.find import list_runs
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS, UNK, Tokenizer
 from positron_mini.web.state import Models, Served, ServerState

@@ -22,7 +22,7 @@ from made_stories import made_stories
 
 from positron_mini import files, pretrain
 from positron_mini.cli import main
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.prepare import prepare_corpus
 
 SEPARATOR = "\n<|endoftext|>\n"

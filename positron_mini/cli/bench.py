@@ -108,7 +108,7 @@ def _train(flags: BenchFlags) -> dict[str, Any]:
 def _decode(flags: BenchFlags) -> dict[str, Any]:
     from positron_mini.bench import bench_decode, made_model
     from positron_mini.fast.decoder import set_decode_threads
-    from positron_mini.find import find_model
+    from positron_mini.store.find import find_model
 
     if flags.ckpt is None:
         model, name = made_model(flags.config), flags.config

@@ -12,10 +12,10 @@ from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
 from positron_mini.command import command
 from positron_mini.config import TrainConfig, check_ranges, given_flags
-from positron_mini.opening import try_it
+from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
     from positron_mini.store.run_logs import Sample
     from positron_mini.store.run_record import RunRecord
 
@@ -106,7 +106,7 @@ def run(argv: Sequence[str]) -> int:
     from positron_mini.budget import existing_run
     from positron_mini.cli.train import train
     from positron_mini.resolve import default_out_dir
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
 
     machine = devices.this_machine()
     choice = devices.choose(machine, flags.device, flags.precision)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from positron_mini.cli.terminal import print
 
 if TYPE_CHECKING:
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
 
 BARS = " ▁▂▃▄▅▆▇█"
 

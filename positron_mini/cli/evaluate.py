@@ -14,8 +14,8 @@ from positron_mini.config import DEFAULT_TEXT, check_ranges
 from positron_mini.errors import UsageError
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
+    from positron_mini.store.checkpoint import Checkpoint
     from positron_mini.text.prepare import Prepared
 
 BITS_TOKENS = 100_000  # held-out tokens whose bits per byte are reported with the stories

@@ -13,8 +13,8 @@ from positron_mini.cli.terminal import print
 from positron_mini.cli.which import open_model
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
     from positron_mini.export import Exported
+    from positron_mini.store.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from positron_mini.cli.terminal import print, printable, read_stdin
 from positron_mini.cli.which import open_model, with_model
 from positron_mini.config import SampleConfig, check_ranges
 from positron_mini.errors import UsageError
-from positron_mini.opening import STORY, opening_of
+from positron_mini.store.opening import STORY, opening_of
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
+    from positron_mini.store.checkpoint import Checkpoint
     from positron_mini.text.tokenizer import Tokenizer
 
 
@@ -50,9 +50,9 @@ class GenerateFlags(SampleConfig):
 def run(argv: Sequence[str]) -> int:
     """Generate; 0 when done."""
     flags = parse(GenerateFlags, argv, "generate")
-    from positron_mini.checkpoint import check_tokenizer
     from positron_mini.device import set_threads
     from positron_mini.generate import generate
+    from positron_mini.store.checkpoint import check_tokenizer
 
     checkpoint, model = open_model(flags.ckpt, with_model)
     check_tokenizer(flags.tokenizer_path, checkpoint)

@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     """Show; 0 when done."""
     flags = parse(InfoFlags, argv, "info")
     if flags.ckpt is not None:
-        from positron_mini.find import find_checkpoint
+        from positron_mini.store.find import find_checkpoint
 
         checkpoint = find_checkpoint(flags.ckpt, say=note)
         shapes = {checkpoint.folder.name: checkpoint.config}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.terminal import print
 from positron_mini.config import SFTConfig
-from positron_mini.curve import reference_for, standing
 from positron_mini.device import SpeedWatch, peak_memory
-from positron_mini.opening import try_it
 from positron_mini.session import better_before
+from positron_mini.store.curve import reference_for, standing
+from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.session import Session

@@ -15,8 +15,8 @@ from positron_mini.command import command
 from positron_mini.config import SFTConfig, check_ranges, given_flags
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.checkpoint import Checkpoint
+    from positron_mini.store.run_folder import RunFolder
     from positron_mini.text.chat_format import Message
     from positron_mini.text.tokenizer import Tokenizer
 

@@ -203,7 +203,7 @@ class Repl:
         self.note(f"loaded with its settings; turns: {len(self.session.turns):,}{other}")
 
     def _do_model(self, rest: str) -> None:
-        from positron_mini.find import list_runs
+        from positron_mini.store.find import list_runs
 
         if rest:
             self.session.switch(self._speaker(rest))
@@ -255,7 +255,7 @@ class Repl:
         self._table([name for name, _, _ in answers], [[text for _, text, _ in answers], [speed for _, _, speed in answers]])
 
     def _speaker(self, name: str) -> Speaker:
-        from positron_mini.find import find_checkpoint, read_found
+        from positron_mini.store.find import find_checkpoint, read_found
 
         return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), load_speaker)
 

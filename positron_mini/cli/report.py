@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _folder(given: str | None) -> Path:
     """The run that was named, also by one of its steps or `latest`; the newest one, with a note, when none was. Errors: RunError."""
-    from positron_mini.find import list_runs
+    from positron_mini.store.find import list_runs
 
     if given is not None:
         path = Path(given)

@@ -17,7 +17,7 @@ from positron_mini.errors import RunError
 from positron_mini.own_files import foreign, is_nobodys, size_of
 
 if TYPE_CHECKING:
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     if words[:1] == ["prune"]:
         return prune(parse(PruneFlags, words[1:], "runs prune"))
     flags = parse(RunsFlags, words, "runs")
-    from positron_mini.find import list_runs
+    from positron_mini.store.find import list_runs
 
     rows = [summary(path) for path in list_runs(Path(flags.root))]
     if flags.json:
@@ -107,8 +107,8 @@ def summary(path: Path) -> dict[str, Any]:
 
 def prune(flags: PruneFlags) -> int:
     """Show what can go, and with --yes remove it; 0 when done."""
-    from positron_mini.find import list_runs
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.find import list_runs
+    from positron_mini.store.run_folder import RunFolder
     from positron_mini.store.writer import held
 
     found: list[Removable] = []
@@ -172,7 +172,7 @@ def removable(run: RunFolder, keep: int | None) -> list[Removable]:
 
     What holds a file that this program did not make stays, and is named.
     """
-    from positron_mini.checkpoint import FILES
+    from positron_mini.store.checkpoint import FILES
 
     found = [Removable.of(path, "left by a process that was killed") for path in run.leftovers()]
     others = [(path, "superseded", foreign(path, is_superseded)) for path in superseded(run)]
@@ -202,8 +202,8 @@ def superseded(run: RunFolder) -> list[Path]:
 
 def is_superseded(name: str) -> bool:
     """Whether this program gives the name to a file below superseded/NNN: log lines, and files of steps and of what was a pointer."""
-    from positron_mini import checkpoint as ckpt
-    from positron_mini.runs import POINTERS
+    from positron_mini.store import checkpoint as ckpt
+    from positron_mini.store.run_folder import POINTERS
     from positron_mini.store.run_logs import LOGS
 
     folder, _, rest = name.partition("/")
@@ -212,7 +212,7 @@ def is_superseded(name: str) -> bool:
 
 def old_steps(run: RunFolder, keep: int) -> list[int]:
     """The steps besides the newest `keep`, those that `latest` and `best` name, the last before the cool-down, the newest undamaged."""
-    from positron_mini import checkpoint as ckpt
+    from positron_mini.store import checkpoint as ckpt
 
     right = run.newest(training=True, say=lambda _: None) or run.newest(training=False, say=lambda _: None)
     if right is None:

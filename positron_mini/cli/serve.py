@@ -18,7 +18,7 @@ from positron_mini.config import check_ranges
 from positron_mini.errors import PositronError, UsageError
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
+    from positron_mini.store.checkpoint import Checkpoint
     from positron_mini.web.state import Models, Served
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -11,7 +11,7 @@ from positron_mini.cli.terminal import marked
 from positron_mini.config import SFTConfig, given_flags
 
 if TYPE_CHECKING:
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
 
 MASK_ROWS = 5
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import flag_words, note, parse
 from positron_mini.config import SFTConfig, TrainConfig, given_flags
-from positron_mini.opening import try_it
+from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.distributed import Processes
-    from positron_mini.runs import RunFolder
     from positron_mini.session import Session
+    from positron_mini.store.run_folder import RunFolder
 
 Say = Callable[[str], None]
 

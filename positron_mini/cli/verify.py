@@ -15,7 +15,7 @@ from positron_mini.command import command
 from positron_mini.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
     from positron_mini.verify import Replay, StepCheck
 
 
@@ -34,7 +34,7 @@ class VerifyFlags:
 def run(argv: Sequence[str]) -> int:
     """Verify; 0 when all is as it should be."""
     flags = parse(VerifyFlags, argv, "verify")
-    from positron_mini.runs import RunFolder
+    from positron_mini.store.run_folder import RunFolder
     from positron_mini.verify import check_run, replay
 
     folder = RunFolder(Path(flags.run))

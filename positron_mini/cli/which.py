@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from positron_mini.cli.flags import note
 
 if TYPE_CHECKING:
-    from positron_mini.checkpoint import Checkpoint
     from positron_mini.model import GPT
+    from positron_mini.store.checkpoint import Checkpoint
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ def open_model(ckpt: str | None, read: Callable[[Checkpoint], T], *, talks: bool
     """What `read` makes of the checkpoint that was named, else of that of the newest finished run, a fine-tuned one where the command
     `talks`; a note then says which it is, with `is_terse` only where that may be another than a person expects. Errors: CheckpointError.
     """
-    from positron_mini.find import find_checkpoint, newest_checkpoint, read_found
+    from positron_mini.store.find import find_checkpoint, newest_checkpoint, read_found
 
     find = partial(newest_checkpoint, talks=talks) if ckpt is None else partial(find_checkpoint, ckpt)
     checkpoint, found = read_found(partial(find, say=note), lambda checkpoint: (checkpoint, read(checkpoint)))
@@ -30,7 +30,7 @@ def open_model(ckpt: str | None, read: Callable[[Checkpoint], T], *, talks: bool
 
 def with_model(checkpoint: Checkpoint) -> tuple[Checkpoint, GPT]:
     """A checkpoint and its model, to `read` both."""
-    from positron_mini.checkpoint import load_model
+    from positron_mini.store.checkpoint import load_model
 
     return checkpoint, load_model(checkpoint)
 

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini import storyworld
-from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.bits import Score
 from positron_mini.evaluate.suites import prompt_ids, tally
 from positron_mini.generate import generate
 from positron_mini.model import GPT
+from positron_mini.store.checkpoint import Checkpoint
 from positron_mini.text.prepare import Prepared
 from positron_mini.text.tokenizer import BOS
 

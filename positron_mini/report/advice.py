@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from positron_mini.command import command
 from positron_mini.config import parse_duration
-from positron_mini.curve import Turn
-from positron_mini.opening import try_it
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
+from positron_mini.store.curve import Turn
+from positron_mini.store.opening import try_it
 from positron_mini.store.run_history import RunHistory
 from positron_mini.store.run_logs import StepReport
 

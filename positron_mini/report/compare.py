@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.skills import skill_test
-from positron_mini.find import find_model
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.report.learned import Move, skill_lines
+from positron_mini.store.checkpoint import Checkpoint
+from positron_mini.store.find import find_model
 from positron_mini.store.run_history import RunHistory, read_run
 from positron_mini.store.run_logs import SkillScore, StepReport
 from positron_mini.text.chat_format import Message, encode_chat

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron_mini.checkpoint import STATE_FILE
 from positron_mini.report.advice import Advice, advise
 from positron_mini.report.corpus import Corpus, describe_corpus
 from positron_mini.report.learned import Claim, SkillLine, claims, skill_lines
 from positron_mini.report.reproduce import reproduction
+from positron_mini.store.checkpoint import STATE_FILE
 from positron_mini.store.run_history import RunHistory, read_run
 
 

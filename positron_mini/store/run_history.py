@@ -9,10 +9,10 @@ from pathlib import Path
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.curve import Turn, turned, validations
 from positron_mini.errors import RunError
-from positron_mini.find import list_runs
 from positron_mini.optim import Schedule
+from positron_mini.store.curve import Turn, turned, validations
+from positron_mini.store.find import list_runs
 from positron_mini.store.run_logs import Row, Sample, SkillScore, StepReport, StoryScore, log_path, numbered_rows, typed_rows
 from positron_mini.store.run_record import RunRecord, is_bounded, read_record
 from positron_mini.store.steps import saved_steps, step_name

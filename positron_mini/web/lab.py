@@ -16,11 +16,11 @@ from fastapi.responses import JSONResponse
 from pydantic import FailFast, Field
 
 from positron_mini import lens
-from positron_mini.curve import read_reference, reference_names
 from positron_mini.errors import DataError
 from positron_mini.instructions import read_conversations
-from positron_mini.runs import RunFolder
 from positron_mini.store.choice import in_words, newest_base, outdated
+from positron_mini.store.curve import read_reference, reference_names
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import log_path, read_log
 from positron_mini.store.run_state import look as look_at_run
 from positron_mini.store.steps import step_number

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from positron_mini.curve import Check, Rows, curve_checks, read_reference, reference_name
+from positron_mini.store.curve import Check, Rows, curve_checks, read_reference, reference_name
 from positron_mini.store.log_columns import GrowingLog
 from positron_mini.store.run_logs import log_path
 from positron_mini.store.run_state import RunState

@@ -8,12 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron_mini.checkpoint import Checkpoint, open_checkpoint, step_name
 from positron_mini.errors import CheckpointError
 from positron_mini.fast.decoder import Decoder, quickest
-from positron_mini.find import find_checkpoint, read_found
 from positron_mini.model import GPT
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import Checkpoint, open_checkpoint, step_name
+from positron_mini.store.find import find_checkpoint, read_found
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.web.engine import Engine
 
 if TYPE_CHECKING:

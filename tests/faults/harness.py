@@ -22,7 +22,7 @@ from unittest import mock
 from tiny_runs import timeless
 
 from positron_mini import files
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 
 JUNK = (".tmp-", ".lock")  # leftovers and locks, which the next writer removes or takes over
 

@@ -40,12 +40,12 @@ from tiny_runs import (
 )
 
 from positron_mini import announce, files, pretrain
-from positron_mini.checkpoint import TrainingState, open_checkpoint, verify, write_checkpoint
 from positron_mini.config import TrainConfig
 from positron_mini.errors import DiskFullError, PositronError
 from positron_mini.evaluate.skills import RunTests, SkillTest, skill_test
-from positron_mini.find import find_checkpoint
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import TrainingState, open_checkpoint, verify, write_checkpoint
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.trainer import StopFlag
 
@@ -480,7 +480,7 @@ def test_C10_a_compiled_model_saves_plain_names(bench: Path, monkeypatch: pytest
     train_ok(CUT, "--compile", "on", "--until_step", "5", "--dropout", "0")
     plain = Path("runs/plain/run")
     train_ok(plain, "--until_step", "5", "--dropout", "0")
-    from positron_mini.checkpoint import read_tensors
+    from positron_mini.store.checkpoint import read_tensors
 
     for name in ("model.safetensors", "training/state.safetensors"):
         one, other = (read_tensors(run / "step_000005" / name, None) for run in (CUT, plain))

@@ -13,7 +13,7 @@ from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
 
 from positron_mini import announce, pretrain
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus.files import ReadStats, read_documents
 from positron_mini.text.tokenizer import train_tokenizer
 

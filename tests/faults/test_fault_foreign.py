@@ -18,11 +18,11 @@ from faults.harness import disk_with_room, watched
 from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
 from positron_mini import announce, files
-from positron_mini import checkpoint as ckpt
 from positron_mini.errors import DroppedError, PositronError
-from positron_mini.find import find_checkpoint, find_model, read_found
 from positron_mini.own_files import foreign, leftovers
-from positron_mini.runs import RunFolder
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.find import find_checkpoint, find_model, read_found
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
 from positron_mini.text.corpus.memo import locked

@@ -20,15 +20,15 @@ from tiny_chats import write_model
 from tiny_models import lively_model, shape, write_tokens
 from tiny_runs import needs_fork, positron
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import files
-from positron_mini.checkpoint import load_model, load_training, open_checkpoint, read_tensors
 from positron_mini.cli.runs import summary
 from positron_mini.config import ModelConfig, TrainConfig
 from positron_mini.errors import CheckpointError, PositronError
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.pretrain import open_session
-from positron_mini.runs import RunFolder
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.checkpoint import load_model, load_training, open_checkpoint, read_tensors
+from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.text.tokens import HEADER_BYTES, TokenFile
 from positron_mini.trainer import LoopConfig, Trainer

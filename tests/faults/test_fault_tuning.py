@@ -12,9 +12,9 @@ from faults.harness import differences, every_kill, steps_again
 from tiny_runs import copied, positron
 
 from positron_mini import files
-from positron_mini.checkpoint import open_checkpoint
-from positron_mini.find import find_checkpoint
-from positron_mini.runs import RunFolder
+from positron_mini.store.checkpoint import open_checkpoint
+from positron_mini.store.find import find_checkpoint
+from positron_mini.store.run_folder import RunFolder
 
 BASE, CUT = Path("runs/whole/run"), Path("runs/cut/run")
 THINGS = ["ball", "cat", "dog", "boat", "hat"] * 8

@@ -190,7 +190,7 @@ function Checks({ run, step, onReferences }) {
     return () => abort.abort();
   }, [run.name, wanted, Math.floor((step ?? 0) / 5)]);
   if (answer.checks.length === 0) return null;
-  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.curve.curve_checks</code>`}>
+  return html`<${Card} title="Is my curve normal?" aside=${html`<code>positron_mini.store.curve.curve_checks</code>`}>
     ${answer.references.length > 0 &&
     html`<${Select} name="Judge against" value=${wanted ?? answer.reference ?? ""} onChange=${setWanted}
       options=${[{ value: "", name: "general rules only" }, ...answer.references.map((name) => ({ value: name, name: `reference ${name}` }))]} />`}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from positron_mini import checkpoint as ckpt
 from positron_mini.errors import CheckpointError, PositronError
-from positron_mini.runs import POINTERS, TRIES, RunFolder
+from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.choice import by_rule
+from positron_mini.store.run_folder import POINTERS, TRIES, RunFolder
 from positron_mini.store.run_record import RUN_JSON, RunRecord
 from positron_mini.store.run_state import RunState, look, run_folders
 

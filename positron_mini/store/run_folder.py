@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from positron_mini import checkpoint as ckpt
 from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.own_files import foreign, leftovers, read_small, refuse_link, temporary_name
+from positron_mini.store import checkpoint as ckpt
 from positron_mini.store import run_logs
 from positron_mini.store.run_logs import LOGS, STEP_LOGS
 from positron_mini.store.run_record import RUN_JSON, RunRecord, read_record

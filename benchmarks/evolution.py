@@ -19,7 +19,7 @@ import os
 import shutil
 from pathlib import Path
 
-from positron_mini.escaping import escaped
+from positron_mini.export.escaping import escaped
 from positron_mini.files import write_text
 from positron_mini.report.build import write_report
 from positron_mini.report.evolution import Evolution, evolution

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from positron_mini import files
 from positron_mini.evaluate.bits import score_documents
-from positron_mini.export import Dtype, export_gguf
+from positron_mini.export.model_files import Dtype, export_gguf
 from positron_mini.store.checkpoint import Checkpoint, load_model
 from positron_mini.store.find import find_checkpoint
 from positron_mini.text.corpus.files import read_documents

@@ -29,8 +29,8 @@ import psutil
 import torch
 
 from positron_mini.config import ModelConfig, TrainConfig, model_config
+from positron_mini.export.card import step_card
 from positron_mini.model import GPT
-from positron_mini.model_card import step_card
 from positron_mini.store.checkpoint import model_files, write_checkpoint
 from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
 

@@ -31,9 +31,9 @@ from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import DataError
 from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
+from positron_mini.export.card import step_card
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
-from positron_mini.model_card import step_card
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
 from positron_mini.pace import Pacer
 from positron_mini.plan import Request

@@ -21,9 +21,9 @@ from tiny_runs import digests, forked, listing, needs_fork, positron
 
 from positron_mini import files
 from positron_mini.errors import CheckpointError, DiskFullError, UsageError
-from positron_mini.export import Exported, export_gguf, export_huggingface, tensor_name
+from positron_mini.export.card import step_card
+from positron_mini.export.model_files import Exported, export_gguf, export_huggingface, tensor_name
 from positron_mini.model import GPT
-from positron_mini.model_card import step_card
 from positron_mini.store.checkpoint import Checkpoint, load_model, model_files, open_checkpoint, read_manifest, verify, write_checkpoint
 from positron_mini.store.find import find_checkpoint
 from positron_mini.text.chat_format import CHAT_TEMPLATE

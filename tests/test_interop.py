@@ -26,7 +26,7 @@ from made_stories import made_stories
 from tiny_chats import LEARNED, write_model
 
 from positron_mini.config import ModelConfig, SampleConfig, preset
-from positron_mini.export import export_gguf
+from positron_mini.export.model_files import export_gguf
 from positron_mini.generate import generate
 from positron_mini.model import GPT, IGNORED, KVCache
 from positron_mini.store.checkpoint import open_checkpoint
@@ -341,7 +341,7 @@ def stored(path: Path, model: GPT) -> GPT:
     """A model of the weights that a GGUF file really holds."""
     import gguf
 
-    from positron_mini.export import tensor_name
+    from positron_mini.export.model_files import tensor_name
 
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     twin = copy.deepcopy(model)

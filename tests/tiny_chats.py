@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from tiny_models import lively_model, shape
 
+from positron_mini.export.card import step_card
 from positron_mini.generate import Token
 from positron_mini.model import GPT, IGNORED
-from positron_mini.model_card import step_card
 from positron_mini.store.checkpoint import model_files, write_checkpoint
 from positron_mini.text.chat_format import CHAT_TEMPLATE, Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer

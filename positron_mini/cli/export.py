@@ -13,7 +13,7 @@ from positron_mini.cli.terminal import print
 from positron_mini.cli.which import open_model
 
 if TYPE_CHECKING:
-    from positron_mini.export import Exported
+    from positron_mini.export.model_files import Exported
     from positron_mini.store.checkpoint import Checkpoint
 
 
@@ -36,7 +36,7 @@ class ExportFlags:
 def run(argv: Sequence[str]) -> int:
     """Export; 0 when done."""
     flags = parse(ExportFlags, argv, "export")
-    from positron_mini.export import export_gguf, export_huggingface
+    from positron_mini.export.model_files import export_gguf, export_huggingface
 
     out = Path(flags.out) if flags.out else None
 
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
 
 def next_steps(checkpoint: Checkpoint, done: Exported, format: str) -> list[str]:
     """Commands that open what was exported, ready to be pasted."""
-    from positron_mini.export import ollama_name
+    from positron_mini.export.model_files import ollama_name
 
     say, path = "Who are you?" if checkpoint.is_chat else "Once upon a time", shlex.quote(str(done.path))
     if format == "gguf":

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from positron_mini.escaping import visible
+from positron_mini.export.escaping import visible
 
 
 def esc(value: object) -> str:

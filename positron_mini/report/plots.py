@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from positron_mini.escaping import visible
+from positron_mini.export.escaping import visible
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
 from positron_mini.store.run_history import RunHistory

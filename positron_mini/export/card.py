@@ -12,7 +12,7 @@ from typing import Any
 
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError
-from positron_mini.escaping import escaped, visible
+from positron_mini.export.escaping import escaped, visible
 from positron_mini.store.checkpoint import Checkpoint
 from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
 from positron_mini.store.run_record import RunRecord, read_record

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
-from positron_mini.model_card import MARK, model_card
+from positron_mini.export.card import MARK, model_card
 from positron_mini.own_files import open_regular
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.checkpoint import Checkpoint

@@ -1,0 +1,1 @@
+"""Taking a model elsewhere: a GGUF file, a Hugging Face folder, the model card."""

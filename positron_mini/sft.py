@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import device as devices
+from positron_mini.chat.conversations import Instructions, encode_conversations, read_conversations, report_lines
+from positron_mini.chat.packing import PackedBatches, Stories
 from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
 from positron_mini.errors import CheckpointError
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.export.card import step_card
 from positron_mini.files import sha256_of
 from positron_mini.generate import generate
-from positron_mini.instructions import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
-from positron_mini.packing import PackedBatches, Stories
 from positron_mini.plan import Plan, Request
 from positron_mini.pretrain import validation_subset
 from positron_mini.recorder import Recorder, Recording

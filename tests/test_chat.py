@@ -17,7 +17,7 @@ from tiny_chats import scripted, write_model
 from tiny_models import lively_model, shape
 
 from positron_mini import files, generate
-from positron_mini.chat import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_settings
+from positron_mini.chat.session import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_settings
 from positron_mini.config import SampleConfig
 from positron_mini.errors import CheckpointError, DataError, UsageError
 from positron_mini.model import GPT

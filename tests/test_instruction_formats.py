@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import story_tokenizer
 
+from positron_mini.chat.conversations import encode_conversations, read_conversations, report_lines, split_conversations
+from positron_mini.chat.formats import FLAGS, FORMATS, HISTORY, ROLES, SYSTEM_FIELDS, TOOL_ROLES, WrongRow, read_row, trimmed
 from positron_mini.errors import DataError
-from positron_mini.instruction_formats import FLAGS, FORMATS, HISTORY, ROLES, SYSTEM_FIELDS, TOOL_ROLES, WrongRow, read_row, trimmed
-from positron_mini.instructions import encode_conversations, read_conversations, report_lines, split_conversations
 from positron_mini.text.chat_format import Message, encode_chat, show_mask_lines
 from positron_mini.text.corpus.files import ReadStats, read_documents
 

@@ -13,9 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_tokenizer import story_tokenizer
 
-from positron_mini.errors import DataError
-from positron_mini.instruction_formats import join_input
-from positron_mini.instructions import (
+from positron_mini.chat.conversations import (
     BadLine,
     Conversation,
     encode_conversations,
@@ -23,6 +21,8 @@ from positron_mini.instructions import (
     report_lines,
     split_conversations,
 )
+from positron_mini.chat.formats import join_input
+from positron_mini.errors import DataError
 from positron_mini.text.chat_format import Message, encode_chat
 
 GOOD = '{"instruction": "Say hi.", "output": "Hi."}'

@@ -19,7 +19,7 @@ from tiny_runs import positron, tiny_train
 from tiny_server import TinyServer, speaker_of, tiny_server
 
 from positron_mini import lens
-from positron_mini.chat import ChatSession
+from positron_mini.chat.session import ChatSession
 from positron_mini.cli.flags import print_json
 from positron_mini.config import SampleConfig
 from positron_mini.errors import NotFiniteOutput, PositronError

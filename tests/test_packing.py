@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from positron_mini.chat.packing import PADDING_SEGMENT, PackedBatches, Stories, pack
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT, IGNORED
-from positron_mini.packing import PADDING_SEGMENT, PackedBatches, Stories, pack
 from positron_mini.text.chat_format import Encoded
 from positron_mini.text.tokenizer import BOS, EOS, PAD
 from positron_mini.trainer import Batch

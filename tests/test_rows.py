@@ -16,8 +16,8 @@ import pytest
 from faults.harness import cost
 from tiny_runs import needs_fork
 
+from positron_mini.chat.conversations import read_conversations
 from positron_mini.errors import DataError
-from positron_mini.instructions import read_conversations
 from positron_mini.text.corpus import rows
 from positron_mini.text.corpus.rows import Row, read_rows
 

@@ -24,12 +24,12 @@ from tiny_models import lively_model, shape
 from tiny_runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
 
 from positron_mini import sft
+from positron_mini.chat.conversations import encode_conversations, read_conversations
+from positron_mini.chat.packing import PackedBatches, Stories
 from positron_mini.cli import quicksft
 from positron_mini.evaluate.bits import Score
-from positron_mini.instructions import encode_conversations, read_conversations
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule
-from positron_mini.packing import PackedBatches, Stories
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder

@@ -19,7 +19,7 @@ from tiny_models import lively_model, shape
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import files, lens
-from positron_mini.chat import Speaker
+from positron_mini.chat.session import Speaker
 from positron_mini.store import curve, run_logs
 from positron_mini.store.checkpoint import load_model, open_checkpoint
 from positron_mini.store.curve import curve_checks

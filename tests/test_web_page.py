@@ -19,7 +19,7 @@ from tiny_runs import wait_for
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
 from positron_mini import files, generate, lens
-from positron_mini.chat import Speaker
+from positron_mini.chat.session import Speaker
 from positron_mini.config import SampleConfig
 from positron_mini.store.find import list_runs
 from positron_mini.store.run_folder import RunFolder

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from positron_mini.chat import Speaker
+from positron_mini.chat.session import Speaker
 from positron_mini.config import SampleConfig
 from positron_mini.generate import Token
 from positron_mini.model import GPT

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from positron_mini.chat import CHAT_SETTINGS, ChatSession, load_speaker
+from positron_mini.chat.session import CHAT_SETTINGS, ChatSession, load_speaker
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.repl import COMMANDS, Repl
 from positron_mini.cli.terminal import PlainKeyboard, TerminalKeyboard

@@ -92,9 +92,9 @@ def mix(sample: Path, rows: int, seed: int, base: Checkpoint) -> int:
     Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and seeing it once is too little.
     HISTORY_SHARE of all rows of one question stand after other such rows, which are read and not learned.
     """
+    from positron_mini.chat.conversations import read_conversations
+    from positron_mini.chat.formats import read_row
     from positron_mini.files import json_line, write_text
-    from positron_mini.instruction_formats import read_row
-    from positron_mini.instructions import read_conversations
     from positron_mini.storyworld import conversation_rows
 
     known = [conversation.messages for conversation in read_conversations(sample).conversations]

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from positron_mini.chat import ChatSession, Speaker, load_speaker, with_settings
+from positron_mini.chat.session import ChatSession, Speaker, load_speaker, with_settings
 from positron_mini.cli.terminal import Keyboard, is_block, print, printable, without_quotes
 from positron_mini.errors import PositronError, UsageError
 

@@ -62,7 +62,7 @@ def show_mask(config: SFTConfig) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from positron_mini.instructions import left_out_lines, read_conversations
+    from positron_mini.chat.conversations import left_out_lines, read_conversations
     from positron_mini.sft import find_base
     from positron_mini.text.chat_format import encode_chat, show_mask_lines
 

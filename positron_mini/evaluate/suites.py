@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from positron_mini import storyworld
+from positron_mini.chat.formats import join_input
 from positron_mini.config import SampleConfig
 from positron_mini.generate import generate
-from positron_mini.instruction_formats import join_input
 from positron_mini.model import GPT
 from positron_mini.store.checkpoint import Checkpoint
 from positron_mini.text.chat_format import Message, encode_chat

@@ -17,7 +17,7 @@ from positron_mini.store.run_folder import RunFolder
 from positron_mini.web.engine import Engine
 
 if TYPE_CHECKING:
-    from positron_mini.chat import Speaker
+    from positron_mini.chat.session import Speaker
 
 MAX_LOADED = 4  # models in memory at once, besides those that stay; a page that steps through a run asks for one after the other
 
@@ -44,7 +44,7 @@ class Served:
 
 def load_served(id: str, checkpoint: Checkpoint) -> Served:
     """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError when the folder vanishes meanwhile."""
-    from positron_mini.chat import load_speaker
+    from positron_mini.chat.session import load_speaker
 
     created = int(checkpoint.folder.stat().st_mtime)
     return Served(id, load_speaker(checkpoint), created, checkpoint.folder)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from positron_mini import generate
-from positron_mini.chat import CHAT_SETTINGS
+from positron_mini.chat.session import CHAT_SETTINGS
 from positron_mini.config import SampleConfig
 from positron_mini.fast.decoder import Decoder
 from positron_mini.fast.plain import Watch

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from positron_mini.chat.formats import FORMATS, WrongRow, read_row
 from positron_mini.errors import DataError
-from positron_mini.instruction_formats import FORMATS, WrongRow, read_row
 from positron_mini.text.chat_format import Encoded, Message, encode_chat
 from positron_mini.text.corpus.files import kind_of
 from positron_mini.text.corpus.rows import read_rows, way_to_convert

@@ -1,0 +1,1 @@
+"""Conversations: reading them, packing them into training rows, holding one."""

@@ -55,7 +55,7 @@ RANKS = [
     "chat.packing",
     "generate",
     "evaluate",
-    "lens",
+    "evaluate.lens",
     "track",
     "recorder",
     "resolve",

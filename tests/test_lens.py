@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.errors import TokenizerError
 from positron_mini.evaluate.bits import line_logprobs
-from positron_mini.generate import distribution, draw, stream
-from positron_mini.lens import (
+from positron_mini.evaluate.lens import (
     attention_maps,
     fine_tuning_mask,
     layer_logits,
@@ -22,6 +21,7 @@ from positron_mini.lens import (
     surprise,
     token_views,
 )
+from positron_mini.generate import distribution, draw, stream
 from positron_mini.model import GPT, Attention
 from positron_mini.text.chat_format import Message, encode_chat, show_mask_lines
 from positron_mini.text.tokenizer import BOS, UNK, Tokenizer

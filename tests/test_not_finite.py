@@ -18,11 +18,11 @@ from tiny_models import lively_model, shape
 from tiny_runs import positron, tiny_train
 from tiny_server import TinyServer, speaker_of, tiny_server
 
-from positron_mini import lens
 from positron_mini.chat.session import ChatSession
 from positron_mini.cli.flags import print_json
 from positron_mini.config import SampleConfig
 from positron_mini.errors import NotFiniteOutput, PositronError
+from positron_mini.evaluate import lens
 from positron_mini.evaluate.bits import token_logprobs
 from positron_mini.files import json_line
 from positron_mini.generate import Reader, distribution

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from positron_mini import fast as native
-from positron_mini import lens
 from positron_mini import model as source
 from positron_mini.config import SampleConfig, SFTConfig, TrainConfig
 from positron_mini.errors import PositronError, UsageError
+from positron_mini.evaluate import lens
 from positron_mini.export import model_files as export
 from positron_mini.fast import plain
 from positron_mini.fast.chunked_loss import chunked_loss

@@ -18,8 +18,9 @@ import torch
 from tiny_models import lively_model, shape
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
-from positron_mini import files, lens
+from positron_mini import files
 from positron_mini.chat.session import Speaker
+from positron_mini.evaluate import lens
 from positron_mini.store import curve, run_logs
 from positron_mini.store.checkpoint import load_model, open_checkpoint
 from positron_mini.store.curve import curve_checks

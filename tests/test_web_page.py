@@ -18,9 +18,10 @@ from tiny_chats import LEARNED, scripted, taught_model
 from tiny_runs import wait_for
 from tiny_server import TinyServer, running, speaker_of, tiny_server
 
-from positron_mini import files, generate, lens
+from positron_mini import files, generate
 from positron_mini.chat.session import Speaker
 from positron_mini.config import SampleConfig
+from positron_mini.evaluate import lens
 from positron_mini.store.find import list_runs
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Message, encode_chat

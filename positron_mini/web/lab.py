@@ -15,9 +15,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import FailFast, Field
 
-from positron_mini import lens
 from positron_mini.chat.conversations import read_conversations
 from positron_mini.errors import DataError
+from positron_mini.evaluate import lens
 from positron_mini.store.choice import in_words, newest_base, outdated
 from positron_mini.store.curve import read_reference, reference_names
 from positron_mini.store.run_folder import RunFolder

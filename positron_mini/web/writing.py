@@ -15,10 +15,10 @@ import torch
 from positron_mini import generate
 from positron_mini.chat.session import CHAT_SETTINGS
 from positron_mini.config import SampleConfig
+from positron_mini.evaluate.lens import token_views
 from positron_mini.fast.decoder import Decoder
 from positron_mini.fast.plain import Watch
 from positron_mini.generate import Token, check_finite, likeliest
-from positron_mini.lens import token_views
 from positron_mini.model import GPT
 from positron_mini.text.tokenizer import BOS, IncrementalDecoder, Tokenizer
 from positron_mini.web.engine import Job

@@ -7,7 +7,7 @@ export const about = {
   id: "attention",
   name: "Attention",
   sentence: "Before a token predicts the next one it looks back: each head in each layer shares out 100 % of its attention among the tokens so far.",
-  computedBy: "positron_mini.lens.attention_maps",
+  computedBy: "positron_mini.evaluate.lens.attention_maps",
 };
 
 export function View({ lab }) {

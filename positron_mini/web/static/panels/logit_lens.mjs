@@ -6,7 +6,7 @@ export const about = {
   id: "logit-lens",
   name: "Logit lens",
   sentence: "Read upwards how a prediction forms: after each layer, the token that the model would write next if that layer were its last.",
-  computedBy: "positron_mini.lens.logit_lens",
+  computedBy: "positron_mini.evaluate.lens.logit_lens",
 };
 
 export function View({ lab }) {

@@ -6,7 +6,7 @@ export const about = {
   id: "mask",
   name: "Fine-tuning mask",
   sentence: "Fine-tuning reads the whole conversation but learns to write only the underlined tokens: the answers, and where each one ends.",
-  computedBy: "positron_mini.lens.fine_tuning_mask",
+  computedBy: "positron_mini.evaluate.lens.fine_tuning_mask",
 };
 
 const EXAMPLES = [

@@ -10,7 +10,7 @@ export const about = {
   id: "next-token",
   name: "Next token",
   sentence: "A model does one thing: it gives every token a probability of coming next, and every choice leads to another story.",
-  computedBy: "positron_mini.lens.next_token_distribution",
+  computedBy: "positron_mini.evaluate.lens.next_token_distribution",
 };
 
 const SHOWN = 20;

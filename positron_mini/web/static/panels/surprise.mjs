@@ -9,7 +9,7 @@ export const about = {
   id: "surprise",
   name: "Surprise",
   sentence: "The loss of a text, token by token: a word the model saw coming stays pale, a word it would not have guessed glows.",
-  computedBy: "positron_mini.lens.surprise",
+  computedBy: "positron_mini.evaluate.lens.surprise",
 };
 
 const FULL = 12; // bits at which the colour is strongest: one in 4,096

@@ -6,7 +6,7 @@ export const about = {
   id: "tokens",
   name: "Tokens",
   sentence: "The model reads neither letters nor words but tokens: pieces that were frequent in the text the tokenizer was trained on.",
-  computedBy: "positron_mini.lens.token_views",
+  computedBy: "positron_mini.evaluate.lens.token_views",
 };
 
 const SHOW = [

@@ -33,10 +33,11 @@ from made_stories import made_stories  # noqa: E402
 from reliability import this_device  # noqa: E402
 from tiny_runs import TINY, forked, positron  # noqa: E402
 
-from positron_mini import announce, files  # noqa: E402
+from positron_mini import files  # noqa: E402
 from positron_mini.store.checkpoint import open_checkpoint  # noqa: E402
 from positron_mini.store.run_folder import RunFolder  # noqa: E402
 from positron_mini.text.tokenizer import train_tokenizer  # noqa: E402
+from positron_mini.train import first_lines as announce
 
 Say = Callable[[str], None]
 STEPS, SAVE_EVERY = 12, 4

@@ -40,8 +40,8 @@ def work(job: Row) -> None:
     from positron_mini.config import TrainConfig, model_config
     from positron_mini.model import GPT
     from positron_mini.optim import build_optimizer, make_schedule
-    from positron_mini.pretrain import TokenBatches
     from positron_mini.text.prepare import prepare_corpus
+    from positron_mini.train.pretrain import TokenBatches
     from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
     torch.set_num_threads(job["threads"])

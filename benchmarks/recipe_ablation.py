@@ -16,8 +16,8 @@ import torch
 
 from positron_mini.config import TrainConfig
 from positron_mini.optim import Combined, Muon
-from positron_mini.pretrain import open_session
-from positron_mini.session import Session
+from positron_mini.train.pretrain import open_session
+from positron_mini.train.session import Session
 
 Patch = Callable[[Session], None]
 

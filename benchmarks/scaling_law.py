@@ -1,4 +1,4 @@
-"""Fits the law of `positron_mini/budget.py` to finished runs: bits per byte of held-out stories by block weights and bytes of text read.
+"""Fits the law of `positron_mini/train/budget.py` to finished runs: bits per byte of held-out stories by block weights and bytes of text read.
 
     python benchmarks/scaling_law.py --runs FOLDER [FOLDER ...] [--points docs/results/scaling-law.json] [--out FILE.json]
 
@@ -20,8 +20,8 @@ import torch
 from paired import Row
 
 from positron_mini import files
-from positron_mini.budget import Law, bytes_per_token, worth_of_text
 from positron_mini.store.run_folder import RunFolder
+from positron_mini.train.budget import Law, bytes_per_token, worth_of_text
 
 FLOOR = 0.5  # near what far larger models reach: llama2.c's 110 M needs 0.76 nats per token of 32,000 pieces
 

@@ -23,14 +23,14 @@ import paired
 import torch
 from paired import Row, say
 
-from positron_mini import budget
 from positron_mini.bench import training
 from positron_mini.config import ModelConfig, TrainConfig, model_config
 from positron_mini.evaluate.bits import score_documents
 from positron_mini.model import GPT
 from positron_mini.optim import update_average
-from positron_mini.pretrain import TokenBatches, validation_subset
 from positron_mini.text.prepare import Prepared, prepare_corpus
+from positron_mini.train import budget
+from positron_mini.train.pretrain import TokenBatches, validation_subset
 from positron_mini.trainer import StopFlag
 
 TARGET_RATIO = 4.0

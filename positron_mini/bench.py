@@ -28,11 +28,11 @@ from positron_mini.fast.decoder import Decoder, Weights
 from positron_mini.generate import draws
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer, make_schedule
-from positron_mini.resolve import resolve
 from positron_mini.store import checkpoint
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
+from positron_mini.train.settings import resolve
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 Say = Callable[[str], None]

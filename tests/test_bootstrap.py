@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tiny_runs import Result, lines_of, listing, positron, trained
 
-from positron_mini import budget
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig
@@ -19,6 +18,7 @@ from positron_mini.device import Machine
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus import sources
 from positron_mini.text.prepare import pipeline
+from positron_mini.train import budget
 
 _FLAGS = (
     "--tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 --context_len 64 --batch_tokens 512 "

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from tiny_runs import lines_of, positron, trained
 
-from positron_mini import budget
-from positron_mini.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError
 from positron_mini.optim import Schedule, move_horizon
-from positron_mini.pace import Pacer
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
+from positron_mini.train import budget
+from positron_mini.train.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
+from positron_mini.train.pace import Pacer
 
 _FLAGS = (
     "--config PicoGPT --dataset_path text.txt --tokenizer_path spm.model --n_layer 1 --n_embd 32 --n_head 2 --head_dim 16 --ffn 64 "

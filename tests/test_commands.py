@@ -192,7 +192,7 @@ def test_what_to_try_next_works_for_a_run_with_an_odd_name_and_begins_as_its_tex
 
 
 def test_a_text_that_is_too_small_for_its_pieces_gets_a_hint_that_works(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("positron_mini.budget.measured_speed", lambda *_: 5_000.0)
+    monkeypatch.setattr("positron_mini.train.budget.measured_speed", lambda *_: 5_000.0)
     Path("small.txt").write_text("\n\n".join("".join(chr(0x4E00 + (7 * i + j) % 900) for j in range(40)) for i in range(60)))
     result = positron("new", "small", "small.txt")
     assert result.code == 1 and result.hint.startswith("--vocab_size ")

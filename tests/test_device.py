@@ -46,8 +46,8 @@ from positron_mini.device.verdict import cache_folder
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.model import GPT
 from positron_mini.optim import Schedule, build_optimizer
-from positron_mini.resolve import choose_device
 from positron_mini.store.run_record import RunRecord
+from positron_mini.train.settings import choose_device
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 GIB = 1 << 30

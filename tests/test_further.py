@@ -10,14 +10,14 @@ import pytest
 from made_runs import metric, write_run
 from tiny_runs import TINY, positron, tiny_train
 
-from positron_mini import budget
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
-from positron_mini.resolve import forget_budget
-from positron_mini.session import better_before
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
+from positron_mini.train import budget
+from positron_mini.train.session import better_before
+from positron_mini.train.settings import forget_budget
 
 BASE = Path("runs/base")  # 30 steps, finished; the rate falls after step 12
 
@@ -140,7 +140,7 @@ def test_steps_for_a_finished_budget_run_are_obeyed_to_the_step(workshop: Path, 
         return budget.Candidate(name, shape, 1_500.0, 512, 20, 1.5)
 
     monkeypatch.setattr(budget, "choose", plan)
-    monkeypatch.setattr("positron_mini.pace.Pacer.look", lambda *_: None)
+    monkeypatch.setattr("positron_mini.train.pace.Pacer.look", lambda *_: None)
     small = [*TINY, "--threads", "1", "--out_dir", "runs/timed"]
     assert positron("train", *small, "--budget", "100s").code == 0
     result = positron("train", "--out_dir", "runs/timed", "--threads", "1", "--max_steps", "24", "--until_step", "22")

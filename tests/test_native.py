@@ -16,8 +16,8 @@ from positron_mini.config import ModelConfig, SFTConfig, TrainConfig
 from positron_mini.fast import training
 from positron_mini.fast.training import begins_of, native_loss
 from positron_mini.model import GPT, IGNORED
-from positron_mini.resolve import choose_kernels
 from positron_mini.store.run_record import RunRecord
+from positron_mini.train.settings import choose_kernels
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 

@@ -22,7 +22,7 @@ from positron_mini import fast as native
 from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.fast import build, layout, trial
-from positron_mini.resolve import resolve
+from positron_mini.train.settings import resolve
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 posix_only = pytest.mark.skipif(os.name == "nt", reason="modes and groups of processes")

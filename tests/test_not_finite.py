@@ -201,7 +201,7 @@ def test_O4_held_out_numbers_that_are_not_finite_stop_a_training_with_its_eviden
     def broken(*_: Any, **__: Any) -> None:
         raise NotFiniteOutput("the model: the model computes numbers that are not finite", "a smaller --lr")
 
-    monkeypatch.setattr("positron_mini.pretrain.score_documents", broken)
+    monkeypatch.setattr("positron_mini.train.pretrain.score_documents", broken)
     result = tiny_train("runs/other", "--max_steps", "12")
     assert result.code == 3 and result.sentence.startswith("step 10: the loss is finite, but held-out texts")
     events = [json.loads(line) for line in Path("runs/other/events.jsonl").read_text().splitlines()]

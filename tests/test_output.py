@@ -82,7 +82,7 @@ def odd_workshop(workshop: Path) -> Path:
 def test_no_command_ends_at_a_character_that_the_system_cannot_write(
     odd_workshop: Path, command: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("positron_mini.budget.measured_speed", lambda *_: 5_000.0)
+    monkeypatch.setattr("positron_mini.train.budget.measured_speed", lambda *_: 5_000.0)
     monkeypatch.setenv("COLUMNS", "1000")
     out, err = written(SPEAKING[command], encoding, f"{WORD}\n".encode())
     assert "Unicode" not in err and "unexpected" not in err, err
@@ -139,7 +139,7 @@ def harmless(text: str) -> bool:
 
 
 def test_a_run_or_a_text_with_an_evil_name_or_content_commands_no_terminal(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("positron_mini.budget.measured_speed", lambda *_: 5_000.0)
+    monkeypatch.setattr("positron_mini.train.budget.measured_speed", lambda *_: 5_000.0)
     evil = ESCAPE.replace("/", "")
     Path("text.txt").write_text("\n<|endoftext|>\n".join(f"{ESCAPE}{t}" for t in Path("text.txt").read_text().split("<|endoftext|>")))
     Path("runs/base").rename(f"runs/{evil}")

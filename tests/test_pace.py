@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from positron_mini.optim import Schedule, lr_at, make_schedule, move_horizon
-from positron_mini.pace import Pacer
+from positron_mini.train.pace import Pacer
 
 
 def simulate(

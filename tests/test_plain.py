@@ -26,8 +26,8 @@ from positron_mini.fast.decoder import Decoder, quickest
 from positron_mini.generate import Plain, draws
 from positron_mini.model import GPT, MLP, Attention, Block, RMSNorm
 from positron_mini.optim import build_optimizer, make_schedule
-from positron_mini.resolve import choose_kernels
 from positron_mini.store import checkpoint as ckpt
+from positron_mini.train.settings import choose_kernels
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer, loss_function
 
 PLAIN = ("--milestones", "none", "--save_every", "2")

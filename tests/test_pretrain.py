@@ -13,17 +13,18 @@ import torch
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
 
-from positron_mini import files, pretrain
+from positron_mini import files
 from positron_mini.config import TrainConfig
 from positron_mini.errors import CheckpointError, PositronError, RunError
 from positron_mini.evaluate.bits import score_texts
-from positron_mini.pretrain import PROMPTS, TokenBatches, open_session, validation_subset
 from positron_mini.store.checkpoint import load_model
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text import tokens as token_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.train import pretrain
+from positron_mini.train.pretrain import PROMPTS, TokenBatches, open_session, validation_subset
 from positron_mini.trainer import StopFlag
 
 BASE = Path("runs/base")
@@ -283,7 +284,7 @@ def test_every_check_comes_before_the_text_is_prepared(workshop: Path, monkeypat
     def prepared(*args: object, **kwargs: object) -> None:
         pytest.fail("the text was prepared")
 
-    monkeypatch.setattr("positron_mini.pretrain.prepare_corpus", prepared)
+    monkeypatch.setattr("positron_mini.train.pretrain.prepare_corpus", prepared)
     for changes in (
         {"head_dim": 15},
         {"n_kv_head": 3},

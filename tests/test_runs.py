@@ -20,12 +20,12 @@ from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
 from positron_mini.optim import Schedule, make_schedule
-from positron_mini.plan import Plan, Request, plan_continuation, plan_new
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.find import find_checkpoint, list_runs
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import recorded_schedule, schedule_event
 from positron_mini.store.run_record import schedule_record as record_of
+from positron_mini.train.plan import Plan, Request, plan_continuation, plan_new
 
 # --- going on: the table ----------------------------------------------------------------------------------------------------------------
 

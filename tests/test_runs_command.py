@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from tiny_runs import digests, listing, positron, tiny_train
 
-from positron_mini import announce, files
+from positron_mini import files
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
+from positron_mini.train import first_lines as announce
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 

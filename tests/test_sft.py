@@ -23,7 +23,6 @@ from made_stories import made_stories
 from tiny_models import lively_model, shape
 from tiny_runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
 
-from positron_mini import sft
 from positron_mini.chat.conversations import encode_conversations, read_conversations
 from positron_mini.chat.packing import PackedBatches, Stories
 from positron_mini.cli import quicksft
@@ -35,6 +34,7 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Encoded, Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
+from positron_mini.train import finetune as sft
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from made_stories import made_stories
 from tiny_models import shape
 from tiny_runs import forked, lines_of, needs_fork, positron, tiny_train, trained
 
-from positron_mini import pretrain, storyworld
+from positron_mini import storyworld
 from positron_mini.config import TrainConfig
 from positron_mini.evaluate import skills
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, Pair, skill_pairs, skill_units
@@ -35,6 +35,7 @@ from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.storyworld.checker import Replay
 from positron_mini.text.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
+from positron_mini.train import pretrain
 
 LEVEL = 0.01  # of the joint tests
 Scorer = Callable[[Sequence[int]], float]

@@ -19,7 +19,6 @@ from tiny_runs import listing, positron, tiny_train
 from tiny_server import running
 
 from positron_mini import files
-from positron_mini.sft import find_base
 from positron_mini.store import log_columns
 from positron_mini.store.choice import by_rule, in_order, newest_base, outdated
 from positron_mini.store.curve import curve_checks
@@ -30,6 +29,7 @@ from positron_mini.store.run_logs import BLOCK_BYTES, log_end
 from positron_mini.store.run_record import read_record
 from positron_mini.store.run_state import RunState, look
 from positron_mini.store.writer import writer_of
+from positron_mini.train.finetune import find_base
 from positron_mini.web.run_views import CurveChecks, run_facts
 from positron_mini.web.state import Models, ServerState
 

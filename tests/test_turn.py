@@ -12,10 +12,8 @@ import pytest
 from made_runs import metric, write_run
 from tiny_runs import Result, assert_same_run, lines_of, positron, tiny_train
 
-from positron_mini import budget, pretrain
 from positron_mini.config import TrainConfig, default_eval_every, model_config
 from positron_mini.evaluate.bits import Score
-from positron_mini.recorder import Recorder
 from positron_mini.report.advice import advise
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.short import short_form
@@ -24,6 +22,8 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_history import read_run
 from positron_mini.text.prepare import prepare_corpus
+from positron_mini.train import budget, pretrain
+from positron_mini.train.recorder import Recorder
 from positron_mini.trainer import StepReport
 
 Curve = Callable[[float], float]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from tiny_runs import digests, lines_of, listing, positron, tiny_train
 
-from positron_mini import announce, files
+from positron_mini import files
 from positron_mini.errors import RunError, UsageError
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.verify import stretch
+from positron_mini.train import first_lines as announce
+from positron_mini.train.replay import stretch
 
 BASE = Path("runs/base")  # 30 steps; 0, 12, 20, 25 and 30 are saved, 12, 25 and 30 with their training state
 

@@ -36,7 +36,7 @@ def test_with_runs_it_says_how_far_they_are_and_what_comes_next(workshop: Path) 
 
 
 def test_a_text_of_ones_own_is_looked_at_and_the_command_it_advises_works(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("positron_mini.budget.measured_speed", lambda *_: 5_000.0)
+    monkeypatch.setattr("positron_mini.train.budget.measured_speed", lambda *_: 5_000.0)
     stories = made_stories(150, seed=5)
     Path("book").mkdir()
     for i, story in enumerate(stories):

@@ -20,10 +20,11 @@ from unittest import mock
 import pytest
 from made_stories import made_stories
 
-from positron_mini import files, pretrain
+from positron_mini import files
 from positron_mini.cli import main
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.prepare import prepare_corpus
+from positron_mini.train import pretrain
 
 SEPARATOR = "\n<|endoftext|>\n"
 # a model of 37 thousand weights; its cool-down (60 % of 30) begins after step 12

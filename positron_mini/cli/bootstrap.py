@@ -103,10 +103,10 @@ def run(argv: Sequence[str]) -> int:
     """Bootstrap; 0 when the model is trained."""
     flags, given = parse(BootstrapFlags, argv, "bootstrap"), given_flags(list(argv))
     from positron_mini import device as devices
-    from positron_mini.budget import existing_run
     from positron_mini.cli.train import train
-    from positron_mini.resolve import default_out_dir
     from positron_mini.store.run_folder import RunFolder
+    from positron_mini.train.budget import existing_run
+    from positron_mini.train.settings import default_out_dir
 
     machine = devices.this_machine()
     choice = devices.choose(machine, flags.device, flags.precision)

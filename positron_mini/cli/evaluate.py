@@ -81,7 +81,7 @@ def _result(flags: EvalFlags, checkpoint: Checkpoint, model: GPT) -> dict[str, A
     if flags.suite == "stories":
         from positron_mini.evaluate.bits import score_documents
         from positron_mini.evaluate.story_metrics import STORIES, stories_suite
-        from positron_mini.pretrain import validation_subset
+        from positron_mini.train.pretrain import validation_subset
 
         prepared = _training_text(flags, checkpoint)
         score = None if prepared is None else score_documents(model, *validation_subset(prepared, BITS_TOKENS))

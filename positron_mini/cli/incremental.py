@@ -18,8 +18,8 @@ from positron_mini.cli.terminal import print
 from positron_mini.command import command
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags, parse_duration
 from positron_mini.errors import Interrupted, PositronError, UsageError
-from positron_mini.session import Session
 from positron_mini.store.opening import try_it
+from positron_mini.train.session import Session
 
 QUESTION = "[c]ontinue  [f]inish (cool down)  [a]sk it something  [q]uit > "
 ASKING = SampleConfig(max_tokens=80, temperature=0.7)
@@ -91,9 +91,9 @@ def _chunk_by_chunk(session: Session, flags: IncrementalFlags, again: str) -> in
 def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     """The session to train, by the same policy for data and device as bootstrap's."""
     from positron_mini import device as devices
-    from positron_mini.pretrain import open_session
-    from positron_mini.resolve import default_out_dir
     from positron_mini.store.run_folder import RunFolder
+    from positron_mini.train.pretrain import open_session
+    from positron_mini.train.settings import default_out_dir
     from positron_mini.trainer import StopFlag
 
     choice = devices.choose(devices.this_machine(), flags.device, flags.precision)

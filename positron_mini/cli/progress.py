@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from positron_mini.cli.terminal import print
 from positron_mini.config import SFTConfig
 from positron_mini.device import SpeedWatch, peak_memory
-from positron_mini.session import better_before
 from positron_mini.store.curve import reference_for, standing
 from positron_mini.store.opening import try_it
+from positron_mini.train.session import better_before
 
 if TYPE_CHECKING:
-    from positron_mini.session import Session
     from positron_mini.store.run_logs import StepReport
+    from positron_mini.train.session import Session
 
 LINE_EVERY_STEPS = 10
 LINE_EVERY_S = 15.0
@@ -144,7 +144,7 @@ class Progress:
             if found is not None:
                 lines.append(f"curve      a run of ours had {found[0]:.3f} bits per byte after as many tokens")
         if done and self.validated is not None and session.pacer is not None and session.record.expected_bpb is not None:
-            from positron_mini.budget import reached
+            from positron_mini.train.budget import reached
 
             turn = session.recorder.turn
             expected, bits = session.record.expected_bpb, self.validated.val_bpb if turn is None else turn.best.bpb

@@ -79,8 +79,8 @@ def gentle_lr(flags: QuickFlags) -> float:
 
 def find_base_of(flags: QuickFlags) -> Checkpoint:
     """The base model: the one named, that of the run which goes on, or the newest."""
-    from positron_mini.sft import find_base
     from positron_mini.store.run_state import look
+    from positron_mini.train.finetune import find_base
 
     record = look(Path(flags.out_dir)).record if flags.out_dir is not None else None
     return find_base(flags.base_ckpt or (None if record is None else record.config.get("base_ckpt")), lambda _: None)

@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
 def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
     """The run folder after fine-tuning by `config`, of which the flags in `given` were spelled out."""
     from positron_mini.cli.train import watch
-    from positron_mini.sft import open_sft_session
+    from positron_mini.train.finetune import open_sft_session
     from positron_mini.trainer import StopFlag
 
     session = open_sft_session(config, given=given, say=note, stop=StopFlag())
@@ -63,8 +63,8 @@ def show_mask(config: SFTConfig) -> int:
     from rich.text import Text
 
     from positron_mini.chat.conversations import left_out_lines, read_conversations
-    from positron_mini.sft import find_base
     from positron_mini.text.chat_format import encode_chat, show_mask_lines
+    from positron_mini.train.finetune import find_base
 
     assert config.show_mask is not None
     base = find_base(config.base_ckpt, note)

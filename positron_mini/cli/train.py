@@ -15,8 +15,8 @@ from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:
     from positron_mini.distributed import Processes
-    from positron_mini.session import Session
     from positron_mini.store.run_folder import RunFolder
+    from positron_mini.train.session import Session
 
 Say = Callable[[str], None]
 
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
     from positron_mini.cli.launch import launch, launched
-    from positron_mini.resolve import budget_checks
+    from positron_mini.train.settings import budget_checks
 
     config, given = parse(TrainConfig, argv, "train"), given_flags(list(argv))
     if config.nproc is not None and config.nproc > 1 and not launched():
@@ -44,7 +44,7 @@ def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
 
 def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> RunFolder:
     from positron_mini.device import awake
-    from positron_mini.pretrain import open_session
+    from positron_mini.train.pretrain import open_session
     from positron_mini.trainer import StopFlag
 
     say = note if processes.is_first else _silent

@@ -16,7 +16,7 @@ from positron_mini.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
     from positron_mini.store.run_folder import RunFolder
-    from positron_mini.verify import Replay, StepCheck
+    from positron_mini.train.replay import Replay, StepCheck
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     """Verify; 0 when all is as it should be."""
     flags = parse(VerifyFlags, argv, "verify")
     from positron_mini.store.run_folder import RunFolder
-    from positron_mini.verify import check_run, replay
+    from positron_mini.train.replay import check_run, replay
 
     folder = RunFolder(Path(flags.run))
     steps, problems = check_run(folder)

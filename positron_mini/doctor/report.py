@@ -8,12 +8,12 @@ from datetime import date
 from typing import Any
 
 from positron_mini import device as devices
-from positron_mini.announce import spell_time
 from positron_mini.device import Choice, Machine, Verdict
 from positron_mini.doctor.examine import Examination, Scope, examine
 from positron_mini.doctor.isolate import examine_apart
 from positron_mini.doctor.speed import DISTURBANCES, Pace, compare_precisions
 from positron_mini.doctor.subject import Check, Subject
+from positron_mini.train.first_lines import spell_time
 
 STEPS = 5_000  # of TinyGPT: the first run that the README describes
 SHORT_MINUTES = 15

@@ -198,10 +198,10 @@ def _prompt_ids(side: Side, prompt: str, is_chat: bool) -> list[int]:
 def default_prompts(a: Side, b: Side) -> tuple[tuple[str, ...], SampleConfig]:
     """The prompts and the sampling of the runs' own milestones."""
     if a.checkpoint.is_chat and b.checkpoint.is_chat:
-        from positron_mini import sft
+        from positron_mini.train import finetune as sft
 
         return sft.QUESTIONS, sft.SAMPLING
-    from positron_mini import pretrain
+    from positron_mini.train import pretrain
 
     return pretrain.PROMPTS, pretrain.SAMPLING
 

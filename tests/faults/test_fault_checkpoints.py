@@ -39,7 +39,7 @@ from tiny_runs import (
     wait_for,
 )
 
-from positron_mini import announce, files, pretrain
+from positron_mini import files
 from positron_mini.config import TrainConfig
 from positron_mini.errors import DiskFullError, PositronError
 from positron_mini.evaluate.skills import RunTests, SkillTest, skill_test
@@ -47,6 +47,8 @@ from positron_mini.store.checkpoint import TrainingState, open_checkpoint, verif
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
+from positron_mini.train import first_lines as announce
+from positron_mini.train import pretrain
 from positron_mini.trainer import StopFlag
 
 Record = Callable[[str, object], None]  # keeps what a case tried, and what it cost, for docs/reliability.md

@@ -12,10 +12,11 @@ from faults.harness import cost, steps_again
 from made_stories import made_stories
 from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
 
-from positron_mini import announce, pretrain
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus.files import ReadStats, read_documents
 from positron_mini.text.tokenizer import train_tokenizer
+from positron_mini.train import first_lines as announce
+from positron_mini.train import pretrain
 
 TOO_LITTLE = {
     "an empty file": ("", "is empty"),

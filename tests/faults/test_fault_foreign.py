@@ -17,7 +17,7 @@ import pytest
 from faults.harness import disk_with_room, watched
 from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
-from positron_mini import announce, files
+from positron_mini import files
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.own_files import foreign, leftovers
 from positron_mini.store import checkpoint as ckpt
@@ -27,6 +27,7 @@ from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
 from positron_mini.text.corpus.memo import locked
 from positron_mini.text.prepare.unfinished import Origin, unfinished_folder
+from positron_mini.train import first_lines as announce
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'

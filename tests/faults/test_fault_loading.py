@@ -25,14 +25,14 @@ from positron_mini.cli.runs import summary
 from positron_mini.config import ModelConfig, TrainConfig
 from positron_mini.errors import CheckpointError, PositronError
 from positron_mini.optim import Schedule, build_optimizer
-from positron_mini.pretrain import open_session
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.checkpoint import load_model, load_training, open_checkpoint, read_tensors
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.text.tokens import HEADER_BYTES, TokenFile
+from positron_mini.train.pretrain import open_session
+from positron_mini.train.replay import check_run
 from positron_mini.trainer import LoopConfig, Trainer
-from positron_mini.verify import check_run
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import torch
 from faults.harness import steps_again
 from tiny_runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
 
-from positron_mini import announce, files, trainer
+from positron_mini import files, trainer
 from positron_mini.model import GPT
 from positron_mini.optim import Combined
 from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.store.run_folder import RunFolder
+from positron_mini.train import first_lines as announce
 from positron_mini.trainer import Trainer
 
 BASE, CUT = Path("runs/whole/run"), Path("runs/cut/run")

@@ -8,7 +8,7 @@ export const about = {
   id: "training",
   name: "Training",
   sentence: "Watch a run learn: its loss falls, its samples turn from noise into stories, its skills rise, all read from the files the run writes.",
-  computedBy: "positron_mini.recorder.Recorder.record",
+  computedBy: "positron_mini.train.recorder.Recorder.record",
 };
 
 const POLL_MS = 2000;

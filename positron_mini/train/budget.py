@@ -20,12 +20,10 @@ from typing import Any, Literal
 import torch
 
 from positron_mini import device as devices
-from positron_mini.announce import measure_speed
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
 from positron_mini.device.quiet import Usage, disturbance, paired, usage
 from positron_mini.errors import UsageError
 from positron_mini.model import GPT
-from positron_mini.resolve import choose_kernels
 from positron_mini.store.curve import turned, validations
 from positron_mini.store.find import readable_runs
 from positron_mini.store.run_folder import RunFolder
@@ -33,6 +31,8 @@ from positron_mini.store.run_record import RunRecord
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import Prepared, default_tokenizer_path
 from positron_mini.text.tokenizer import Tokenizer
+from positron_mini.train.first_lines import measure_speed
+from positron_mini.train.settings import choose_kernels
 
 Say = Callable[[str], None]
 # pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save

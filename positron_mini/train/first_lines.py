@@ -13,9 +13,9 @@ from positron_mini.config import ModelConfig, TrainConfig, preset_shape
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
-from positron_mini.plan import Plan
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.prepare import Prepared
+from positron_mini.train.plan import Plan
 from positron_mini.trainer import Trainer, loss_function
 
 PATIENCE_S = 4.0  # for timing one thing

@@ -17,15 +17,15 @@ from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, NotFiniteOutput, OutOfMemoryError, RunError
 from positron_mini.optim import Schedule, move_horizon
-from positron_mini.pace import Pacer
-from positron_mini.plan import Plan, Request, plan_continuation, plan_finish, plan_new
-from positron_mini.recorder import Recorder
-from positron_mini.resolve import CONTROL_FLAGS
 from positron_mini.store.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
 from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
 from positron_mini.text.tokenizer import Tokenizer
+from positron_mini.train.pace import Pacer
+from positron_mini.train.plan import Plan, Request, plan_continuation, plan_finish, plan_new
+from positron_mini.train.recorder import Recorder
+from positron_mini.train.settings import CONTROL_FLAGS
 from positron_mini.trainer import StopFlag, Trainer
 
 Say = Callable[[str], None]

@@ -17,7 +17,7 @@ from positron_mini.store.checkpoint import CHANGED, TrainingState, step_name, wr
 from positron_mini.store.curve import Turn, Validation, turned, validations
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport, log_path, read_rows
-from positron_mini.track import Tracker
+from positron_mini.train.track import Tracker
 from positron_mini.trainer import Trainer
 
 

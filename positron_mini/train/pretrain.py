@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from positron_mini import budget
 from positron_mini import device as devices
-from positron_mini.announce import describe
 from positron_mini.config import (
     DEFAULT_TEXT,
     ModelConfig,
@@ -35,10 +33,21 @@ from positron_mini.export.card import step_card
 from positron_mini.generate import milestone_samples
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer
-from positron_mini.pace import Pacer
-from positron_mini.plan import Request
-from positron_mini.recorder import Follower, Recorder, Recording
-from positron_mini.resolve import (
+from positron_mini.store import checkpoint as ckpt
+from positron_mini.store.opening import STORY, openings
+from positron_mini.store.run_folder import RunFolder
+from positron_mini.store.run_logs import StepReport
+from positron_mini.store.run_record import RunRecord
+from positron_mini.text import tokens
+from positron_mini.text.prepare import Prepared, prepare_corpus
+from positron_mini.text.tokenizer import Tokenizer
+from positron_mini.train import budget
+from positron_mini.train.first_lines import describe
+from positron_mini.train.pace import Pacer
+from positron_mini.train.plan import Request
+from positron_mini.train.recorder import Follower, Recorder, Recording
+from positron_mini.train.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.train.settings import (
     batch_checks,
     budget_checks,
     default_out_dir,
@@ -52,16 +61,7 @@ from positron_mini.resolve import (
     same_run,
     wanted_vocab,
 )
-from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
-from positron_mini.store import checkpoint as ckpt
-from positron_mini.store.opening import STORY, openings
-from positron_mini.store.run_folder import RunFolder
-from positron_mini.store.run_logs import StepReport
-from positron_mini.store.run_record import RunRecord
-from positron_mini.text import tokens
-from positron_mini.text.prepare import Prepared, prepare_corpus
-from positron_mini.text.tokenizer import Tokenizer
-from positron_mini.track import NoTracker, Tracker, open_tracker
+from positron_mini.train.track import NoTracker, Tracker, open_tracker
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")

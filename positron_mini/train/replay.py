@@ -19,11 +19,11 @@ from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.errors import DroppedError, PositronError, RunError, UsageError
 from positron_mini.own_files import size_of
-from positron_mini.session import Session
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import POINTERS, RunFolder
 from positron_mini.store.run_logs import LOGS, STEP_LOGS, read_rows
 from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
+from positron_mini.train.session import Session
 
 Say = Callable[[str], None]
 TIMES = ("tok_per_s", "elapsed_s")  # of a log line, which no two trainings share
@@ -178,8 +178,8 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _open(recorded: RunRecord, twin: RunFolder, end: int, say: Say) -> Session:
     """The session that trains the twin up to `end`, by the settings of the record."""
-    from positron_mini.pretrain import open_session
-    from positron_mini.sft import open_sft_session
+    from positron_mini.train.finetune import open_sft_session
+    from positron_mini.train.pretrain import open_session
 
     given = frozenset({"out_dir", "until_step", "track"})
     if recorded.is_chat:

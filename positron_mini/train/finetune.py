@@ -18,11 +18,6 @@ from positron_mini.files import sha256_of
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
-from positron_mini.plan import Plan, Request
-from positron_mini.pretrain import validation_subset
-from positron_mini.recorder import Recorder, Recording
-from positron_mini.resolve import choose_device, choose_kernels, merge_with_run, same_run
-from positron_mini.session import Session, elapsed_before, plan_run, restore, run_record
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.choice import in_words
 from positron_mini.store.find import find_checkpoint, usable_runs
@@ -33,7 +28,12 @@ from positron_mini.store.run_state import look
 from positron_mini.text.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
 from positron_mini.text.prepare import Prepared, prepare_corpus
 from positron_mini.text.tokenizer import EOS
-from positron_mini.track import NoTracker, open_tracker
+from positron_mini.train.plan import Plan, Request
+from positron_mini.train.pretrain import validation_subset
+from positron_mini.train.recorder import Recorder, Recording
+from positron_mini.train.session import Session, elapsed_before, plan_run, restore, run_record
+from positron_mini.train.settings import choose_device, choose_kernels, merge_with_run, same_run
+from positron_mini.train.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
 QUESTIONS = ("Who are you?", "Explain gravity to a child.", "Write a short story about a robot.")

@@ -1,0 +1,1 @@
+"""A run from asked to finished: find it, decide every setting, plan its steps, build, record; pretraining and fine-tuning."""

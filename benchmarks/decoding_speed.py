@@ -155,7 +155,7 @@ def jobs_of(folder: Path, gguf: dict[str, Path], streams: int, flags: argparse.N
 
 def prepared(flags: argparse.Namespace, scratch: Path) -> tuple[Path, dict[str, Path]]:
     """The checkpoint folder, made if none is given, and GGUF files of its weights."""
-    from positron_mini.bench import made_model, made_tokenizer, write_made_checkpoint
+    from positron_mini.doctor.bench import made_model, made_tokenizer, write_made_checkpoint
     from positron_mini.export.model_files import export_gguf
     from positron_mini.store.checkpoint import open_checkpoint
     from positron_mini.store.find import find_checkpoint

@@ -22,9 +22,9 @@ import torch
 from paired import Row, say
 
 from positron_mini import fast as native
-from positron_mini.bench import training as trainer_of
 from positron_mini.config import ModelConfig, TrainConfig, model_config, preset
 from positron_mini.device import this_machine
+from positron_mini.doctor.bench import training as trainer_of
 from positron_mini.fast import training
 from positron_mini.trainer import StopFlag
 

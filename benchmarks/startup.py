@@ -16,7 +16,7 @@ from pathlib import Path
 import paired
 from paired import say
 
-from positron_mini.bench import bench_startup
+from positron_mini.doctor.bench import bench_startup
 
 TARGETS = {"help_s": 0.4, "generate_s": 2.5, "second_start_s": 15.0}
 NAMES = {

@@ -23,8 +23,8 @@ import paired
 import torch
 from paired import Row, say
 
-from positron_mini.bench import training
 from positron_mini.config import ModelConfig, TrainConfig, model_config
+from positron_mini.doctor.bench import training
 from positron_mini.evaluate.bits import score_documents
 from positron_mini.model import GPT
 from positron_mini.optim import update_average

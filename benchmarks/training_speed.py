@@ -22,9 +22,9 @@ from pathlib import Path
 import paired
 from paired import Row, median, say, spread, verdict
 
-from positron_mini.bench import MadeBatches, product_gflops
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, preset
 from positron_mini.device import autocast, this_machine
+from positron_mini.doctor.bench import MadeBatches, product_gflops
 
 TARGETS = {"transformers": 1.5, "transformers compiled": 1.25}
 CEILING_TARGET = 0.68
@@ -36,7 +36,7 @@ PLAIN_ROWS = 8  # of the plain loop at once: the logits of a whole step would ta
 
 def ours(shape: ModelConfig, job: Row) -> Callable[[], Row]:
     """Steps of our own loop."""
-    from positron_mini.bench import training
+    from positron_mini.doctor.bench import training
     from positron_mini.trainer import StopFlag
 
     config = TrainConfig(

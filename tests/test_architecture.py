@@ -70,7 +70,7 @@ RANKS = [
     "export.model_files",
     "train.replay",
     "doctor",
-    "bench",
+    "doctor.bench",
     "report",
     "web",
     "cli",

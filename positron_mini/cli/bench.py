@@ -89,7 +89,7 @@ def _shown(value: Any) -> str:
 
 
 def _train(flags: BenchFlags) -> dict[str, Any]:
-    from positron_mini.bench import bench_train
+    from positron_mini.doctor.bench import bench_train
     from positron_mini.train.settings import batch_checks
 
     config = TrainConfig(
@@ -106,7 +106,7 @@ def _train(flags: BenchFlags) -> dict[str, Any]:
 
 
 def _decode(flags: BenchFlags) -> dict[str, Any]:
-    from positron_mini.bench import bench_decode, made_model
+    from positron_mini.doctor.bench import bench_decode, made_model
     from positron_mini.fast.decoder import set_decode_threads
     from positron_mini.store.find import find_model
 
@@ -120,7 +120,7 @@ def _decode(flags: BenchFlags) -> dict[str, Any]:
 
 
 def _prepare(flags: BenchFlags) -> dict[str, Any]:
-    from positron_mini.bench import bench_prepare
+    from positron_mini.doctor.bench import bench_prepare
 
     text = None if flags.text is None else Path(flags.text)
     # the story world has not the words for more pieces
@@ -129,6 +129,6 @@ def _prepare(flags: BenchFlags) -> dict[str, Any]:
 
 
 def _startup(flags: BenchFlags) -> dict[str, Any]:
-    from positron_mini.bench import bench_startup
+    from positron_mini.doctor.bench import bench_startup
 
     return bench_startup(flags.config, say=note)

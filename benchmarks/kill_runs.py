@@ -37,7 +37,7 @@ from positron_mini import files  # noqa: E402
 from positron_mini.store.checkpoint import open_checkpoint  # noqa: E402
 from positron_mini.store.run_folder import RunFolder  # noqa: E402
 from positron_mini.text.tokenizer import train_tokenizer  # noqa: E402
-from positron_mini.train import first_lines as announce
+from positron_mini.train import first_lines as announce  # noqa: E402
 
 Say = Callable[[str], None]
 STEPS, SAVE_EVERY = 12, 4

@@ -1,4 +1,4 @@
-"""Fits the law of `positron_mini/train/budget.py` to finished runs: bits per byte of held-out stories by block weights and bytes of text read.
+"""Fits the law of `positron_mini/train/budget.py` to finished runs: bits per byte of held-out text by block weights and bytes read.
 
     python benchmarks/scaling_law.py --runs FOLDER [FOLDER ...] [--points docs/results/scaling-law.json] [--out FILE.json]
 

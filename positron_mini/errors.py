@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from typing import Any
 
 
@@ -89,3 +90,8 @@ def from_os_error(error: OSError, doing: str) -> PositronError:
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return PositronError(f"not allowed while {doing} ({error.strerror})", "choose a folder that you may write to")
     return PositronError(f"failed while {doing}: {error.strerror or error}", "check the path and start the same command again")
+
+
+def command(*words: object) -> str:
+    """`positron WORDS` as a line for a shell, each word quoted where a shell would read it otherwise: spaces, $(...), quotes."""
+    return shlex.join(["positron", *map(str, words)])

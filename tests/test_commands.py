@@ -21,7 +21,7 @@ from tiny_runs import TINY, positron, tiny_train
 from positron_mini.cli.commands import COMMANDS, SUBCOMMANDS
 from positron_mini.cli.hints import fitting, flags_of
 from positron_mini.cli.spelling import CALLED_FROM, here, program
-from positron_mini.command import command
+from positron_mini.errors import command
 
 ROOT = Path(__file__).parent.parent
 OWN = Path(sysconfig.get_path("scripts")) / "positron"

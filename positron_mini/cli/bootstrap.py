@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
 from positron_mini.config import TrainConfig, check_ranges, given_flags
+from positron_mini.errors import command
 from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:

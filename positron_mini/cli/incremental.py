@@ -15,9 +15,8 @@ from positron_mini.cli.curve import print_curve
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
 from positron_mini.config import SampleConfig, TrainConfig, check_ranges, given_flags, parse_duration
-from positron_mini.errors import Interrupted, PositronError, UsageError
+from positron_mini.errors import Interrupted, PositronError, UsageError, command
 from positron_mini.store.opening import try_it
 from positron_mini.train.session import Session
 

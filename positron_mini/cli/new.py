@@ -14,9 +14,8 @@ import tyro
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
 from positron_mini.config import check_ranges
-from positron_mini.errors import UsageError
+from positron_mini.errors import UsageError, command
 
 if TYPE_CHECKING:
     from positron_mini.text.prepare import Prepared

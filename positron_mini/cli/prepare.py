@@ -8,8 +8,8 @@ from pathlib import Path
 
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
 from positron_mini.config import check_ranges, preset
+from positron_mini.errors import command
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
 from positron_mini.config import SFTConfig, check_ranges, given_flags
+from positron_mini.errors import command
 
 if TYPE_CHECKING:
     from positron_mini.store.checkpoint import Checkpoint

@@ -11,8 +11,7 @@ import tyro
 
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
-from positron_mini.command import command
-from positron_mini.errors import CheckpointError, RunError
+from positron_mini.errors import CheckpointError, RunError, command
 
 if TYPE_CHECKING:
     from positron_mini.store.run_folder import RunFolder

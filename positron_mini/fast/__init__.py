@@ -1,7 +1,9 @@
-"""C++ for what PyTorch's operations are slow at on a CPU: compiled at its first use, kept in the user's cache, called through ctypes.
+"""The same arithmetic as `model.py`, faster: held to it by tests, and used for exactly the model that it computes (`plain`).
 
-`decode_step` writes a token; `attention` and `pointwise` are what training does between products. Where they cannot be had, `why_not` says
-why, and PyTorch does the same. `build` makes the library, `trial` tries it in a process apart before it is used.
+`decoder` writes tokens with weights packed for it, `chunked_loss` never holds all logits. The rest is C++ for operations that are slow in
+PyTorch on a CPU, compiled at its first use (`build`), tried in a process apart (`trial`), kept in the user's cache and called through
+ctypes: `decode_step` writes a token; `attention` and `pointwise` are the kernels of `training`. Where they cannot be had, `why_not` says
+why, and PyTorch does the same.
 """
 
 from __future__ import annotations

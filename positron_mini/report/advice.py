@@ -19,8 +19,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron_mini.command import command
 from positron_mini.config import parse_duration
+from positron_mini.errors import command
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine, area_of
 from positron_mini.store.curve import Turn

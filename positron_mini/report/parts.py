@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from positron_mini.command import command
+from positron_mini.errors import command
 from positron_mini.evaluate.pairs import SKILLS, skill_pairs
 from positron_mini.report import advice, corpus, learned
 from positron_mini.report.evolution import Evolution

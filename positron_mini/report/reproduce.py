@@ -10,8 +10,8 @@ import dataclasses
 import shlex
 from typing import Any
 
-from positron_mini.command import command
 from positron_mini.config import TrainConfig
+from positron_mini.errors import command
 from positron_mini.optim import Schedule, make_schedule
 from positron_mini.store.run_history import RunHistory, shown_path
 from positron_mini.text.corpus.sources import TINYSTORIES_BYTES_PER_STORY

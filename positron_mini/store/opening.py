@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from positron_mini import files
-from positron_mini.command import command
-from positron_mini.errors import PositronError
+from positron_mini.errors import PositronError, command
 
 STORY = "Once upon a time"
 MOST_WORDS = 6

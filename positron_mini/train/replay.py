@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
-from positron_mini.errors import DroppedError, PositronError, RunError, UsageError
+from positron_mini.errors import DroppedError, PositronError, RunError, UsageError, command
 from positron_mini.own_files import size_of
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import POINTERS, RunFolder

@@ -12,10 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from positron_mini import device as devices
-from positron_mini.command import command
 from positron_mini.config import SFTConfig, TrainConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
-from positron_mini.errors import CheckpointError, DataError, Interrupted, NonFiniteError, NotFiniteOutput, OutOfMemoryError, RunError
+from positron_mini.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    NonFiniteError,
+    NotFiniteOutput,
+    OutOfMemoryError,
+    RunError,
+    command,
+)
 from positron_mini.optim import Schedule, move_horizon
 from positron_mini.store.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
 from positron_mini.store.run_folder import RunFolder

@@ -1,7 +1,7 @@
 """Who does the parts: this process, or several that are told over a pipe which part is next. Lines of JSON go both ways, and nothing else.
 
-A worker is a program of its own (`python -m positron_mini.text.prepare`), so it does not matter how or from where this process was started. It
-ends when its pipe does: nothing is left over when this process is killed.
+A worker is a program of its own (`python -m positron_mini.text.prepare`), so it does not matter how or from where this process was started.
+It ends when its pipe does: nothing is left over when this process is killed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def naive(model: GPT, ids: list[int]) -> list[float]:
         start = 0
         while t >= start + context:
             start += half
-        found.append(float(model(torch.tensor([ids[start : t + 1]]))[0, -1].double().log_softmax(-1)[ids[t + 1]]))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[start : t + 1]]))[0, -1]
+        found.append(float(logits.double().log_softmax(-1)[ids[t + 1]]))
     return found
 
 

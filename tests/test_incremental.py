@@ -69,6 +69,7 @@ def dialogue(*words: str) -> Iterator[Dialogue]:
             os.dup2(log, 2)
             for number, name in enumerate(("stdin", "stdout", "stderr")):
                 setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell leaves out for what it starts in the background
             code = main(["incremental", *words, *SETTINGS])
             sys.stdout.flush()
             sys.stderr.flush()

@@ -30,6 +30,7 @@ COLOURS = {
 WIDE, NARROW, SMALL = (9.6, 4.7), (4.5, 4.0), (4.5, 2.5)  # inches at 72 points
 PNG_DPI = 150
 BINS = 320
+MOST_LETTERS = 48  # of a name beside a row
 WHITE_FROM = 0.75  # share of the darkest colour from which on a white figure is read more easily than a dark one
 NAME_HEIGHT = 0.052  # of a name in the margin, as a share of the axis
 LABELS = {"uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "entropy": "generator's entropy"}
@@ -328,7 +329,7 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
         axes.set_xticks(
             [i + 0.5 for i in range(len(steps))], [f"{step:,}" for step in steps], fontsize=8, rotation=45 if len(steps) > 12 else 0
         )
-        axes.set_yticks([i + 0.5 for i in range(len(lines))], [visible(line.title) for line in lines], fontsize=9, color=paint["ink"])
+        axes.set_yticks([i + 0.5 for i in range(len(lines))], [visible(line.title)[:MOST_LETTERS] for line in lines], fontsize=9, color=paint["ink"])
         axes.set_xlabel("step")
         axes.set_title(
             "right pairs of 100 (by guessing 50); framed where it rose above chance, thick above 80",

@@ -34,7 +34,7 @@ from positron_mini.web.state import Served, ServerState
 from positron_mini.web.writing import Order, with_seed
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {}}}  # of the events, whose data is a chunk as JSON, or [DONE]
 
 
 def openai_routes(state: ServerState) -> APIRouter:

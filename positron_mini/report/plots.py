@@ -329,7 +329,8 @@ def skills_draw(lines: Sequence[SkillLine]) -> Draw:
         axes.set_xticks(
             [i + 0.5 for i in range(len(steps))], [f"{step:,}" for step in steps], fontsize=8, rotation=45 if len(steps) > 12 else 0
         )
-        axes.set_yticks([i + 0.5 for i in range(len(lines))], [visible(line.title)[:MOST_LETTERS] for line in lines], fontsize=9, color=paint["ink"])
+        titles = [visible(line.title)[:MOST_LETTERS] for line in lines]
+        axes.set_yticks([i + 0.5 for i in range(len(lines))], titles, fontsize=9, color=paint["ink"])
         axes.set_xlabel("step")
         axes.set_title(
             "right pairs of 100 (by guessing 50); framed where it rose above chance, thick above 80",

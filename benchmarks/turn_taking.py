@@ -17,7 +17,8 @@ from itertools import cycle, islice
 from positron_mini import storyworld
 from positron_mini.chat.session import ChatSession, load_speaker
 from positron_mini.device import set_threads
-from positron_mini.evaluate.suites import REQUESTS, Item, request_items, wilson
+from positron_mini.evaluate.interval import wilson
+from positron_mini.evaluate.suites import REQUESTS, Item, request_items
 from positron_mini.store.find import find_checkpoint
 from positron_mini.storyworld.requests import a_or_an
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import shlex
+from collections.abc import Callable
 from typing import Any
+
+Say = Callable[[str], None]  # told, sentence by sentence, what a person should know while something is being done
 
 
 class PositronError(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini.config import TrainConfig
-from positron_mini.evaluate.suites import wilson
+from positron_mini.evaluate.interval import wilson
 
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16, "ffn": 64, "context_len": 64, "vocab_size": 512}
 SKILLS = ("word_order", "agreement_near", "tracking_who", "feelings")

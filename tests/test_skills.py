@@ -26,10 +26,10 @@ from tiny_runs import forked, lines_of, needs_fork, positron, tiny_train, traine
 from positron_mini import storyworld
 from positron_mini.config import TrainConfig
 from positron_mini.evaluate import skills
+from positron_mini.evaluate.interval import wilson
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, Pair, skill_pairs, skill_units
 from positron_mini.evaluate.pairs.making import collect, cross, swap
 from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_of, run_tests, skill_test, skills_suite
-from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord

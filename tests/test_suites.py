@@ -18,7 +18,8 @@ from tiny_runs import positron
 from positron_mini import storyworld
 from positron_mini.chat.formats import join_input
 from positron_mini.evaluate import suites
-from positron_mini.evaluate.suites import Item, chance_of, reading_items, run_suite, tally, wilson
+from positron_mini.evaluate.interval import wilson
+from positron_mini.evaluate.suites import Item, chance_of, reading_items, run_suite, tally
 from positron_mini.model import GPT
 from positron_mini.store.checkpoint import Checkpoint
 

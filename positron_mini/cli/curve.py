@@ -46,7 +46,7 @@ def curve_lines(
 def print_curve(run: RunFolder) -> None:
     """Print the loss curve; for a story-world text it stands on the line of the generator's entropy, in nats per token."""
     from positron_mini.store.run_logs import StepReport, log_path, typed_rows
-    from positron_mini.text.corpus.sources import generator_entropy
+    from positron_mini.text.corpus.note import generator_entropy
 
     record, points, ratio = run.read(), [], None
     for row in typed_rows(StepReport, log_path(run.path, "metrics")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import flag_words, note, parse
 from positron_mini.config import SFTConfig, TrainConfig, given_flags
+from positron_mini.errors import Say
 from positron_mini.store.opening import try_it
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from positron_mini.store.run_folder import RunFolder
     from positron_mini.train.session import Session
 
-Say = Callable[[str], None]
 
 
 def run(argv: Sequence[str]) -> int:

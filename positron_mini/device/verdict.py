@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,7 +22,6 @@ Precision = Literal["fp32", "bf16"]
 FORMAT = 1
 MAX_BYTES = 1 << 20
 BF16_GAIN = 1.03  # bf16 must be this much faster than fp32 to be preferred: less is within the noise of a short measurement
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from positron_mini import device as devices
 from positron_mini import storyworld
 from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
 from positron_mini.device import children
-from positron_mini.errors import PositronError
+from positron_mini.errors import PositronError, Say
 from positron_mini.fast.decoder import Decoder, Weights
 from positron_mini.generate import draws
 from positron_mini.model import GPT
@@ -35,7 +35,6 @@ from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
 from positron_mini.train.settings import resolve
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
-Say = Callable[[str], None]
 PRODUCT_SIZES = (512, 1024, 2048)
 PROMPT_TOKENS = 16
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
 from positron_mini import device as devices
+from positron_mini.config.units import spell_time
 from positron_mini.device import Choice, Machine, Verdict
 from positron_mini.doctor.examine import Examination, Scope, examine
 from positron_mini.doctor.isolate import examine_apart
 from positron_mini.doctor.speed import DISTURBANCES, Pace, compare_precisions
 from positron_mini.doctor.subject import Check, Subject
-from positron_mini.train.first_lines import spell_time
+from positron_mini.errors import Say
 
 STEPS = 5_000  # of TinyGPT: the first run that the README describes
 SHORT_MINUTES = 15
 SHORT_BATCH_TOKENS = 2_048
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

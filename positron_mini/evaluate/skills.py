@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from positron_mini.evaluate.bits import token_logprobs
+from positron_mini.evaluate.interval import wilson
 from positron_mini.evaluate.pairs import PAIRS, SKILLS, skill_pairs
-from positron_mini.evaluate.suites import wilson
 from positron_mini.model import GPT
 from positron_mini.text.tokenizer import BOS, Tokenizer
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from positron_mini import storyworld
 from positron_mini.chat.formats import join_input
 from positron_mini.config import SampleConfig
+from positron_mini.evaluate.interval import wilson
 from positron_mini.generate import generate
 from positron_mini.model import GPT
 from positron_mini.store.checkpoint import Checkpoint
@@ -34,16 +34,6 @@ def tally(outcomes: Iterable[bool]) -> dict[str, float | int]:
     known = list(outcomes)
     low, high = wilson(sum(known), len(known))
     return {"items": len(known), "accuracy": sum(known) / max(len(known), 1), "low": low, "high": high}
-
-
-def wilson(right: float, items: int) -> tuple[float, float]:
-    """The 95 % interval of a share. Source: Wilson 1927; unlike the normal one it holds near 0 and 1 and for few items."""
-    if items == 0:
-        return 0.0, 1.0
-    z, share = 1.959964, right / items
-    middle = share + z * z / (2 * items)
-    spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
-    return max(0.0, (middle - spread) / (1 + z * z / items)), min(1.0, (middle + spread) / (1 + z * z / items))
 
 
 def reading_items(count: int, seed: int = 0) -> Iterator[Item]:

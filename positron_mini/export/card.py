@@ -16,7 +16,7 @@ from positron_mini.export.escaping import escaped, visible
 from positron_mini.store.checkpoint import Checkpoint
 from positron_mini.store.run_logs import Sample, StepReport, log_path, typed_rows
 from positron_mini.store.run_record import RunRecord, read_record
-from positron_mini.text.corpus.sources import note_of
+from positron_mini.text.corpus.note import note_of
 from positron_mini.text.tokenizer import IM_END
 
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")

@@ -11,14 +11,14 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from positron_mini import files
 from positron_mini.config import ModelConfig
-from positron_mini.errors import PositronError, UsageError
+from positron_mini.errors import PositronError, Say, UsageError
 from positron_mini.export.card import MARK, model_card
 from positron_mini.own_files import open_regular
 from positron_mini.store import checkpoint as ckpt
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     Converted = dict[str, tuple[NDArray[Any], Any]]  # GGUF's name -> data as bytes or floats, type
 
-Say = Callable[[str], None]
 Format = Literal["gguf", "hf"]
 Dtype = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from positron_mini.config import SampleConfig
+from positron_mini.errors import Say
 from positron_mini.evaluate.skills import skill_test
 from positron_mini.generate import generate
 from positron_mini.model import GPT
@@ -20,7 +21,6 @@ from positron_mini.store.run_logs import SkillScore, StepReport
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS
 
-Say = Callable[[str], None]
 ROWS = 8  # of a table of curves
 SET_ASIDE = ("out_dir", "track")  # settings that change nothing in a model
 

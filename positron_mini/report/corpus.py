@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from positron_mini import files
 from positron_mini.errors import PositronError
 from positron_mini.store.run_history import RunHistory
-from positron_mini.text.corpus.sources import generator_entropy, note_of
+from positron_mini.text.corpus.note import generator_entropy, note_of
 from positron_mini.text.prepare import Prepared
 from positron_mini.text.tokenizer import BOS, Tokenizer
 from positron_mini.text.tokens import TokenFile

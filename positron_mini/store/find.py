@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from positron_mini.errors import CheckpointError, PositronError
+from positron_mini.errors import CheckpointError, PositronError, Say
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.choice import by_rule
 from positron_mini.store.run_folder import POINTERS, TRIES, RunFolder
@@ -17,7 +17,6 @@ from positron_mini.store.run_state import RunState, look, run_folders
 if TYPE_CHECKING:
     from positron_mini.model import GPT
 
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from positron_mini import files
 from positron_mini.config import is_milestone
-from positron_mini.errors import DroppedError, PositronError
+from positron_mini.errors import DroppedError, PositronError, Say
 from positron_mini.own_files import foreign, leftovers, read_small, refuse_link, temporary_name
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store import run_logs
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 POINTERS = ("latest", "best")
 NAMES = frozenset((RUN_JSON, OWNER, "report.html", *POINTERS, *LOGS))  # that stand in a run folder, besides steps
 TRIES = 100  # how often a reader takes the newest step anew while the process that trains the run drops them
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 

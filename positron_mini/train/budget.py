@@ -22,7 +22,7 @@ import torch
 from positron_mini import device as devices
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, default_lr, model_config, parse_duration, preset
 from positron_mini.device.quiet import Usage, disturbance, paired, usage
-from positron_mini.errors import UsageError
+from positron_mini.errors import Say, UsageError
 from positron_mini.model import GPT
 from positron_mini.store.curve import turned, validations
 from positron_mini.store.find import readable_runs
@@ -34,7 +34,6 @@ from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.train.first_lines import measure_speed
 from positron_mini.train.settings import choose_kernels
 
-Say = Callable[[str], None]
 # pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save
 VOCABULARY = {"PicoGPT": 2_048, "MicroGPT": 4_096, "TinyGPT": 4_096, "SmallGPT": 8_192, "BaseGPT": 16_000}
 STEP_S = 0.25  # a batch grows, in powers of two, as long as a step takes no longer

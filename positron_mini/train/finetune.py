@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from positron_mini import device as devices
 from positron_mini.chat.conversations import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.chat.packing import PackedBatches, Stories
 from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
-from positron_mini.errors import CheckpointError
+from positron_mini.errors import CheckpointError, Say
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.export.card import step_card
 from positron_mini.files import sha256_of
@@ -43,7 +43,6 @@ IDENTITY_SETTINGS = (
     *("dropout", "optimizer", "replay", "val_share", "seed"),
 )
 FORGETTING_TOKENS = 30_000  # of validation stories, scored before and after
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

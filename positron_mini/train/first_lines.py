@@ -10,6 +10,7 @@ import torch
 
 from positron_mini import device as devices
 from positron_mini.config import ModelConfig, TrainConfig, preset_shape
+from positron_mini.config.units import spell_time
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
@@ -73,13 +74,6 @@ def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: 
         once()
         marks.append(clock())
     return min(end - began for began, end in pairwise(marks))
-
-
-def spell_time(seconds: float) -> str:
-    """A duration as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
 
 
 def describe(

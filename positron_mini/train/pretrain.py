@@ -26,7 +26,7 @@ from positron_mini.config import (
     preset,
 )
 from positron_mini.distributed import ALONE, Processes
-from positron_mini.errors import DataError
+from positron_mini.errors import DataError, Say
 from positron_mini.evaluate.bits import Score, score_documents
 from positron_mini.evaluate.skills import RunTests, run_tests, skill_test
 from positron_mini.export.card import step_card
@@ -66,7 +66,6 @@ from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 PROMPTS = ("Once upon a time, there was a little girl who", "One day, a boy named Tim", "The dog was sad because")
 SAMPLING = SampleConfig(max_tokens=80, temperature=0.7, seed=42)
-Say = Callable[[str], None]
 
 
 class TokenBatches:

@@ -10,13 +10,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from positron_mini.config import SFTConfig, TrainConfig
-from positron_mini.errors import DroppedError, PositronError, RunError, UsageError, command
+from positron_mini.errors import DroppedError, PositronError, RunError, Say, UsageError, command
 from positron_mini.own_files import size_of
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import POINTERS, RunFolder
@@ -24,7 +23,6 @@ from positron_mini.store.run_logs import LOGS, STEP_LOGS, read_rows
 from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
 from positron_mini.train.session import Session
 
-Say = Callable[[str], None]
 TIMES = ("tok_per_s", "elapsed_s")  # of a log line, which no two trainings share
 
 

@@ -6,7 +6,7 @@ import datetime
 import math
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +22,7 @@ from positron_mini.errors import (
     NotFiniteOutput,
     OutOfMemoryError,
     RunError,
+    Say,
     command,
 )
 from positron_mini.optim import Schedule, move_horizon
@@ -36,7 +37,6 @@ from positron_mini.train.recorder import Recorder
 from positron_mini.train.settings import CONTROL_FLAGS
 from positron_mini.trainer import StopFlag, Trainer
 
-Say = Callable[[str], None]
 # settings that a run may change when it goes on, and what they change
 CHANGEABLE = dict.fromkeys(
     ("device", "precision", "micro_batch", "threads", "compile", "kernels", "nproc"), "results may differ in the last digits"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +12,7 @@ from positron_mini import fast as native
 from positron_mini import files
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
 from positron_mini.distributed import Processes
-from positron_mini.errors import RunError, UsageError
+from positron_mini.errors import RunError, Say, UsageError
 from positron_mini.fast import training
 from positron_mini.fast.plain import replaced
 from positron_mini.store.run_folder import RunFolder
@@ -41,7 +40,6 @@ IDENTITY_SETTINGS = (
 )
 FLAGS = {"text": "--dataset_path, or --dataset", "tokenizer": "--tokenizer_path", "data": "--sft_data", "base": "--base_ckpt"}
 FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
-Say = Callable[[str], None]
 
 
 def batch_checks(config: TrainConfig) -> None:

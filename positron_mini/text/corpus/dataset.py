@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from positron_mini.errors import DataError, UsageError
+from positron_mini.config.units import spell_bytes
+from positron_mini.errors import DataError, Say, UsageError
 from positron_mini.files import stream_file
 from positron_mini.text.corpus.clean import CleanStats
-from positron_mini.text.corpus.download import Say, fetch_file, human_bytes, plan
+from positron_mini.text.corpus.download import fetch_file, plan
 from positron_mini.text.corpus.files import SEPARATOR, ReadStats, read_documents
 from positron_mini.text.corpus.listing import HubError, HubFile, HubUnreachableError, Listing, Patience, list_files, page_of
 
@@ -136,7 +137,7 @@ def _fetched_documents(
     listing: Listing, entries: list[HubFile], source: Source, folder: Path, patience: Patience, say: Say
 ) -> Iterator[str]:
     place = folder / source.repo.replace("/", "--")
-    say(f"{source.repo} ({source.split}), licence {listing.licence}: {len(entries)} files, {human_bytes(sum(e.size for e in entries))}")
+    say(f"{source.repo} ({source.split}), licence {listing.licence}: {len(entries)} files, {spell_bytes(sum(e.size for e in entries))}")
     for entry in entries:
         plan([(entry, entry.size)], place, extra_bytes=entry.size, say=say)
         yield from _read_documents(fetch_file(listing, entry, place, patience=patience, say=say), source)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from positron_mini.errors import DiskFullError, from_os_error
+from positron_mini.config.units import spell_bytes, spell_time
+from positron_mini.errors import DiskFullError, Say, from_os_error
 from positron_mini.files import sha256_of, translate_os_errors
 from positron_mini.own_files import refuse_link
 from positron_mini.text.corpus.listing import (
@@ -30,26 +31,9 @@ from positron_mini.text.corpus.listing import (
     request_headers,
 )
 
-Say = Callable[[str], None]
 CHUNK_BYTES = 1 << 20
 SAY_EVERY_S = 10.0
 TYPICAL_BYTES_PER_S = 12_500_000  # 100 Mbit/s, for the estimate before anything is measured
-
-
-def human_bytes(count: float) -> str:
-    """A size for people, in powers of 1,000: "812 kB", "22.5 MB", "2.23 GB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 99.95 else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError(count)
-
-
-def human_time(seconds: float) -> str:
-    """A duration for people: "20 s", "3 min", "1.5 h"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan(files: list[tuple[HubFile, int]], folder: Path, *, extra_bytes: int, say: Say) -> int:
@@ -60,11 +44,11 @@ def plan(files: list[tuple[HubFile, int]], folder: Path, *, extra_bytes: int, sa
         free = shutil.disk_usage(folder).free
     needed = missing + extra_bytes
     if needed > free:
-        message = f"{folder} needs {human_bytes(needed)} of disk space, {human_bytes(free)} are free"
+        message = f"{folder} needs {spell_bytes(needed)} of disk space, {spell_bytes(free)} are free"
         raise DiskFullError(message, "free some space, or fetch less of it: positron bootstrap --dataset storyworld needs no download")
     if missing:
-        time_ = human_time(missing / TYPICAL_BYTES_PER_S)
-        say(f"to fetch: {human_bytes(missing)}, about {time_} at 100 Mbit/s; disk: {human_bytes(needed)} needed, {human_bytes(free)} free")
+        time_ = spell_time(missing / TYPICAL_BYTES_PER_S)
+        say(f"to fetch: {spell_bytes(missing)}, about {time_} at 100 Mbit/s; disk: {spell_bytes(needed)} needed, {spell_bytes(free)} free")
     return missing
 
 
@@ -166,7 +150,7 @@ def _fill(listing: Listing, entry: HubFile, part: Path, wanted: int, patience: P
         try:
             for total in _stream(listing.repo, entry, url, part, wanted, patience):
                 report(total)
-            problem = f"the connection ended after {human_bytes(_size_of(part))}"
+            problem = f"the connection ended after {spell_bytes(_size_of(part))}"
         except WrongAnswerError as error:
             problem, asked_s = str(error), error.wait_s
         except http_errors() as error:
@@ -175,7 +159,7 @@ def _fill(listing: Listing, entry: HubFile, part: Path, wanted: int, patience: P
             return
         failures = 1 if _size_of(part) > have else failures + 1
         if failures >= patience.attempts:
-            kept = f"{human_bytes(_size_of(part))} of {human_bytes(wanted)} are kept; " if _size_of(part) else ""
+            kept = f"{spell_bytes(_size_of(part))} of {spell_bytes(wanted)} are kept; " if _size_of(part) else ""
             message = f"{entry.name} of {listing.repo} could not be fetched: {problem}"
             raise HubError(message, f"{kept}start the same command again to go on")
         say(f"{entry.name}: {problem}; asking again")
@@ -238,7 +222,7 @@ def _progress(name: str, wanted: int, patience: Patience, say: Say) -> Callable[
         elif now - state["said"] >= SAY_EVERY_S and now > first[0] and total > first[1]:
             rate = (total - first[1]) / (now - first[0])
             state["said"] = now
-            left = human_time((wanted - total) / rate)
-            say(f"{name}: {human_bytes(total)} of {human_bytes(wanted)}, {human_bytes(rate)}/s, about {left} left")
+            left = spell_time((wanted - total) / rate)
+            say(f"{name}: {spell_bytes(total)} of {spell_bytes(wanted)}, {spell_bytes(rate)}/s, about {left} left")
 
     return report

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from positron_mini.errors import PositronError, UsageError
+from positron_mini.config.units import spell_bytes, spell_time
+from positron_mini.errors import PositronError, Say, UsageError
 from positron_mini.files import read_json, translate_os_errors, write_json
 from positron_mini.text.corpus.clean import CleanStats, clean_stories
 from positron_mini.text.corpus.dataset import TINYSTORIES, HubText, Source, fetch_dataset, resolve_source, write_dataset, write_documents
-from positron_mini.text.corpus.download import Say, fetch_file, human_bytes, human_time, plan
+from positron_mini.text.corpus.download import fetch_file, plan
 from positron_mini.text.corpus.files import SEPARATOR
 from positron_mini.text.corpus.listing import HubError, HubUnreachableError, Patience, address_of, is_offline, list_files
 
@@ -73,7 +74,7 @@ def write_tinystories(
     say(f"TinyStories ({TINYSTORIES}, Eldan and Li 2023), licence {LICENCE}")
     train, valid, revision, is_beginning = _raw_tinystories(out.parent / "hub", first_bytes, patience or Patience(), say)
     size = first_bytes if first_bytes is not None and is_beginning else train.stat().st_size
-    say(f"cleaning {human_bytes(size)} of stories, about {human_time(size / CLEAN_BYTES_PER_S)}")
+    say(f"cleaning {spell_bytes(size)} of stories, about {spell_time(size / CLEAN_BYTES_PER_S)}")
     seen: set[bytes] = set()
     valid_stats, stats = CleanStats(), CleanStats()
     valid_out = out.with_name(f"{out.stem}-valid{out.suffix}")

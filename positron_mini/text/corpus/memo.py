@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from positron_mini import files
-from positron_mini.errors import PositronError
+from positron_mini.errors import PositronError, Say
 from positron_mini.own_files import open_own
 from positron_mini.text.corpus.files import list_files
-from positron_mini.text.corpus.report import Say
 
 _FORMAT = 1
 _ENTRIES = 200

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from positron_mini.text.corpus.download import human_time
+from positron_mini.config.units import spell_time
+from positron_mini.errors import Say
 from positron_mini.text.corpus.reading import SEPARATOR, ReadStats
 
-Say = Callable[[str], None]
 _INTERVAL_S = 5.0
 _SENTENCE = re.compile(r"""[.!?]["')\]]*(?=\s|$)""")
 _MAX_SAMPLE_CHARS = 160
@@ -34,7 +34,7 @@ class Progress:
             return
         self._last = now
         done_bytes, rate = self._before + new_bytes, new_bytes / (now - self._start)
-        left = human_time(max(0.0, (self._total - done_bytes) / rate))
+        left = spell_time(max(0.0, (self._total - done_bytes) / rate))
         percent = min(100, 100 * done_bytes // max(1, self._total))
         self._say(f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {left} left")
 

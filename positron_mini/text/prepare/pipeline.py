@@ -21,11 +21,11 @@ import numpy as np
 
 from positron_mini import files
 from positron_mini.device import usable_cores
-from positron_mini.errors import DataError, PositronError, TokenizerError
+from positron_mini.errors import DataError, PositronError, Say, TokenizerError
 from positron_mini.own_files import temporary_name
 from positron_mini.text.corpus.files import ReadStats
 from positron_mini.text.corpus.memo import locked, read_memo, remember
-from positron_mini.text.corpus.report import Progress, Say
+from positron_mini.text.corpus.report import Progress
 from positron_mini.text.corpus.split import sample_of
 from positron_mini.text.prepare.parts import LEFT_OUT, TRAIN, Part, Sides, Tally, routed
 from positron_mini.text.prepare.scan import FORMAT, Plan, Scan, do_parts, make_plan, scan_text

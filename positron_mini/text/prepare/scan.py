@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from positron_mini.errors import Say
 from positron_mini.text.corpus.files import ReadStats
-from positron_mini.text.corpus.report import Progress, Say, reading_report
+from positron_mini.text.corpus.report import Progress, reading_report
 from positron_mini.text.corpus.split import KeyTable, Split, split_by_file, split_documents
 from positron_mini.text.prepare.parts import LEFT_OUT, PART_BYTES, TRAIN, VALIDATION, Part, Sides, list_parts, scan_part
 from positron_mini.text.prepare.unfinished import Origin

@@ -14,7 +14,8 @@ from positron_mini import storyworld
 from positron_mini.errors import DataError, PositronError, UsageError
 from positron_mini.text.corpus import sources
 from positron_mini.text.corpus.files import ReadStats, read_documents
-from positron_mini.text.corpus.sources import generator_entropy, obtain
+from positron_mini.text.corpus.note import generator_entropy
+from positron_mini.text.corpus.sources import obtain
 
 STORIES = [f'Once there was a cat called Tom {number}. Tom said, "Hello!" and ran home.' for number in range(40)]
 HUB_STORIES = [f"{text} {'He was very happy and he slept well. ' * 5}The end." for text in STORIES]

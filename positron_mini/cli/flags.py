@@ -44,14 +44,18 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
 
 def _for_help(kind: type[T]) -> type[T]:
     """A twin of `kind` whose help shows `--threads INT` where tyro would say `{None}|INT` and `(default: None)`: the field's own text says
-    what happens without the flag."""
+    what happens without the flag, and the flags of its own come before those that it shares."""
     import tyro
 
     hints = get_type_hints(kind, include_extras=True)
     open_fields = [field.name for field in dataclasses.fields(cast(Any, kind)) if field.default is None]
     shown = {name: Annotated[hints[name], tyro.conf.arg(metavar=_metavar(hints[name]), help_behavior_hint="")] for name in open_fields}
     body = {"__annotations__": shown, "__doc__": kind.__doc__, **dict.fromkeys(open_fields)}
-    return dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), body))
+    twin: Any = dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), body))
+    own = vars(kind).get("__annotations__", {})  # shown before what the kind shares with others
+    fields = twin.__dataclass_fields__
+    twin.__dataclass_fields__ = {name: fields[name] for name in (*own, *fields)}
+    return cast(type[T], twin)
 
 
 def _metavar(hint: Any) -> str:

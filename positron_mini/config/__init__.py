@@ -14,6 +14,7 @@ from positron_mini.config.checks import (
     parse_duration,
     parse_milestones,
 )
+from positron_mini.config.loop import RunConfig
 from positron_mini.config.sample import SampleConfig
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
@@ -33,6 +34,7 @@ __all__ = [
     "PRESETS",
     "ModelConfig",
     "Preset",
+    "RunConfig",
     "SFTConfig",
     "SampleConfig",
     "TrainConfig",

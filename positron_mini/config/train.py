@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from positron_mini.config.checks import check_ranges, check_rates, parse_duration, parse_milestones
+from positron_mini.config.checks import check_ranges, check_rates, parse_duration
+from positron_mini.config.loop import RunConfig
 from positron_mini.config.shape import ModelConfig, preset
-from positron_mini.errors import UsageError
 
 DEFAULT_TEXT = "data/tinystories.txt"  # trained on where --dataset_path names none
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Train a model from a text, or go on training the run that `out_dir` holds."""
 
     config: str = "TinyGPT"
@@ -31,12 +31,6 @@ class TrainConfig:
     """time to train, such as 15m or 1h30m: preset, batch and steps are chosen for the best model in that time, and the run ends on time"""
     max_steps: int | None = None
     """horizon in steps: the cool-down ends there (default: open-ended, stop with Ctrl-C, end with --finish)"""
-    until_step: int | None = None
-    """pause after this step; the horizon stays"""
-    more_steps: int | None = None
-    """pause this many steps after the newest one"""
-    resume_from_step: int | None = None
-    """start again at this saved step; later ones move to superseded/"""
     finish: bool = False
     """cool an open-ended run down and end it"""
     batch_tokens: int | None = None
@@ -51,48 +45,22 @@ class TrainConfig:
     """begin every row with a document, so that the names a story gives early are in sight; beginnings are then read more often than ends"""
     lr: float | None = None
     """peak learning rate, AdamW scale (default: by --batch_tokens)"""
-    muon_lr: float | None = None
-    """learning rate of the matrices, if it is to differ from --lr"""
-    warmup_steps: int = 20
-    """steps of linear warm-up"""
     cooldown_steps: int | None = None
     """steps of linear cool-down at the end (default: 60 % of --max_steps; with --finish a quarter of the steps done)"""
-    weight_decay: float = 0.1
-    """decoupled weight decay of the matrices"""
-    grad_clip: float = 1.0
-    """gradient norm above which the gradient is scaled down"""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """a loss or gradient that is not finite: stop before the update, or leave that step out and go on"""
-    max_skips: int = 3
-    """how many steps of a run --on_nan skip may leave out before training stops after all"""
-    grad_limit: float | None = None
-    """gradient norm above which a step counts as not finite (default: none; above --grad_clip it is scaled down)"""
     embedding_std: float | None = None
     """standard deviation of the new embedding table (default: 0.02, less beyond a width of 200; with 0.3 names are copied sooner)"""
     copy_init: float = 0.0
     """how strongly a new model's attention copies what it looks at (0: not at all; with 0.2 it learns to copy sooner)"""
-    dropout: float = 0.0
-    """share of residual activations dropped while training"""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for matrices and AdamW for the rest; adamw: AdamW for all"""
     seed: int = 0
     """seed of the weights, the data order and the samples"""
-    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
-    """where to compute"""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: fp32 master weights with bf16 products"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: auto uses it where its start-up is repaid"""
-    kernels: Literal["auto", "native", "pytorch", "torch"] = "auto"
-    """native: what lies between products in C++, on a CPU faster than torch.compile; auto takes it there if it can; torch: as pytorch"""
     threads: int | None = None
     """CPU threads of each process (default: all cores, shared among the processes)"""
     nproc: int | None = None
     """start this many processes on this machine, which share every step, by torchrun (default: 1)"""
     keep_awake: bool = False
     """on a Mac, prevent sleep while training (caffeinate); closing the lid still pauses it, and opening the lid goes on"""
-    save_every: int = 100
-    """steps between checkpoints"""
     eval_every: int | None = None
     """steps between validations, at most 5 % of the time (default: 100; 50, 20 or 10 where that reads a short text more than once)"""
     milestones: str = "auto"
@@ -109,23 +77,13 @@ class TrainConfig:
     """override: channels per head"""
     ffn: int | None = None
     """override: width of the feed-forward layer"""
-    track: Literal["none", "tensorboard", "trackio"] = "none"
-    """also send the metrics to this local tracker"""
 
     def __post_init__(self) -> None:
-        if self.kernels == "torch":  # what PyTorch is called in Python
-            object.__setattr__(self, "kernels", "pytorch")
-        at_least = {
-            "vocab_size": 1, "max_steps": 1, "until_step": 1, "more_steps": 1, "resume_from_step": 0, "batch_tokens": 1, "micro_batch": 1,
-            "context_len": 8, "warmup_steps": 0, "cooldown_steps": 0, "save_every": 1, "eval_every": 1, "seed": 0, "threads": 1,
-            "short_steps": 0, "max_skips": 0, "nproc": 1,
-        }  # fmt: skip
+        super().__post_init__()
+        at_least = {"vocab_size": 1, "max_steps": 1, "batch_tokens": 1, "context_len": 8, "short_steps": 0, "nproc": 1}
         check_ranges(self, at_least)
-        check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "embedding_std": 10.0, "grad_clip": 1e9, "grad_limit": 1e9})
-        check_rates(self, {"weight_decay": 10.0, "dropout": 0.95, "copy_init": 10.0}, zero=True)
-        if self.until_step is not None and self.more_steps is not None:
-            raise UsageError("--until_step and --more_steps both say where to pause", "give one of them")
-        parse_milestones(self.milestones)
+        check_rates(self, {"embedding_std": 10.0})
+        check_rates(self, {"copy_init": 10.0}, zero=True)
         if self.budget is not None:
             parse_duration(self.budget, "budget")
 

@@ -37,7 +37,7 @@ from positron_mini import files  # noqa: E402
 from positron_mini.store.checkpoint import open_checkpoint  # noqa: E402
 from positron_mini.store.run_folder import RunFolder  # noqa: E402
 from positron_mini.text.tokenizer import train_tokenizer  # noqa: E402
-from positron_mini.train import first_lines as announce  # noqa: E402
+from positron_mini.train import speed  # noqa: E402
 
 Say = Callable[[str], None]
 STEPS, SAVE_EVERY = 12, 4
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--add", action="store_true", help="add to the outcomes that --out holds")
     flags = parser.parse_args()
     torch.set_num_threads(1)
-    announce.measure_speed = lambda *_, **__: 1e4  # what a person is told beforehand takes as long as the run
+    speed.measure_speed = lambda *_, **__: 1e4  # what a person is told beforehand takes as long as the run
     seed = random.SystemRandom().randrange(2**31) if flags.seed is None else flags.seed
 
     def say(text: str) -> None:

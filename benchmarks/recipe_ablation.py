@@ -16,7 +16,7 @@ import torch
 
 from positron_mini.config import TrainConfig
 from positron_mini.optim import Combined, Muon
-from positron_mini.train.pretrain import open_session
+from positron_mini.train.open_run import open_session
 from positron_mini.train.session import Session
 
 Patch = Callable[[Session], None]

@@ -21,7 +21,7 @@ from paired import Row
 
 from positron_mini import files
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train.budget import Law, bytes_per_token, worth_of_text
+from positron_mini.train.law import Law, bytes_per_token, worth_of_text
 
 FLOOR = 0.5  # near what far larger models reach: llama2.c's 110 M needs 0.76 nats per token of 32,000 pieces
 

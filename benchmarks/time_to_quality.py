@@ -61,7 +61,7 @@ def ours(shape: ModelConfig, prepared: Prepared, flags: argparse.Namespace, lr: 
         precision=flags.precision,
         threads=flags.threads,
     )
-    _, _, trainer = training(config, shape, say)
+    _, trainer = training(config, shape, say)
     trainer.source = TokenBatches(prepared.train.ids, 0, batch // shape.context_len, shape.context_len, short_steps=10**9)
     steps, seconds = trainer.run(None, StopFlag()), 0.0
 

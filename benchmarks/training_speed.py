@@ -44,7 +44,7 @@ def ours(shape: ModelConfig, job: Row) -> Callable[[], Row]:
         compile="on" if job["compiled"] else "auto", threads=job["threads"],
         precision=job["precision"],
     )  # fmt: skip
-    _, _, trainer = training(config, shape, say)
+    _, trainer = training(config, shape, say)
     steps = trainer.run(None, StopFlag())
 
     def turn() -> Row:

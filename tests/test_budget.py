@@ -16,8 +16,8 @@ from positron_mini.errors import UsageError
 from positron_mini.optim import Schedule, move_horizon
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
-from positron_mini.train import budget
-from positron_mini.train.budget import TINYSTORIES, batch_for, candidate, choose, worth_of_text
+from positron_mini.train import budget, law
+from positron_mini.train.law import TINYSTORIES, batch_for, candidate, choose, worth_of_text
 from positron_mini.train.pace import Pacer
 
 _FLAGS = (
@@ -89,7 +89,7 @@ def test_more_time_and_faster_machines_are_worth_larger_models_and_end_lower() -
 def test_reading_a_text_again_is_worth_less_each_time() -> None:
     worth = [worth_of_text(readings * 1e6, 1e6) for readings in (0.5, 1, 2, 4, 8, 16, 64, 1_000)]
     assert worth[:2] == [0.5e6, 1e6] and worth == sorted(worth)
-    assert 1.9e6 < worth[2] < 2e6 and worth[-1] < (1 + budget.REUSE) * 1e6 + 1
+    assert 1.9e6 < worth[2] < 2e6 and worth[-1] < (1 + law.REUSE) * 1e6 + 1
     assert TINYSTORIES.bits_per_byte(1e6, worth[-1]) > TINYSTORIES.floor
 
 

@@ -22,7 +22,7 @@ from positron_mini.distributed import ALONE, Group
 from positron_mini.errors import UsageError
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train.pretrain import open_session
+from positron_mini.train.open_run import open_session
 
 pytestmark = [needs_fork, pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")]
 

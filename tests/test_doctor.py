@@ -28,7 +28,7 @@ from positron_mini.doctor import isolate, kernels, report, speed, training
 from positron_mini.doctor.examine import Examination, Scope, checks_of, examine
 from positron_mini.doctor.speed import Pace, hopeless_bf16, time_small_product
 from positron_mini.doctor.subject import Check, Subject
-from positron_mini.train.first_lines import fastest
+from positron_mini.train.speed import fastest
 
 GIB = 1 << 30
 # memory for two rows of TinyGPT at once, so that the largest product has 16 million results

@@ -16,8 +16,8 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
 from positron_mini.train import budget
+from positron_mini.train.find_run import forget_budget
 from positron_mini.train.session import better_before
-from positron_mini.train.settings import forget_budget
 
 BASE = Path("runs/base")  # 30 steps, finished; the rate falls after step 12
 

@@ -22,7 +22,7 @@ from positron_mini import fast as native
 from positron_mini.device import children
 from positron_mini.errors import PositronError
 from positron_mini.fast import build, layout, trial
-from positron_mini.train.settings import resolve
+from positron_mini.train.settings import decide
 
 needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 posix_only = pytest.mark.skipif(os.name == "nt", reason="modes and groups of processes")
@@ -456,8 +456,7 @@ def test_X3_torch_compile_is_not_left_waiting_for_a_compiler_that_does_not_work(
     lines: list[str] = []
     machine = replace(device.this_machine(), devices=("cpu",), verdict=None, has_compiler=True)
     config = TrainConfig(compile="on", batch_tokens=64, context_len=32, threads=1)
-    resolved, _, _ = resolve(config, shape(), machine, None, lines.append)
-    assert resolved.compile == "off"
+    assert not decide(config, shape(), None, None, machine, lines.append).compile
     assert any(line.startswith("torch.compile is off, no C++ compiler works: the C++ compiler ") for line in lines)
 
 

@@ -24,7 +24,8 @@ from positron_mini.text import tokens as token_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.train import pretrain
-from positron_mini.train.pretrain import PROMPTS, TokenBatches, open_session, validation_subset
+from positron_mini.train.open_run import open_session
+from positron_mini.train.pretrain import PROMPTS, TokenBatches, validation_subset
 from positron_mini.trainer import StopFlag
 
 BASE = Path("runs/base")

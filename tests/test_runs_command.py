@@ -14,14 +14,14 @@ from tiny_runs import digests, listing, positron, tiny_train
 from positron_mini import files
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import first_lines as announce
+from positron_mini.train import speed
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
 
 
 def rows() -> dict[str, dict[str, Any]]:

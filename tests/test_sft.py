@@ -35,6 +35,8 @@ from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Encoded, Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.train import finetune as sft
+from positron_mini.train.open_run import open_sft_session
+from positron_mini.train.recorder import Recorder
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,14 +139,14 @@ def test_C3_a_killed_run_started_again_equals_an_uninterrupted_one(
 
 
 def test_a_run_killed_before_its_first_checkpoint_samples_the_base_model_once(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = sft.Recorder.record
+    real = Recorder.record
 
     def fail(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(sft.Recorder, "record", fail)
+    monkeypatch.setattr(Recorder, "record", fail)
     assert tune("runs/tuned", milestones="0").code != 0
-    monkeypatch.setattr(sft.Recorder, "record", real)
+    monkeypatch.setattr(Recorder, "record", real)
     assert tune("runs/tuned", milestones="0").code == 0
     assert [row["step"] for row in lines_of(Path("runs/tuned/samples.jsonl"))] == [0, 0, 0, 15, 15, 15]
     assert [row["step"] for row in lines_of(Path("runs/tuned/stories.jsonl"))] == [0, 15]
@@ -587,6 +589,6 @@ def starts(segments: torch.Tensor) -> list[int]:
 
 def test_open_sft_session_touches_nothing_before_it_is_iterated(bench: Path) -> None:
     config = sft.SFTConfig(**{**{k: v for k, v in FLAGS.items() if k in ("base_ckpt", "sft_data")}, "out_dir": "runs/tuned"})  # type: ignore[arg-type]
-    session = sft.open_sft_session(replace(config, threads=1, epochs=1))
+    session = open_sft_session(replace(config, threads=1, epochs=1))
     assert session.plan.schedule.horizon == 5 and not Path("runs/tuned").exists()
     assert tiny_train("runs/tuned", "--until_step", "1").code == 0  # so the name is still free

@@ -36,6 +36,7 @@ from positron_mini.store.run_record import RunRecord
 from positron_mini.storyworld.checker import Replay
 from positron_mini.text.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from positron_mini.train import pretrain
+from positron_mini.train.budget import first_horizon
 
 LEVEL = 0.01  # of the joint tests
 Scorer = Callable[[Sequence[int]], float]
@@ -335,7 +336,7 @@ def test_a_run_with_a_budget_is_scored_on_the_same_pairs_however_its_horizon_mov
     events = ({"kind": "schedule", "horizon": 1_000}, {"kind": "note"}, {"kind": "schedule", "horizon": 900})
     recorded = RunRecord(kind="pretrain", events=events)
     for budget, known, planned in ((None, recorded, 900), ("10m", recorded, 1_000), ("10m", None, 900)):
-        assert pretrain.planned_horizon(TrainConfig(budget=budget), known, 900) == planned
+        assert first_horizon(TrainConfig(budget=budget), known, 900) == planned
 
 
 SCORED = {0, 20, 30}  # the milestones of a tiny run, and its end

@@ -22,7 +22,7 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_history import read_run
 from positron_mini.text.prepare import prepare_corpus
-from positron_mini.train import budget, pretrain
+from positron_mini.train import budget, law, pretrain
 from positron_mini.train.recorder import Recorder
 from positron_mini.trainer import StepReport
 
@@ -230,23 +230,23 @@ PICO = model_config(TrainConfig(config="PicoGPT"), 512)
 
 def test_a_text_with_fewer_bytes_than_the_model_has_weights_is_read_a_few_times_only() -> None:
     assert PICO.block_parameters == 853_248  # four blocks of 4 * 128 * 128 + 3 * 128 * 384, and norms of 2 * 128 + 2 * 32
-    assert budget.most_readings(PICO, 50_000, 60) == 5.0
-    assert budget.most_readings(PICO, 250_000, 32_000) == 2.5  # surnames
-    assert budget.most_readings(PICO, 853_248, 32_000) == budget.most_readings(PICO, 2e9) == math.inf
+    assert law.most_readings(PICO, 50_000, 60) == 5.0
+    assert law.most_readings(PICO, 250_000, 32_000) == 2.5  # surnames
+    assert law.most_readings(PICO, 853_248, 32_000) == law.most_readings(PICO, 2e9) == math.inf
 
 
 def test_a_budget_for_a_short_text_is_steps_enough_and_no_more_than_it_is_worth() -> None:
-    tokens = 5 * 50_000 / budget.bytes_per_token(512)
+    tokens = 5 * 50_000 / law.bytes_per_token(512)
     for seconds in (360, 3_600, 36_000):
-        plan = budget.candidate("PicoGPT", PICO, 20_000.0, seconds, 50_000, None)
+        plan = law.candidate("PicoGPT", PICO, 20_000.0, seconds, 50_000, None)
         assert plan.batch_tokens == 512 and plan.tokens == pytest.approx(tokens, rel=0.01)
-    assert budget.candidate("PicoGPT", PICO, 20_000.0, 360, 2e9, None).batch_tokens == 4_096
-    short = budget.candidate("PicoGPT", PICO, 20_000.0, 1.0, 50_000, None)  # time for less than five readings
+    assert law.candidate("PicoGPT", PICO, 20_000.0, 360, 2e9, None).batch_tokens == 4_096
+    short = law.candidate("PicoGPT", PICO, 20_000.0, 1.0, 50_000, None)  # time for less than five readings
     assert short.tokens <= 0.85 * 20_000
 
 
 def test_what_a_short_text_is_expected_to_end_with_does_not_fall_with_the_time() -> None:
-    plans = [budget.candidate("PicoGPT", PICO, 20_000.0, seconds, 50_000, None) for seconds in (60, 600, 6_000)]
+    plans = [law.candidate("PicoGPT", PICO, 20_000.0, seconds, 50_000, None) for seconds in (60, 600, 6_000)]
     assert len({plan.expected_bpb for plan in plans}) == 1 and 2.1 < plans[0].expected_bpb < 2.6  # 2.15 to 2.35 was measured
 
 

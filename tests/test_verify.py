@@ -13,7 +13,7 @@ from positron_mini import files
 from positron_mini.errors import RunError, UsageError
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import first_lines as announce
+from positron_mini.train import speed
 from positron_mini.train.replay import stretch
 
 BASE = Path("runs/base")  # 30 steps; 0, 12, 20, 25 and 30 are saved, 12, 25 and 30 with their training state
@@ -21,7 +21,7 @@ BASE = Path("runs/base")  # 30 steps; 0, 12, 20, 25 and 30 are saved, 12, 25 and
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
 
 
 def test_a_whole_run_is_right_and_stays_as_it_is(workshop: Path) -> None:

@@ -90,7 +90,7 @@ def _shown(value: Any) -> str:
 
 def _train(flags: BenchFlags) -> dict[str, Any]:
     from positron_mini.doctor.bench import bench_train
-    from positron_mini.train.settings import batch_checks
+    from positron_mini.train.find_run import batch_checks
 
     config = TrainConfig(
         config=flags.config,

@@ -106,7 +106,7 @@ def run(argv: Sequence[str]) -> int:
     from positron_mini.cli.train import train
     from positron_mini.store.run_folder import RunFolder
     from positron_mini.train.budget import existing_run
-    from positron_mini.train.settings import default_out_dir
+    from positron_mini.train.find_run import default_out_dir
 
     machine = devices.this_machine()
     choice = devices.choose(machine, flags.device, flags.precision)

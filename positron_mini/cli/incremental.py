@@ -91,8 +91,8 @@ def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     """The session to train, by the same policy for data and device as bootstrap's."""
     from positron_mini import device as devices
     from positron_mini.store.run_folder import RunFolder
-    from positron_mini.train.pretrain import open_session
-    from positron_mini.train.settings import default_out_dir
+    from positron_mini.train.find_run import default_out_dir
+    from positron_mini.train.open_run import open_session
     from positron_mini.trainer import StopFlag
 
     choice = devices.choose(devices.this_machine(), flags.device, flags.precision)

@@ -82,7 +82,8 @@ def pieces_for(text_bytes: int) -> int:
 def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared) -> dict[str, Any]:
     """Preset, minutes, what to expect, and the command, for a text of `size` bytes."""
     from positron_mini.config import PRESETS, TrainConfig, model_config
-    from positron_mini.train.budget import fits_text, measured_speed, readings_of
+    from positron_mini.train.budget import measured_speed
+    from positron_mini.train.law import fits_text, readings_of
 
     shapes = {preset: model_config(TrainConfig(config=preset), prepared.tokenizer.vocab_size) for preset in PRESETS}
     fitting = [preset for preset in ("PicoGPT", "MicroGPT") if fits_text(shapes[preset], size)]

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.terminal import print
-from positron_mini.config import SFTConfig
 from positron_mini.device import SpeedWatch, peak_memory
 from positron_mini.store.curve import reference_for, standing
 from positron_mini.store.opening import try_it
@@ -37,8 +36,8 @@ class Progress:
         self.first = session.trainer.step
         self.last: StepReport | None = None
         self.validated: StepReport | None = None
-        config = session.config
-        self._reference = None if isinstance(config, SFTConfig) else reference_for(config.config, config.dataset_path)
+        known = session.record.config
+        self._reference = None if session.is_chat else reference_for(known["config"], known["dataset_path"])
         self._has_warned = False
         self._speed = SpeedWatch()
         self._tokens = session.trainer.tokens
@@ -152,7 +151,7 @@ class Progress:
             lines.append(reached(expected, bits, session.pacer.budget_s, session.trainer.clock.elapsed_s))
         lines += self._better()
         lines.append(f"saved      {path}/latest  ({peak_memory() / 1e9:.2f} GB of memory at the most)")
-        is_chat = isinstance(session.config, SFTConfig)
+        is_chat = session.is_chat
         lines.append(f"try it     {try_it(path, path, is_chat=is_chat)}")
         if not done:
             lines.append(

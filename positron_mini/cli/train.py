@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from positron_mini.cli.flags import flag_words, note, parse
-from positron_mini.config import SFTConfig, TrainConfig, given_flags
+from positron_mini.config import TrainConfig, given_flags
 from positron_mini.errors import Say
 from positron_mini.store.opening import try_it
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> int:
     """Train, showing progress; 0 when the planned steps are done."""
     from positron_mini.cli.launch import launch, launched
-    from positron_mini.train.settings import budget_checks
+    from positron_mini.train.find_run import budget_checks
 
     config, given = parse(TrainConfig, argv, "train"), given_flags(list(argv))
     if config.nproc is not None and config.nproc > 1 and not launched():
@@ -44,7 +44,7 @@ def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
 
 def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> RunFolder:
     from positron_mini.device import awake
-    from positron_mini.train.pretrain import open_session
+    from positron_mini.train.open_run import open_session
     from positron_mini.trainer import StopFlag
 
     say = note if processes.is_first else _silent
@@ -71,7 +71,7 @@ def watch(session: Session) -> None:
     if session.plan.finished:
         list(session.steps())  # nothing but the end of a save that was cut short
         note(session.plan.say)
-        note(f"  try it: {try_it(session.run.path, session.run.path, is_chat=isinstance(session.config, SFTConfig))}")
+        note(f"  try it: {try_it(session.run.path, session.run.path, is_chat=session.is_chat)}")
         return
     session.say = note
     for line in session.lines:

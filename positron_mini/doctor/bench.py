@@ -32,7 +32,7 @@ from positron_mini.store import checkpoint
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import prepare_corpus
 from positron_mini.text.tokenizer import BOS, Tokenizer, train_tokenizer
-from positron_mini.train.settings import resolve
+from positron_mini.train.settings import Settings, decide
 from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 PRODUCT_SIZES = (512, 1024, 2048)
@@ -93,32 +93,31 @@ class MadeBatches:
         return Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous())
 
 
-def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[TrainConfig, devices.Choice, Trainer]:
-    """`config` with every setting decided as `positron train` decides it, where it computes, and its trainer, on made text."""
-    config, rows, choice = resolve(config, shape, devices.this_machine(), None, say)
-    assert config.lr is not None and config.micro_batch is not None
-    model = GPT(shape).init_weights(config.seed).to(devices.torch_device(choice.device))
+def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[Settings, Trainer]:
+    """The settings as `positron train` decides them, and a trainer by them, on made text."""
+    settings = decide(config, shape, None, None, devices.this_machine(), say)
+    model = GPT(shape).init_weights(config.seed).to(devices.torch_device(settings.choice.device))
     optimizer = build_optimizer(
         model,
         config.optimizer,
-        lr=config.lr,
+        lr=settings.lr,
         muon_lr=config.muon_lr,
         weight_decay=config.weight_decay,
         momentum_warmup=MOMENTUM_WARMUP,
     )
     loop = LoopConfig(
-        lr=config.lr,
+        lr=settings.lr,
         schedule=make_schedule(config.warmup_steps, None, None),
-        micro_batch=config.micro_batch,
+        micro_batch=settings.micro_batch,
         grad_clip=config.grad_clip,
         dropout=config.dropout,
         seed=config.seed,
-        device=choice.device,
-        precision=choice.precision,
-        compile=config.compile == "on",
-        native=config.kernels == "native",
+        device=settings.choice.device,
+        precision=settings.choice.precision,
+        compile=settings.compile,
+        native=settings.kernels == "native",
     )
-    return config, choice, Trainer(model, optimizer, MadeBatches(rows, shape.context_len, shape.vocab_size), loop)
+    return settings, Trainer(model, optimizer, MadeBatches(settings.rows, shape.context_len, shape.vocab_size), loop)
 
 
 def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda _: None) -> dict[str, Any]:
@@ -127,7 +126,8 @@ def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda
     `fraction_of_ceiling` counts 6 x parameters and attention for each token. Errors: those of training.
     """
     shape = model_config(config, config.vocab_size or preset(config.config).vocab_size)
-    config, choice, trainer = training(config, shape, say)
+    settings, trainer = training(config, shape, say)
+    choice = settings.choice
     ceiling = max(product_gflops(choice.device, choice.precision).values())
     began = time.perf_counter()
     step_times: list[float] = []
@@ -147,7 +147,7 @@ def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda
         **_shared("train", shape, config.config),
         "device": choice.device,
         "precision": choice.precision,
-        "compile": config.compile,
+        "compile": "on" if settings.compile else "off",
         "batch_tokens": trainer.tokens // trainer.step,
         "micro_batch": trainer.config.micro_batch,
         "steps": len(step_times),

@@ -16,7 +16,7 @@ from positron_mini.device.quiet import Usage, disturbance, paired, share_had
 from positron_mini.doctor.subject import Check, Subject, one_thread
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
-from positron_mini.train.first_lines import fastest, measure_speed
+from positron_mini.train.speed import fastest, measure_speed
 
 HOPELESS = 2.0  # times as long as in fp32 for one product: bf16 is emulated
 QUIET_MACHINE, PAIRS_AGREE = "a quiet machine", "pairs that agree"

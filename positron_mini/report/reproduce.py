@@ -15,7 +15,7 @@ from positron_mini.errors import command
 from positron_mini.optim import Schedule, make_schedule
 from positron_mini.store.run_history import RunHistory, shown_path
 from positron_mini.text.corpus.sources import TINYSTORIES_BYTES_PER_STORY
-from positron_mini.train.settings import CONTROL_FLAGS
+from positron_mini.train.find_run import CONTROL_FLAGS
 
 
 def reproduction(record: RunHistory, note: dict[str, Any]) -> list[str]:

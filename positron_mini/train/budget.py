@@ -1,21 +1,14 @@
-"""A time budget becomes a plan: the preset, vocabulary, batch and steps that end with the best model after that many minutes.
-
-What a model reaches is predicted by a law that was fitted to runs of our own (docs/results/scaling-law.md): bits per byte of held-out
-stories as a function of the weights of its blocks, N, and of the bytes of text it has read, D:
-
-    bits per byte = floor + (size / N)^alpha + (text / D)^beta
-
-Text that is read again counts less with each time. Sources: Hoffmann et al. 2022 (arXiv 2203.15556), Muennighoff et al. 2023 (2305.16264).
-"""
+"""A run with a time budget: minutes become preset, vocabulary, batch and steps, and the run keeps to its time."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -31,153 +24,48 @@ from positron_mini.store.run_record import RunRecord
 from positron_mini.text.corpus.files import list_files
 from positron_mini.text.prepare import Prepared, default_tokenizer_path
 from positron_mini.text.tokenizer import Tokenizer
-from positron_mini.train.first_lines import measure_speed
+from positron_mini.train.find_run import budget_checks
+from positron_mini.train.law import TINYSTORIES, Candidate, bytes_per_token, choose, fits_text, most_steps, readings_of, worth_of_text
+from positron_mini.train.pace import Pacer
 from positron_mini.train.settings import choose_kernels
+from positron_mini.train.speed import measure_speed
+
+if TYPE_CHECKING:
+    from positron_mini.train.pretrain import Pretraining
+    from positron_mini.train.session import Session
 
 # pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save
 VOCABULARY = {"PicoGPT": 2_048, "MicroGPT": 4_096, "TinyGPT": 4_096, "SmallGPT": 8_192, "BaseGPT": 16_000}
-STEP_S = 0.25  # a batch grows, in powers of two, as long as a step takes no longer
-MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2_048, 32_768
-TRAINING_SHARE = 0.85  # of the time that is spent on steps; the rest goes to validation, samples, skills, saving and start-up
-REUSE = 15.4  # readings of a text beyond which more are worth next to nothing (Muennighoff et al. 2023)
 MIN_CONTEXT_LEN = 512  # a story and a question about it, so that the model can be fine-tuned
 TRIAL_ROWS = 4
 FIRST_GUESS = 1_000  # steps of an open-ended run that is given a budget before it has a speed; the pacer will move it
 EARLY = 0.15  # of the budget: a run that ends so long before has been ended because its text is short
-# of a text that has fewer bytes than the model has weights, more readings are learned by heart: 50 kB of stories are best read 5 times by
-# PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
-FEW_READINGS, NAME_READINGS, NAME_BYTES = 5.0, 2.5, 32
-FEWEST_STEPS, LEAST_BATCH_TOKENS = 150, 512  # of a run that reads so little
 
 
-@dataclass(frozen=True)
-class Law:
-    """Bits per byte of held-out text by model and text size; see the head of this file."""
+class Stopwatch:
+    """Seconds since it was made, but for those in which it is stopped."""
 
-    floor: float
-    size: float
-    alpha: float
-    text: float
-    beta: float
+    def __init__(self) -> None:
+        self._began = time.monotonic()
 
-    def bits_per_byte(self, block_parameters: float, text_bytes: float) -> float:
-        """What a model with that many weights in its blocks reaches after that many bytes of fresh text."""
-        return self.floor + math.pow(self.size / block_parameters, self.alpha) + math.pow(self.text / text_bytes, self.beta)
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Do not count the time inside."""
+        began = time.monotonic()
+        yield
+        self._began += time.monotonic() - began
 
-
-# benchmarks/scaling_law.py fits it to the runs in docs/results/scaling-law.json
-TINYSTORIES = Law(floor=0.5, size=69_550, alpha=0.8088, text=698_980, beta=0.4362)
-
-
-def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
-    """The bytes of fresh text that are worth as much as reading `unique_bytes` until `read_bytes` are read."""
-    repeats = max(0.0, read_bytes / unique_bytes - 1)
-    return min(read_bytes, unique_bytes) + unique_bytes * REUSE * (1 - math.exp(-repeats / REUSE))
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return time.monotonic() - self._began
 
 
-def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
-    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
-    return shape.block_parameters <= text_bytes
-
-
-def most_readings(shape: ModelConfig, text_bytes: float, documents: int = 0) -> float:
-    """How often a model of this shape gains from reading a text; no limit is known where the text is long enough for it."""
-    if fits_text(shape, text_bytes):
-        return math.inf
-    return NAME_READINGS if text_bytes < NAME_BYTES * documents else FEW_READINGS
-
-
-def most_steps(shape: ModelConfig, prepared: Prepared, step_tokens: int) -> int | None:
-    """The steps of a run that reads its text as often as it gains from it; None where there is no limit."""
-    readings = readings_of(shape, prepared)
-    return None if math.isinf(readings) else max(1, round(readings * prepared.train.count / step_tokens))
-
-
-def readings_of(shape: ModelConfig, prepared: Prepared) -> float:
-    """`most_readings` of a prepared text."""
-    return most_readings(shape, prepared.report["bytes"], prepared.report["stories"])
-
-
-def bytes_per_token(vocab_size: int) -> float:
-    """Bytes of a story that one token stands for: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
-    return 4.15 - 0.57 * math.pow(2_048 / vocab_size, 0.9)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan for the time there is, and what it is expected to reach."""
-
-    config: str
-    shape: ModelConfig
-    tok_per_s: float
-    batch_tokens: int
-    steps: int
-    expected_bpb: float
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that it reads."""
-        return self.steps * self.batch_tokens
-
-
-def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
-    """The plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step as `batch_for` says."""
-    most_tokens = most_readings(shape, text_bytes) * text_bytes / bytes_per_token(shape.vocab_size)
-    batch = batch or batch_for(tok_per_s, most_tokens, max(LEAST_BATCH_TOKENS, shape.context_len))
-    steps = max(1, int(min(seconds * TRAINING_SHARE * tok_per_s, most_tokens) / batch))
-    read = steps * batch * bytes_per_token(shape.vocab_size)
-    expected = TINYSTORIES.bits_per_byte(shape.block_parameters, worth_of_text(read, text_bytes))
-    return Candidate(config, shape, tok_per_s, batch, steps, expected)
-
-
-def batch_for(tok_per_s: float, most_tokens: float = math.inf, least: int = LEAST_BATCH_TOKENS) -> int:
-    """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short.
-
-    Fewer, down to `least`, where `most_tokens` in all would make fewer than FEWEST_STEPS steps.
-    """
-    size = 1 << int(math.log2(max(1.0, tok_per_s * STEP_S)))
-    size = min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, size))
-    while size // 2 >= least and size * FEWEST_STEPS > most_tokens:
-        size //= 2
-    return size
-
-
-def choose(
-    shapes: dict[str, ModelConfig], speed: Callable[[str], float], seconds: float, text_bytes: float, batch: int | None = None
-) -> Candidate:
-    """The candidate that is expected to end lowest. Measured are the smallest, then whichever leads, until the leader has been.
-
-    The speed of one that has not been measured is taken from the nearest measured one, by operations a token.
-    """
-    measured: dict[str, float] = {}
-    name = min(shapes, key=lambda n: shapes[n].flops_per_token())
-    while True:
-        measured[name] = speed(name)
-        best = min(
-            (candidate(other, shape, _guess(other, shapes, measured), seconds, text_bytes, batch) for other, shape in shapes.items()),
-            key=lambda plan: plan.expected_bpb,
-        )
-        if best.config in measured:
-            return best
-        name = best.config
-
-
-def _guess(name: str, shapes: dict[str, ModelConfig], measured: dict[str, float]) -> float:
-    if name in measured:
-        return measured[name]
-    work = shapes[name].flops_per_token()
-    nearest = min(measured, key=lambda other: abs(math.log(shapes[other].flops_per_token() / work)))
-    return measured[nearest] * shapes[nearest].flops_per_token() / work
-
-
-# --- a run with a budget ----------------------------------------------------------------------------------------------------------------
-
-
-def decide(config: TrainConfig, given: frozenset[str], text: Path, say: Say) -> TrainConfig:
+def decide(config: TrainConfig, given: frozenset[str], text: Path, processes: int, say: Say) -> TrainConfig:
     """`config` with all that its budget decides filled in. A run that is there keeps what was decided when it began.
 
-    Errors: UsageError for a budget beside a number of steps.
+    Errors: UsageError for a budget beside a number of steps, or for several processes.
     """
+    budget_checks(config, processes)
     if config.budget is None:
         return config
     if config.max_steps is not None:
@@ -273,6 +161,40 @@ def describe(budget: str, plan: Candidate, text_bytes: float) -> str:
     )
 
 
+def worth_reading(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> int | None:
+    """The steps to train: of those that a budget has time for, not more than read the text as often as the model gains from it."""
+    if config.budget is None or config.max_steps is None or config.batch_tokens is None:
+        return config.max_steps
+    return min(config.max_steps, most_steps(shape, prepared, config.batch_tokens) or config.max_steps)
+
+
+def first_horizon(config: TrainConfig, recorded: RunRecord | None, horizon: int | None) -> int | None:
+    """The horizon that the pairs of the milestones are chosen by: a run with a budget moves its own on the way, and keeps to its first."""
+    if config.budget is None or recorded is None:
+        return horizon
+    return recorded.schedules[0]["horizon"] if recorded.schedules else horizon
+
+
+def keep_to_time(session: Session, task: Pretraining, recorded: RunRecord | None, most: int | None, spent_s: float) -> None:
+    """Let `session` end on time, `spent_s` seconds of which are spent, and say what it is expected to reach.
+
+    `most`: the steps that the text is worth.
+    """
+    config, settings = task.config, task.settings
+    assert config.budget is not None
+    session.trainer.clock.elapsed_s += spent_s
+    session.pacer = Pacer(
+        parse_duration(config.budget, "budget"),
+        settings.short_steps,
+        cooldown_steps=config.cooldown_steps,
+        compiled=settings.compile,
+        most_steps=most,
+    )
+    expected, line = expectation(recorded, settings.shape, session.plan.schedule.horizon, settings.step_tokens, task.prepared)
+    session.record = replace(session.record, expected_bpb=expected)
+    session.lines.append(line)
+
+
 def expectation(
     recorded: RunRecord | None, shape: ModelConfig, horizon: int | None, step_tokens: int, prepared: Prepared
 ) -> tuple[float, str]:
@@ -283,6 +205,13 @@ def expectation(
     found = recorded.expected_bpb if recorded is not None else None
     bits = found if found is not None else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
     return bits, f"expected   {bits:.2f} bits per byte at the end, for stories like TinyStories; other texts end elsewhere"
+
+
+def horizon_asked(config: TrainConfig, run: RunFolder, recorded: RunRecord | None, most: int | None, say: Say) -> int | None:
+    """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
+    if config.max_steps is not None or config.budget is None or recorded is None:
+        return config.max_steps
+    return longer_horizon(run, recorded, config.budget, most, say)
 
 
 def longer_horizon(run: RunFolder, recorded: RunRecord, budget: str, most: int | None, say: Say) -> int | None:

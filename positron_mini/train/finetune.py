@@ -1,40 +1,35 @@
-"""Fine-tuning: conversations become masked, packed rows for the same Trainer, beginning from a base model's weights."""
+"""Fine-tuning as a task: a base model, conversations as masked and packed rows, stories of its old text against forgetting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from positron_mini import device as devices
 from positron_mini.chat.conversations import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.chat.packing import PackedBatches, Stories
-from positron_mini.config import SampleConfig, SFTConfig, changed_fields, parse_milestones
+from positron_mini.config import SampleConfig, SFTConfig
 from positron_mini.errors import CheckpointError, Say
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.export.card import step_card
 from positron_mini.files import sha256_of
 from positron_mini.generate import generate
 from positron_mini.model import GPT
-from positron_mini.optim import build_optimizer
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.choice import in_words
 from positron_mini.store.find import find_checkpoint, usable_runs
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
-from positron_mini.store.run_record import RunRecord
 from positron_mini.store.run_state import look
 from positron_mini.text.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
 from positron_mini.text.prepare import Prepared, prepare_corpus
-from positron_mini.text.tokenizer import EOS
-from positron_mini.train.plan import Plan, Request
+from positron_mini.text.tokenizer import EOS, Tokenizer
+from positron_mini.train.plan import Plan
 from positron_mini.train.pretrain import validation_subset
-from positron_mini.train.recorder import Recorder, Recording
-from positron_mini.train.session import Session, elapsed_before, plan_run, restore, run_record
-from positron_mini.train.settings import choose_device, choose_kernels, merge_with_run, same_run
-from positron_mini.train.track import NoTracker, open_tracker
-from positron_mini.trainer import LoopConfig, StopFlag, Trainer
+from positron_mini.train.settings import Settings
+from positron_mini.trainer import BatchSource, Trainer
 
 QUESTIONS = ("Who are you?", "Explain gravity to a child.", "Write a short story about a robot.")
 SAMPLING = SampleConfig(max_tokens=60, temperature=0.3, seed=42)
@@ -54,27 +49,6 @@ class Material:
     stories: Prepared | None
 
 
-def open_sft_session(
-    config: SFTConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
-) -> Session:
-    """The fine-tuning that `config` asks for, new or continued, after every check has passed; the run folder is not touched yet.
-
-    Errors: PositronError of every kind; DataError naming file and line for conversations that cannot be used.
-    """
-    given = changed_fields(config) if given is None else given
-    config, run = _place(config, say)
-    config, recorded = merge_with_run(config, given, run, "sft")
-    base = find_base(config.base_ckpt, say)
-    ckpt.check_tokenizer(config.tokenizer_path, base)
-    material = Material(base, read_instructions(config, base, say), find_stories(config, base, say))
-    identity = sft_identity(config, material)
-    if recorded is not None:
-        same_run(run, recorded, identity)
-    config = replace(config, base_ckpt=str(base.folder), out_dir=str(run.path))
-    keeps_horizon = recorded is not None and "epochs" not in given
-    return _build(config, run, recorded, material, identity, say, stop or StopFlag(), keeps_horizon=keeps_horizon)
-
-
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
@@ -91,7 +65,7 @@ def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
     return base
 
 
-def _place(config: SFTConfig, say: Say) -> tuple[SFTConfig, RunFolder]:
+def find_folder(config: SFTConfig, say: Say) -> tuple[SFTConfig, RunFolder]:
     """The run folder; without one named, that of the base model, which the configuration then names. A run that is there knows its base."""
     if config.out_dir is not None:
         return config, RunFolder(Path(config.out_dir))
@@ -103,6 +77,14 @@ def default_sft_dir(base: ckpt.Checkpoint) -> str:
     """The run folder for a base: its own name with -sft for -base, under runs/."""
     run = base.folder.resolve().parent
     return str(Path("runs") / (run.name.removesuffix("-base") + "-sft"))
+
+
+def read_material(config: SFTConfig, say: Say) -> tuple[SFTConfig, Material]:
+    """What is trained on, and `config` with the base model's folder. `say` is told about conversations and stories."""
+    base = find_base(config.base_ckpt, say)
+    ckpt.check_tokenizer(config.tokenizer_path, base)
+    material = Material(base, read_instructions(config, base, say), find_stories(config, base, say))
+    return replace(config, base_ckpt=str(base.folder)), material
 
 
 def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Instructions:
@@ -141,67 +123,94 @@ def sft_identity(config: SFTConfig, material: Material) -> dict[str, Any]:
     }
 
 
-def _build(
-    config: SFTConfig,
-    run: RunFolder,
-    recorded: RunRecord | None,
-    material: Material,
-    identity: dict[str, Any],
-    say: Say,
-    stop: StopFlag,
-    *,
-    keeps_horizon: bool,
-) -> Session:
-    """Plan, model, trainer and recorder of a fine-tuning."""
-    base, machine = material.base, devices.this_machine()
-    choice = choose_device(config, machine, recorded, say)
-    stories = material.stories
-    replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents(), stories.train.check_unchanged)
-    source = PackedBatches(
-        material.instructions.train,
-        batch_size=config.batch_size,
-        context_len=base.config.context_len,
-        seed=config.seed,
-        replay=config.replay if replayed is not None else 0.0,
-        stories=replayed,
-    )
-    horizon = None if keeps_horizon else config.epochs * source.steps_per_epoch
-    request = Request(
-        max_steps=horizon,
-        until_step=config.until_step,
-        more_steps=config.more_steps,
-        resume_from_step=config.resume_from_step,
-        cooldown_steps=config.cooldown_steps,
-    )
-    plan, newest = plan_run(run, recorded, request, config.warmup_steps, say)
-    rows = config.micro_batch or devices.micro_batch_rows(base.config, base.config.context_len, 64, choice.device, machine.memory_bytes)
-    threads = devices.set_threads(config.threads)
-    kernels = choose_kernels(config, base.config, choice.device, recorded, say)
-    config = replace(config, device=choice.device, precision=choice.precision, micro_batch=rows, threads=threads, kernels=kernels)
-    model = ckpt.load_model(base).to(devices.torch_device(choice.device)).train()
-    # no compiler: rows differ in width from step to step, which it would pay for again and again
-    loop = LoopConfig(
-        lr=config.lr,
-        schedule=plan.schedule,
-        micro_batch=rows,
-        grad_clip=config.grad_clip,
-        dropout=config.dropout,
-        seed=config.seed,
-        device=choice.device,
-        precision=choice.precision,
-        compile=False,
-        native=kernels == "native",
-        grad_limit=config.grad_limit,
-        max_skips=config.max_skips if config.on_nan == "skip" else 0,
-    )
-    optimizer = build_optimizer(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
-    trainer = Trainer(model, optimizer, source, loop, elapsed_s=elapsed_before(run, plan.start))
-    restore(trainer, newest, plan)
-    tracker = NoTracker() if plan.finished else open_tracker(config.track, run.path)
-    recorder = Recorder(run, trainer, _recording(config, run, material), tracker)
-    record = run_record("sft", asdict(config), recorded, identity, plan, choice)
-    lines = [] if plan.finished else _lines(config, material, source, plan, choice)
-    return Session(config, run, plan, lines, trainer, recorder, record, stop, base.tokenizer, run.steps())
+@dataclass(frozen=True)
+class FineTuning:
+    """A Task: a base model learns to answer from conversations, some of its stories mixed in against forgetting."""
+
+    config: SFTConfig
+    settings: Settings
+    material: Material
+
+    kind = "sft"
+    facts: ClassVar[dict[str, Any]] = {}
+    momentum_warmup = 0
+    scores_first = True
+    points_best = True
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer."""
+        return self.material.base.tokenizer
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes two commands the same fine-tuning."""
+        return sft_identity(self.config, self.material)
+
+    def model(self) -> GPT:
+        """The base model."""
+        return ckpt.load_model(self.material.base).train()
+
+    @cached_property
+    def _packed(self) -> PackedBatches:
+        stories = self.material.stories
+        replayed = None if stories is None else Stories(stories.train.ids, stories.train.documents(), stories.train.check_unchanged)
+        return PackedBatches(
+            self.material.instructions.train,
+            batch_size=self.config.batch_size,
+            context_len=self.settings.shape.context_len,
+            seed=self.config.seed,
+            replay=self.config.replay if replayed is not None else 0.0,
+            stories=replayed,
+        )
+
+    def batches(self) -> BatchSource:
+        """Conversations, several in a row, and stories between them."""
+        return self._packed
+
+    @property
+    def steps(self) -> int:
+        """The steps of all epochs."""
+        return self.config.epochs * self._packed.steps_per_epoch
+
+    def evaluate(self, model: GPT) -> Score:
+        """The loss of the held-out answers; of the first 64 conversations where none are held out."""
+        instructions, choice = self.material.instructions, self.settings.choice
+        rows = instructions.validation or instructions.train[:64]
+        return answer_score(model, rows, self.tokenizer, device=choice.device, precision=choice.precision)
+
+    def observe(self, run: RunFolder, model: GPT, step: int, *, is_end: bool) -> None:
+        """Write answers to a few questions, and how well the model still tells stories."""
+        ends, choice = frozenset({EOS, self.tokenizer.im_end_id}), self.settings.choice
+        for question in QUESTIONS:
+            text = answer(model, self.tokenizer, question, SAMPLING, ends)
+            run.log("samples", {"step": step, "prompt": question, "text": text, "seed": SAMPLING.seed, "temperature": SAMPLING.temperature})
+        if self.material.stories is not None:
+            score = story_score(model, self.material.stories, device=choice.device, precision=choice.precision)
+            run.log("stories", {"step": step, "story_loss": score.loss, "story_bpb": score.bits_per_byte})
+
+    def texts(self, run: RunFolder, step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
+        """The files of a chat model's folder."""
+        base = self.material.base
+        facts = {"base model": base.folder.resolve().parent.name, "conversations": Path(self.config.sft_data).name}
+        facts |= {"step": f"{step:,}", "tokens read": f"{seen:,}"}
+        if report is not None and report.val_loss is not None:
+            facts["validation"] = f"{report.val_loss:.3f} nats per answer token"
+        card = step_card(run.path.name, base.config, facts, is_chat=True)
+        return ckpt.model_files(base.config, self.tokenizer, chat_template=CHAT_TEMPLATE, card=card)
+
+    def lines(self, run: RunFolder, trainer: Trainer, plan: Plan) -> list[str]:
+        """The first lines of a run: base, conversations, device and why, steps."""
+        config, source, base, choice = self.config, self._packed, self.material.base, self.settings.choice
+        replay = f"{config.replay:.0%} of the trained tokens are stories again" if source.stories_per_step else "no stories are replayed"
+        lines = [
+            f"base       {base.folder} ({base.config.parameters:,} parameters)",
+            f"rows       {source.examples:,} conversations, {config.batch_size} a step; {replay}",
+            f"device     {choice.device}, {choice.precision} ({choice.reason}), {self.settings.threads} threads",
+            f"steps      {plan.start + 1:,} to {plan.schedule.horizon:,}, {source.steps_per_epoch:,} an epoch; "
+            f"{config.optimizer}, lr {config.lr:g}",
+        ]
+        return lines + ([f"run        {plan.say}"] if plan.say else [])
 
 
 def answer_score(model: GPT, rows: Sequence[Encoded], tokenizer: Any, *, device: str, precision: str) -> Score:
@@ -226,44 +235,3 @@ def answer(model: GPT, tokenizer: Any, question: str, config: SampleConfig, end_
     """The model's answer to one question."""
     prompt = encode_chat(tokenizer, [Message("user", question)], add_generation_prompt=True).ids
     return generate(model, tokenizer, prompt, config, end_ids=end_ids)[0].text
-
-
-def _recording(config: SFTConfig, run: RunFolder, material: Material) -> Recording:
-    tokenizer, held_out = material.base.tokenizer, material.instructions.validation
-    title = run.path.name
-
-    def evaluate(model: GPT) -> Score:
-        rows = held_out or material.instructions.train[:64]
-        return answer_score(model, rows, tokenizer, device=config.device, precision=config.precision)
-
-    def observe(model: GPT, step: int) -> None:
-        ends = frozenset({EOS, tokenizer.im_end_id})
-        for question in QUESTIONS:
-            text = answer(model, tokenizer, question, SAMPLING, ends)
-            run.log("samples", {"step": step, "prompt": question, "text": text, "seed": SAMPLING.seed, "temperature": SAMPLING.temperature})
-        if material.stories is not None:
-            score = story_score(model, material.stories, device=config.device, precision=config.precision)
-            run.log("stories", {"step": step, "story_loss": score.loss, "story_bpb": score.bits_per_byte})
-
-    def folder_texts(step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
-        facts: dict[str, Any] = {"base model": material.base.folder.resolve().parent.name, "conversations": Path(config.sft_data).name}
-        facts |= {"step": f"{step:,}", "tokens read": f"{seen:,}"}
-        if report is not None and report.val_loss is not None:
-            facts["validation"] = f"{report.val_loss:.3f} nats per answer token"
-        card = step_card(title, material.base.config, facts, is_chat=True)
-        return ckpt.model_files(material.base.config, tokenizer, chat_template=CHAT_TEMPLATE, card=card)
-
-    milestones = parse_milestones(config.milestones)
-    return Recording(config.save_every, config.eval_every, milestones, evaluate, observe, folder_texts, evaluate_first=True)
-
-
-def _lines(config: SFTConfig, material: Material, source: PackedBatches, plan: Plan, choice: devices.Choice) -> list[str]:
-    replay = f"{config.replay:.0%} of the trained tokens are stories again" if source.stories_per_step else "no stories are replayed"
-    horizon = plan.schedule.horizon
-    lines = [
-        f"base       {material.base.folder} ({material.base.config.parameters:,} parameters)",
-        f"rows       {source.examples:,} conversations, {config.batch_size} a step; {replay}",
-        f"device     {choice.device}, {choice.precision} ({choice.reason}), {config.threads} threads",
-        f"steps      {plan.start + 1:,} to {horizon:,}, {source.steps_per_epoch:,} an epoch; {config.optimizer}, lr {config.lr:g}",
-    ]
-    return lines + ([f"run        {plan.say}"] if plan.say else [])

@@ -38,6 +38,18 @@ class Pacer:
         self._compile_s = 0.0
         self._other_s: list[float] = []  # beside each step: validation, samples, saving
 
+    def move(
+        self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule, *, has_turned: bool
+    ) -> Schedule | None:
+        """The schedule with another horizon where the run would not end on time, else None.
+
+        Where held-out loss `has_turned`, the run ends with the next step. The times are those of `look`.
+        """
+        moved = self.look(step, step_s, other_s, elapsed_s, schedule)
+        if not has_turned or schedule.horizon is None:
+            return moved
+        return move_horizon(schedule, step, step + 1) if step + 1 < schedule.horizon else None
+
     def look(self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule) -> Schedule | None:
         """The schedule with another horizon where this run would not end on time, else None.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from positron_mini.config import RunConfig
 from positron_mini.errors import RunError, UsageError
 from positron_mini.optim import Schedule, make_schedule, move_horizon
 
@@ -18,6 +19,11 @@ class Request:
     resume_from_step: int | None = None
     finish: bool = False
     cooldown_steps: int | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, max_steps: int | None, *, finish: bool = False) -> Request:
+        """What `config` asks, with that horizon (None: the run's own, or none)."""
+        return cls(max_steps, config.until_step, config.more_steps, config.resume_from_step, finish, config.cooldown_steps)
 
 
 @dataclass(frozen=True)

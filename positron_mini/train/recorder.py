@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 
 from positron_mini import files
-from positron_mini.config import is_milestone
-from positron_mini.evaluate.bits import Score
+from positron_mini.config import is_milestone, parse_milestones
 from positron_mini.fast.plain import changed
-from positron_mini.model import GPT
 from positron_mini.store.checkpoint import CHANGED, TrainingState, step_name, write_checkpoint
 from positron_mini.store.curve import Turn, Validation, turned, validations
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport, log_path, read_rows
+from positron_mini.train.task import Task
 from positron_mini.train.track import Tracker
 from positron_mini.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What is written when. `evaluate` scores the model; `observe` writes its samples and skills; `texts` gives a model folder's texts."""
-
-    save_every: int
-    eval_every: int
-    milestones: frozenset[int] | None
-    evaluate: Callable[[GPT], Score]
-    observe: Callable[[GPT, int], None]
-    texts: Callable[[int, int, StepReport | None], dict[str, bytes]]
-    evaluate_first: bool = False  # score and observe before the first step, to compare with the end
-    points_best: bool = True  # at the step with the lowest validation loss, from the first one on; False: once that loss has turned
 
 
 class Recorder:
@@ -42,8 +26,9 @@ class Recorder:
     the log and of the steps that are there, so that a resumed run keeps what an uninterrupted one keeps.
     """
 
-    def __init__(self, run: RunFolder, trainer: Trainer, recording: Recording, tracker: Tracker) -> None:
-        self.run, self.trainer, self.recording, self.tracker = run, trainer, recording, tracker
+    def __init__(self, run: RunFolder, trainer: Trainer, task: Task, tracker: Tracker) -> None:
+        self.run, self.trainer, self.task, self.tracker = run, trainer, task, tracker
+        self.milestones = parse_milestones(task.config.milestones)
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
         self._stay: set[int] = set()  # old steps of which was said that they are kept
@@ -59,12 +44,12 @@ class Recorder:
         self._point_best()  # the run may have been set back
         if self.trainer.step > 0 and not self.is_settled():
             self.settle()
-        is_kept = is_milestone(0, self.recording.milestones)
-        if self.trainer.step > 0 or 0 in self.run.steps() or not (is_kept or self.recording.evaluate_first):
+        is_kept = is_milestone(0, self.milestones)
+        if self.trainer.step > 0 or 0 in self.run.steps() or not (is_kept or self.task.scores_first):
             return
         with self.trainer.best_weights() as model:
-            self.recording.observe(model, 0)
-            score = self.recording.evaluate(model) if self.recording.evaluate_first and not self._has_scored_before() else None
+            self.task.observe(self.run, model, 0, is_end=False)
+            score = self.task.evaluate(model) if self.task.scores_first and not self._has_scored_before() else None
         if score is not None:
             self.run.log("events", {"kind": "before", "step": 0, "val_loss": score.loss, "val_bpb": score.bits_per_byte})
         if is_kept:
@@ -78,11 +63,11 @@ class Recorder:
 
     def record(self, report: StepReport) -> StepReport:
         """The report, with validation where it is due, after everything due at its step has been written."""
-        step, due = report.step, self.recording
+        step = report.step
         horizon = self.trainer.config.schedule.horizon
-        if step % due.eval_every == 0 or step == horizon:
+        if step % self.task.settings.eval_every == 0 or step == horizon:
             with self.trainer.best_weights() as model:
-                score = due.evaluate(model)
+                score = self.task.evaluate(model)
             report = replace(report, val_loss=score.loss, val_bpb=score.bits_per_byte)
         self.last = report
         self._write(report, is_end=step == horizon)
@@ -91,15 +76,15 @@ class Recorder:
 
     def _write(self, report: StepReport, *, is_end: bool) -> None:
         """The log line, and the samples, skills and checkpoint that are due."""
-        step, due = report.step, self.recording
+        step = report.step
         self.run.log("metrics", report.record())
         self.tracker.log(report)
         is_best = self._is_best(report)
-        milestone = is_milestone(step, due.milestones)
+        milestone = is_milestone(step, self.milestones)
         if milestone or is_end:
             with self.trainer.best_weights() as model:
-                due.observe(model, step)
-        if milestone or is_best or is_end or step % due.save_every == 0 or step == self.trainer.config.schedule.cooldown_start:
+                self.task.observe(self.run, model, step, is_end=is_end)
+        if milestone or is_best or is_end or step % self.task.config.save_every == 0 or step == self.trainer.config.schedule.cooldown_start:
             self.save()
         elif report.val_loss is not None:
             self._point_best()
@@ -130,7 +115,7 @@ class Recorder:
     def _texts(self, report: StepReport | None) -> dict[str, bytes]:
         """The texts of a model folder. One of a model that is not the built-in one is of a type that no program takes for a Qwen3 model."""
         trainer = self.trainer
-        texts, why = self.recording.texts(trainer.step, trainer.tokens, report), changed(trainer.model)
+        texts, why = self.task.texts(self.run, trainer.step, trainer.tokens, report), changed(trainer.model)
         if not why or "config.json" not in texts:
             return texts
         settings = {**json.loads(texts["config.json"]), "model_type": CHANGED, "changed": why}
@@ -141,7 +126,7 @@ class Recorder:
         step = self.trainer.step
         self.run.point("latest", step)
         self._point_best()  # before the one it replaces goes
-        for stays, names in self.run.prune(step, self.recording.milestones, self._kept_states()).items():
+        for stays, names in self.run.prune(step, self.milestones, self._kept_states()).items():
             self._say_once(stays, names[0])
 
     def _say_once(self, stays: int, name: str) -> None:
@@ -155,11 +140,11 @@ class Recorder:
         """Whether `settle` would change nothing."""
         step = self.trainer.step
         pointed = self.run.points_to("latest") == step_name(step) and self.run.points_to("best") == self._best_name()
-        return pointed and not self.run.surplus(step, self.recording.milestones, self._kept_states())
+        return pointed and not self.run.surplus(step, self.milestones, self._kept_states())
 
     def _best_name(self) -> str | None:
         """The folder that `best` is to name; none in a pretraining whose held-out loss has not turned, where the newest is meant."""
-        is_named = self.best is not None and (self.recording.points_best or self.turn is not None)
+        is_named = self.best is not None and (self.task.points_best or self.turn is not None)
         return step_name(self.best.step) if self.best is not None and is_named else None
 
     def _point_best(self) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import shlex
-import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from positron_mini import device as devices
-from positron_mini.config import SFTConfig, TrainConfig
+from positron_mini.config import RunConfig
 from positron_mini.distributed import ALONE, PeerError, Processes
 from positron_mini.errors import (
-    CheckpointError,
     DataError,
     Interrupted,
     NonFiniteError,
@@ -25,16 +21,16 @@ from positron_mini.errors import (
     Say,
     command,
 )
-from positron_mini.optim import Schedule, move_horizon
-from positron_mini.store.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
+from positron_mini.optim import Schedule
+from positron_mini.store.checkpoint import step_name
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_logs import StepReport
-from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
+from positron_mini.store.run_record import RunRecord
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.train.pace import Pacer
-from positron_mini.train.plan import Plan, Request, plan_continuation, plan_finish, plan_new
+from positron_mini.train.plan import Plan, plan_finish
 from positron_mini.train.recorder import Recorder
-from positron_mini.train.settings import CONTROL_FLAGS
+from positron_mini.train.task import Task
 from positron_mini.trainer import StopFlag, Trainer
 
 # settings that a run may change when it goes on, and what they change
@@ -42,33 +38,6 @@ CHANGEABLE = dict.fromkeys(
     ("device", "precision", "micro_batch", "threads", "compile", "kernels", "nproc"), "results may differ in the last digits"
 )
 CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps are left out may differ")
-
-
-def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:
-    """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
-    if recorded is None:
-        return plan_new(request, warmup_steps), None
-    newest = run.newest(training=True, say=say)
-    step = newest.step if newest is not None and newest.step is not None else 0
-    place = request.resume_from_step if request.resume_from_step is not None else step
-    asked = schedule_event(recorded.events, place).get("asked_cooldown_steps")
-    plan = plan_continuation(recorded.schedule_at(place), step, run.resumable(), request, asked)
-    if plan.start < step and not plan.finished:
-        plan = replace(plan, say=_set_back(run, plan, step, recorded.schedule_at()))
-    if newest is not None and plan.start != newest.step:
-        newest = open_checkpoint(run.folder(plan.start)) if plan.start > 0 else None
-    return plan, newest
-
-
-def _set_back(run: RunFolder, plan: Plan, newest: int, before: Schedule) -> str:
-    """What a person is told before a run goes back from its `newest` step: where to, and under which name that step stays."""
-    back = plan.say or f"going back to step {plan.start:,}"
-    is_done, place = newest == before.horizon, shlex.quote(str(run.attic() / step_name(newest)))
-    stays = f"{back}; {'the finished ' if is_done else ''}step {newest:,} stays as {place}, for --ckpt"
-    horizon, cooled = plan.schedule.horizon, before.cooldown_start is not None and newest > before.cooldown_start
-    if cooled and (horizon is None or (plan.until is not None and plan.until < horizon)):
-        stays += f"; a pause at step {plan.until:,} leaves a worse model than that one" if plan.until else "; it is better until --finish"
-    return stays
 
 
 def better_before(run: RunFolder) -> str:
@@ -87,44 +56,6 @@ def better_before(run: RunFolder) -> str:
     if not scored or bits >= scored[-1]["val_bpb"]:
         return ""
     return f"{folder} is better still, with {bits:.3f} bits per byte ({scored[-1]['val_bpb']:.3f} here)"
-
-
-def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None:
-    """Put `trainer` where `checkpoint` stands. Errors: CheckpointError when it does not fit, or is not of the step its folder says."""
-    if checkpoint is None:
-        return
-    state = load_training(checkpoint)
-    trainer.restore(state.tensors, state.state)
-    if trainer.step != plan.start:
-        raise CheckpointError(
-            f"{checkpoint.folder}: holds the training state of step {trainer.step:,}", "give the folder its old name back"
-        )
-
-
-def elapsed_before(run: RunFolder, step: int) -> float:
-    """Seconds of training that led to `step`, by the run's own log."""
-    return max((row.get("elapsed_s", 0.0) for row in run.metrics() if row["step"] <= step), default=0.0)
-
-
-def run_record(
-    kind: str, settings: dict[str, Any], recorded: RunRecord | None, identity: dict[str, Any], plan: Plan, choice: devices.Choice
-) -> RunRecord:
-    """The record of a run that begins, or goes on: identity, resolved settings, device, versions, events."""
-    # events after the start did not happen: the run was set back, or its newer steps are damaged
-    events = [] if recorded is None else [event for event in recorded.events if event["step"] <= plan.start]
-    if recorded is None or plan.changed:
-        events.append(schedule_record(plan.schedule, plan.start, plan.asked))
-    return RunRecord(
-        kind=kind,
-        identity=identity,
-        config={k: v for k, v in settings.items() if k not in CONTROL_FLAGS},
-        device={"device": choice.device, "precision": choice.precision, "reason": choice.reason},
-        versions=devices.describe_versions(),
-        events=tuple(events),
-        started=recorded.started if recorded else datetime.date.today().isoformat(),
-        command=recorded.command if recorded else command(*sys.argv[1:]),
-        other=recorded.other if recorded else {},
-    )
 
 
 def changed_settings(recorded: RunRecord, record: RunRecord) -> list[dict[str, Any]]:
@@ -153,7 +84,7 @@ class Session:
     `say` is told what happens besides steps; `events.jsonl` has it too.
     """
 
-    config: TrainConfig | SFTConfig
+    task: Task
     run: RunFolder
     plan: Plan
     lines: list[str]
@@ -161,18 +92,30 @@ class Session:
     recorder: Recorder
     record: RunRecord
     stop: StopFlag
-    tokenizer: Tokenizer
-    steps_seen: list[int] = field(default_factory=list)  # that the run folder held when the plan was made
+    steps_seen: list[int]  # that the run folder held when the plan was made
+    changes: list[dict[str, Any]]  # events of what is not as it was when the run was last trained
     say: Say = lambda _: None
     pacer: Pacer | None = None  # of a run with a budget
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
-        recorded = self.run.read()
-        is_going_on = recorded is not None and not self.plan.finished and self.processes.is_first
-        self._changes = changed_settings(recorded, self.record) if recorded is not None and is_going_on else []
-        self.lines += [f"warning: {change['text']}" for change in self._changes]
+        self.lines += [f"warning: {change['text']}" for change in self.changes]
         self.trainer.tell = self._note
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return self.task.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self.task.tokenizer
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the model is taught to answer."""
+        return self.task.kind == "sft"
 
     def steps(self) -> Generator[StepReport, None, None]:
         """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
@@ -210,25 +153,24 @@ class Session:
                 what += f"; {better}"
             raise Interrupted(f"stopped by a signal; {what}", self.resume_command(), signal_number=self.stop.signal_number)
 
-    def _keep_to_time(self, report: StepReport, before: float) -> None:
+    def _keep_to_time(self, report: StepReport, before_s: float) -> None:
         """Move the horizon of a run with a budget where it would not end on time, or where more reading only hurts.
 
-        `before` is what the clock said before this step.
+        `before_s` is what the clock said before this step.
         """
-        schedule, elapsed = self.trainer.config.schedule, self.trainer.clock.elapsed_s
+        schedule, elapsed_s = self.trainer.config.schedule, self.trainer.clock.elapsed_s
         if self.pacer is None or schedule.horizon is None:
             return
-        moved = self.pacer.look(report.step, report.elapsed_s - before, elapsed - report.elapsed_s, elapsed, schedule)
-        if self.recorder.turn is not None:
-            next_step = report.step + 1
-            moved = move_horizon(schedule, report.step, next_step) if next_step < schedule.horizon else None
+        has_turned = self.recorder.turn is not None
+        other_s = elapsed_s - report.elapsed_s
+        moved = self.pacer.move(report.step, report.elapsed_s - before_s, other_s, elapsed_s, schedule, has_turned=has_turned)
         if moved is None:
             return
         self._reschedule(moved, report.step)
         self.record.write(self.run.path)  # before it acts
-        why = "to end on time" if self.recorder.turn is None else "as more reading only hurts"
+        why = "as more reading only hurts" if has_turned else "to end on time"
         text = f"{why}, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
-        if self.recorder.turn is not None:
+        if has_turned:
             self.say(text)
         self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
         if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
@@ -324,11 +266,11 @@ class Session:
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
-        for change in self._changes:  # before run.json: a kill between them says it twice rather than never
+        for change in self.changes:  # before run.json: a kill between them says it twice rather than never
             self.run.log("events", {**change, "step": self.plan.start})
-        self._changes = []
+        self.changes = []
         self.record.write(self.run.path)
 
     def resume_command(self) -> str:
         """The command that goes on exactly where this one ended."""
-        return command("sft" if isinstance(self.config, SFTConfig) else "train", "--out_dir", self.run.path)
+        return command("sft" if self.is_chat else "train", "--out_dir", self.run.path)

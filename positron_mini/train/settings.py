@@ -1,139 +1,152 @@
-"""Every open setting of a training run decided, from the flags, the recorded run, the preset and the device."""
+"""Every open setting of a run decided, each with its reason, and said: where it computes, what a step is, how its rows are computed.
+
+What a person leaves out is decided in this order: by the recorded run (a run goes on as it began), by the flags that are given, by the
+text, by the device. Nothing is decided anywhere else.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from positron_mini import device as devices
-from positron_mini import fast as native
-from positron_mini import files
-from positron_mini.config import ModelConfig, SFTConfig, TrainConfig, default_lr, default_short_steps, model_config, preset
-from positron_mini.distributed import Processes
-from positron_mini.errors import RunError, Say, UsageError
+from positron_mini import fast
+from positron_mini.config import ModelConfig, RunConfig, SFTConfig, TrainConfig, default_eval_every, default_lr, default_short_steps
+from positron_mini.errors import Say
 from positron_mini.fast import training
 from positron_mini.fast.plain import replaced
-from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
-from positron_mini.text.prepare import Prepared, default_tokenizer_path
-from positron_mini.text.tokenizer import Tokenizer
 
-CONTROL_FLAGS = frozenset(
-    {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}
-)  # for this call alone, not recorded
-IDENTITY_SETTINGS = (
-    "batch_tokens",
-    "short_steps",
-    "align_rows",
-    "lr",
-    "muon_lr",
-    "warmup_steps",
-    "weight_decay",
-    "grad_clip",
-    "embedding_std",
-    "copy_init",
-    "dropout",
-    "optimizer",
-    "seed",
-)
-FLAGS = {"text": "--dataset_path, or --dataset", "tokenizer": "--tokenizer_path", "data": "--sft_data", "base": "--base_ckpt"}
-FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
+Kernels = Literal["native", "pytorch"]
+Config = TypeVar("Config", bound=RunConfig)
+SFT_ROWS = 64  # of a packed step, of which more are never computed at once
 
 
-def batch_checks(config: TrainConfig) -> None:
-    """Nothing, or UsageError when a step is smaller than one row."""
-    context = config.context_len or preset(config.config).context_len
-    if config.batch_tokens is not None and config.batch_tokens < context:
-        raise UsageError(
-            f"--batch_tokens {config.batch_tokens:,} is less than one row of {context:,} tokens",
-            f"--batch_tokens {8 * context}, or a smaller --context_len",
-        )
+@dataclass(frozen=True)
+class Settings:
+    """How a run is trained, all decided: no field is None."""
+
+    shape: ModelConfig
+    choice: devices.Choice  # device and precision, with the reason
+    lr: float  # peak, AdamW scale
+    batch_tokens: int  # tokens a step as asked; `rows` keeps it as nearly as whole rows can
+    rows: int  # of a step, each of context_len tokens
+    micro_batch: int  # rows computed at once
+    short_steps: int  # first steps, in which rows are half as long
+    eval_every: int  # steps between validations
+    kernels: Kernels
+    compile: bool
+    threads: int
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.rows * self.shape.context_len
+
+    def recorded_in(self, config: Config) -> Config:
+        """`config` as run.json holds it: what was left out is filled in, so that the run goes on by it."""
+        shared: dict[str, Any] = {
+            "device": self.choice.device,
+            "precision": self.choice.precision,
+            "kernels": self.kernels,
+            "micro_batch": self.micro_batch,
+            "threads": self.threads,
+            "lr": self.lr,
+            "eval_every": self.eval_every,
+        }
+        if isinstance(config, TrainConfig):
+            shared |= {"batch_tokens": self.batch_tokens, "short_steps": self.short_steps, "compile": "on" if self.compile else "off"}
+        return replace(config, **shared)
+
+    def lines(self, config: TrainConfig, processes: int) -> list[str]:
+        """Where a pretraining computes and what a step of it is, for a person."""
+        threads = f"{self.threads} threads" if processes == 1 else f"{processes} processes of {self.threads} threads"
+        how = "native kernels" if self.kernels == "native" else f"compile {'on' if self.compile else 'off'}"
+        micro_steps = -(-self.rows // self.micro_batch)
+        lines = [
+            f"device     {self.choice.device}, {self.choice.precision} ({self.choice.reason}), {threads}, {how}",
+            f"step       {self.step_tokens:,} tokens = {micro_steps} x {self.micro_batch} x {self.shape.context_len}; "
+            f"{config.optimizer}, lr {self.lr:g}",
+        ]
+        if self.step_tokens != self.batch_tokens:
+            lines.append(f"           ({self.batch_tokens:,} is not a multiple of the row; {self.step_tokens:,} is the nearest)")
+        return lines
 
 
-def budget_checks(config: TrainConfig, count: int) -> None:
-    """Nothing, or UsageError when more than one process (`count`) is to keep to a time: measuring and pacing are for a single one."""
-    if config.budget is not None and count > 1:
-        raise UsageError(
-            f"--budget {config.budget} is for one process, not {count:,}", "leave out --nproc, or give --max_steps in its place"
-        )
+def decide(
+    config: TrainConfig,
+    shape: ModelConfig,
+    text_tokens: int | None,
+    recorded: RunRecord | None,
+    machine: devices.Machine,
+    say: Say,
+    *,
+    precision_why: str = "as asked",
+) -> Settings:
+    """The settings of a pretraining. `text_tokens`: of the training text, None where there is none (a benchmark).
+
+    `precision_why` is the reason given for a precision that `config` names. `say` is told what cannot be had.
+    """
+    config = _where_it_was(config, recorded, machine, say)
+    choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
+
+    # A step. `batch_tokens` is the promise; whole rows keep it. A larger batch has a less noisy gradient, which allows a larger rate.
+    batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
+    rows = max(1, round(batch_tokens / shape.context_len))
+    lr = config.lr if config.lr is not None else default_lr(batch_tokens)
+    short_steps = config.short_steps if config.short_steps is not None else default_short_steps(config.max_steps)
+    eval_every = config.eval_every or default_eval_every(text_tokens or rows * shape.context_len, rows * shape.context_len)
+
+    # How its rows are computed: as many at once as suit the memory, by our kernels, by compiled ones, or by PyTorch's.
+    micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)
+    kernels = choose_kernels(config, shape, choice.device, recorded, say)
+    work = None if config.max_steps is None else config.max_steps * rows * shape.context_len * shape.flops_per_token()
+    return Settings(
+        shape=shape,
+        choice=choice,
+        lr=lr,
+        batch_tokens=batch_tokens,
+        rows=rows,
+        micro_batch=min(micro, rows),
+        short_steps=short_steps,
+        eval_every=eval_every,
+        kernels=kernels,
+        compile=_is_compiled("off" if kernels == "native" else config.compile, config, choice, machine, work, say),
+        threads=devices.set_threads(config.threads),
+    )
 
 
-def forget_budget(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, say: Say) -> TrainConfig:
-    """`config` without the budget of its run where the command itself says where training ends: what is typed wins over what is stored."""
-    typed = next((flag for flag in ("max_steps", "finish") if flag in given), None)
-    if recorded is None or config.budget is None or "budget" in given or typed is None:
+def decide_sft(config: SFTConfig, shape: ModelConfig, recorded: RunRecord | None, machine: devices.Machine, say: Say) -> Settings:
+    """The settings of a fine-tuning of a base of that shape. `say` is told what cannot be had."""
+    config = _where_it_was(config, recorded, machine, say)
+    choice = choose_device(config, machine, recorded, say)
+    memory = machine.memory_bytes
+    return Settings(
+        shape=shape,
+        choice=choice,
+        lr=config.lr,
+        batch_tokens=SFT_ROWS * shape.context_len,
+        rows=SFT_ROWS,
+        micro_batch=config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, SFT_ROWS, choice.device, memory),
+        short_steps=0,
+        eval_every=config.eval_every,
+        kernels=choose_kernels(config, shape, choice.device, recorded, say),
+        compile=False,  # rows differ in width from step to step, and each width would be compiled anew
+        threads=devices.set_threads(config.threads),
+    )
+
+
+def _where_it_was(config: Config, recorded: RunRecord | None, machine: devices.Machine, say: Say) -> Config:
+    """`config`, with what depends on the device open again where the run's own device is not here."""
+    if recorded is None or config.device in (*machine.devices, "auto"):
         return config
-    say(f"the run's budget of {config.budget} no longer counts: --{typed} says where it ends")
-    return replace(config, budget=None)
-
-
-Config = TypeVar("Config", TrainConfig, SFTConfig)
-
-
-def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: str) -> tuple[Config, RunRecord | None]:
-    """The configuration completed from what `run` holds (settings not in `given` follow it), and its record, None for a new run.
-
-    Errors: RunError when the folder holds something else than a run of this `kind`.
-    """
-    recorded = run.read()
-    files.check_writable(run.path)
-    if recorded is None:
-        # what a process leaves that was killed before it wrote run.json does not count
-        if run.path.exists() and any(not entry.name.startswith((".lock", ".tmp-")) for entry in run.path.iterdir()):
-            raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
-        return config, None
-    if recorded.kind != kind:
-        raise RunError(f"{run.path}: holds a {recorded.kind} run, not a {kind} run", "choose another --out_dir")
-    recorded.check_complete(run.run_json)
-    known = {field.name for field in dataclasses.fields(config)}
-    kept = {k: v for k, v in recorded.config.items() if k in known and k not in given and k not in CONTROL_FLAGS}
-    return replace(config, **kept), recorded
-
-
-def for_processes(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, processes: Processes) -> TrainConfig:
-    """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
-
-    Errors: UsageError when processes are asked for that were started already, or that nobody has started.
-    """
-    if "nproc" in given and processes.size > 1:
-        raise UsageError(
-            f"--nproc {config.nproc}: {processes.size:,} processes have been started already", "leave out --nproc beside torchrun"
-        )
-    if "nproc" in given and config.nproc not in (None, 1):
-        raise UsageError(
-            f"--nproc {config.nproc}: there is only this one process", f"positron train --nproc {config.nproc}, or torchrun, starts more"
-        )
-    before = 1 if recorded is None else recorded.processes
-    threads = config.threads if "threads" in given or before == processes.size else None
-    if threads is None and processes.size > 1:
-        threads = max(1, devices.usable_cores() // processes.per_machine)
-    return replace(config, threads=threads, nproc=processes.size)
-
-
-def rows_for_all(rows: int, processes: Processes) -> None:
-    """Nothing, or UsageError when a step has fewer rows than there are processes."""
-    if rows < processes.size:
-        raise UsageError(
-            f"a step of {rows:,} rows cannot be shared by {processes.size:,} processes", "fewer processes, or a larger --batch_tokens"
-        )
-
-
-def default_out_dir(config: TrainConfig) -> str:
-    """`runs/positron-mini-<N>M-v1-base` for the model that `config` asks for."""
-    path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
-    vocab = Tokenizer.load(path).vocab_size if path.is_file() else wanted_vocab(config)
-    return f"runs/positron-mini-{model_config(config, vocab).size_name}-v1-base"
-
-
-def wanted_vocab(config: TrainConfig) -> int:
-    """Pieces of the tokenizer that `config` asks for, where no tokenizer file decides."""
-    return config.vocab_size or preset(config.config).vocab_size
+    say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
+    config = replace(config, device="auto", micro_batch=None, precision="auto", kernels="auto")
+    return replace(config, compile="auto") if isinstance(config, TrainConfig) else config
 
 
 def choose_device(
-    config: TrainConfig | SFTConfig,
+    config: RunConfig,
     machine: devices.Machine,
     recorded: RunRecord | None,
     say: Say,
@@ -153,8 +166,8 @@ def choose_device(
 
 
 def choose_kernels(
-    config: TrainConfig | SFTConfig, shape: ModelConfig, device: str, recorded: RunRecord | None, say: Say = lambda _: None
-) -> Literal["native", "pytorch"]:
+    config: RunConfig, shape: ModelConfig, device: str, recorded: RunRecord | None, say: Say = lambda _: None
+) -> Kernels:
     """What computes the loss and its gradients. A run that is older than the setting goes on with PyTorch's kernels, as it was."""
     if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded.config and config.kernels == "auto"):
         return "pytorch"
@@ -170,7 +183,7 @@ def choose_kernels(
     elif what := replaced():
         why = is_told = f"this model is not the built-in one ({what})"
     else:
-        why = is_told = native.why_not()
+        why = is_told = fast.why_not()
     if why and config.kernels == "native":
         say(f"warning: training with PyTorch's kernels: {why}")
     elif is_told:
@@ -178,94 +191,13 @@ def choose_kernels(
     return "pytorch" if why else "native"
 
 
-def resolve(
-    config: TrainConfig,
-    shape: ModelConfig,
-    machine: devices.Machine,
-    recorded: RunRecord | None,
-    say: Say,
-    *,
-    precision_why: str = "as asked",
-) -> tuple[TrainConfig, int, devices.Choice]:
-    """Every open setting decided: batch, rate, device, precision, micro-batch, compile, threads. What a run recorded is obeyed.
-
-    `precision_why` is the reason given for a precision that `config` names.
-    """
-    if recorded is not None and config.device not in (*machine.devices, "auto"):
-        say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
-        config = replace(config, device="auto", micro_batch=None, precision="auto", compile="auto", kernels="auto")
-    choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
-    batch_tokens = config.batch_tokens or devices.BATCH_TOKENS[choice.device]
-    rows = max(1, round(batch_tokens / shape.context_len))
-    micro = config.micro_batch or devices.micro_batch_rows(shape, shape.context_len, rows, choice.device, machine.memory_bytes)
-    work = None if config.max_steps is None else config.max_steps * rows * shape.context_len * shape.flops_per_token()
-    kernels = choose_kernels(config, shape, choice.device, recorded, say)
-    asked = "off" if kernels == "native" else config.compile
-    compiled, why = devices.should_compile(asked, machine, choice.device, work)
-    if compiled and choice.device == "cpu" and native.compiler_fails():
-        compiled, why = False, f"off, no C++ compiler works: {native.why_not()}"
+def _is_compiled(
+    asked: str, config: TrainConfig, choice: devices.Choice, machine: devices.Machine, work: float | None, say: Say
+) -> bool:
+    """Whether torch.compile repays its start-up for `work` floating-point operations, and works here at all."""
+    is_compiled, why = devices.should_compile(asked, machine, choice.device, work)
+    if is_compiled and choice.device == "cpu" and fast.compiler_fails():
+        is_compiled, why = False, f"off, no C++ compiler works: {fast.why_not()}"
     if config.compile != "off" and "no C++ compiler" in why:
         say(f"torch.compile is {why}")
-    resolved = replace(
-        config,
-        kernels=kernels,
-        batch_tokens=batch_tokens,
-        short_steps=config.short_steps if config.short_steps is not None else default_short_steps(config.max_steps),
-        lr=config.lr if config.lr is not None else default_lr(batch_tokens),
-        device=choice.device,
-        precision=choice.precision,
-        micro_batch=min(micro, rows),
-        compile="on" if compiled else "off",
-        threads=devices.set_threads(config.threads),
-    )
-    return resolved, rows, choice
-
-
-def identity(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> dict[str, Any]:
-    """What makes two commands the same run."""
-    return {
-        "model": asdict(shape),
-        "text": prepared.content_fingerprint,
-        "tokenizer": prepared.tokenizer.fingerprint,
-        **{name: getattr(config, name) for name in IDENTITY_SETTINGS},
-    }
-
-
-def early_checks(config: TrainConfig, run: RunFolder, recorded: RunRecord | None) -> None:
-    """Nothing, or the error that a shape or a recorded run forbids what was asked: all that can be known before a text is prepared."""
-    path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
-    there = Tokenizer.load(path) if path.is_file() else None
-    recorded_vocab = None if recorded is None else recorded.vocab_size
-    vocab = there.vocab_size if there else recorded_vocab or wanted_vocab(config)
-    shape = model_config(config, vocab)
-    _memory_check(shape, config.device)
-    if recorded is not None:
-        known = {"model": asdict(shape), **({"tokenizer": there.fingerprint} if there else {})}
-        same_run(run, recorded, {**known, **{name: getattr(config, name) for name in IDENTITY_SETTINGS}})
-
-
-def _memory_check(shape: ModelConfig, device: str) -> None:
-    copies = 1 if device == "cuda" else 4  # weights are drawn on the CPU; training there adds gradient, momentum and average
-    needed, there = 4 * copies * shape.parameters, devices.total_memory()
-    if needed > there:
-        raise UsageError(
-            f"a model of {shape.parameters:,} parameters takes {needed / 1e9:,.0f} GB to train, this machine has {there / 1e9:,.0f} GB",
-            "choose a smaller shape, for example --config TinyGPT without overrides",
-        )
-
-
-def same_run(run: RunFolder, recorded: RunRecord, identity: dict[str, Any]) -> None:
-    """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, value in identity.items():
-        there = recorded.identity.get(name, defaults.get(name))  # a run that is older than the setting had its default
-        if there != value:
-            flag = FLAGS.get(name, f"--{name}")
-            if isinstance(value, dict) and isinstance(there, dict):
-                name = next(k for k in (*value, *there) if there.get(k) != value.get(k))
-                there, value, flag = there.get(name), value.get(name), f"--config, or --{name}"
-            shown = (str(there)[:16], str(value)[:16]) if name in FINGERPRINTS else (there, value)
-            raise RunError(
-                f"{run.path} holds another run: {name} is {shown[0]} there and {shown[1]} here",
-                f"choose another --out_dir, or leave out {flag}",
-            )
+    return is_compiled

@@ -47,8 +47,7 @@ from positron_mini.store.checkpoint import TrainingState, open_checkpoint, verif
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
-from positron_mini.train import first_lines as announce
-from positron_mini.train import pretrain
+from positron_mini.train import pretrain, speed
 from positron_mini.trainer import StopFlag
 
 Record = Callable[[str, object], None]  # keeps what a case tried, and what it cost, for docs/reliability.md
@@ -71,7 +70,7 @@ def quick(tiny_tokenizer: Tokenizer) -> Iterator[None]:
     """What takes most of the time of a tiny run is left out: measuring its speed, choosing its skills (here a few, which such a run is too
     short for otherwise), and waiting for the disk: what a SIGKILL leaves does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+        patch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
         few = SkillTest({skill: texts[:4] for skill, texts in list(skill_test(tiny_tokenizer, 2).texts.items())[:2]})
         patch.setattr(pretrain, "milestone_skills", lambda *_: RunTests(few, few))
         patch.setattr(files.os, "fsync", lambda _: None)

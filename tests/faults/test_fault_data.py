@@ -15,8 +15,7 @@ from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, 
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus.files import ReadStats, read_documents
 from positron_mini.text.tokenizer import train_tokenizer
-from positron_mini.train import first_lines as announce
-from positron_mini.train import pretrain
+from positron_mini.train import pretrain, speed
 
 TOO_LITTLE = {
     "an empty file": ("", "is empty"),
@@ -90,7 +89,7 @@ def test_D7_a_token_file_that_changes_under_training_stops_it_with_the_steps_so_
         return real(self, step)
 
     monkeypatch.setattr(pretrain.TokenBatches, "batch", meddled)
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
     result = tiny_train("runs/new", "--max_steps", "12", "--save_every", "100", "--cooldown_steps", "1")
     assert result.code == 1 and f"{tokens}: " in result.sentence and "while it was in use" in result.sentence
     record_property("again", steps_again(Path("runs/new")))

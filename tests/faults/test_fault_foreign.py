@@ -27,7 +27,7 @@ from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
 from positron_mini.text.corpus.memo import locked
 from positron_mini.text.prepare.unfinished import Origin, unfinished_folder
-from positron_mini.train import first_lines as announce
+from positron_mini.train import speed
 
 BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
 HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'
@@ -35,7 +35,7 @@ HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
 
 
 def train_on(run: Path = BASE) -> None:

@@ -30,7 +30,7 @@ from positron_mini.store.checkpoint import load_model, load_training, open_check
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.text.tokens import HEADER_BYTES, TokenFile
-from positron_mini.train.pretrain import open_session
+from positron_mini.train.open_run import open_session
 from positron_mini.train.replay import check_run
 from positron_mini.trainer import LoopConfig, Trainer
 

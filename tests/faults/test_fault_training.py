@@ -18,7 +18,7 @@ from positron_mini.model import GPT
 from positron_mini.optim import Combined
 from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import first_lines as announce
+from positron_mini.train import speed
 from positron_mini.trainer import Trainer
 
 BASE, CUT = Path("runs/whole/run"), Path("runs/cut/run")
@@ -44,7 +44,7 @@ def template(workshop_template: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def bench(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(announce, "measure_speed", lambda *_, **__: 1e4)
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
     with copied(template, tmp_path / "bench") as folder:
         yield folder
 
@@ -174,7 +174,7 @@ def give_memory_for(patch: pytest.MonkeyPatch, rows: int, text: str, from_step: 
         return loss
 
     patch.setattr(trainer, "loss_function", loss_function)
-    patch.setattr(announce, "loss_function", loss_function)
+    patch.setattr(speed, "loss_function", loss_function)
 
 
 @pytest.mark.parametrize("device", TEXTS)

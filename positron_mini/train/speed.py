@@ -1,4 +1,4 @@
-"""The first lines of a run: model, device and why, tokens a step and how they are made, the expected time."""
+"""How fast this machine trains a model, measured for a moment, and how long a run will take by that."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from itertools import pairwise
 import torch
 
 from positron_mini import device as devices
-from positron_mini.config import ModelConfig, TrainConfig, preset_shape
+from positron_mini.config import preset_shape
 from positron_mini.config.units import spell_time
 from positron_mini.errors import OutOfMemoryError
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
-from positron_mini.store.run_folder import RunFolder
-from positron_mini.text.prepare import Prepared
 from positron_mini.train.plan import Plan
-from positron_mini.trainer import Trainer, loss_function
+from positron_mini.train.settings import Settings
+from positron_mini.trainer import loss_function
 
 PATIENCE_S = 4.0  # for timing one thing
 
@@ -76,51 +75,20 @@ def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: 
     return min(end - began for began, end in pairwise(marks))
 
 
-def describe(
-    config: TrainConfig,
-    shape: ModelConfig,
-    prepared: Prepared,
-    plan: Plan,
-    choice: devices.Choice,
-    rows: int,
-    trainer: Trainer,
-    run: RunFolder,
-) -> list[str]:
-    """The first lines of a run: model, device and why, tokens a step and how they are made, steps and expected time."""
-    assert config.batch_tokens is not None and config.micro_batch is not None
-    exact, processes = rows * shape.context_len, trainer.processes.size
-    micro_steps = -(-rows // config.micro_batch)
-    is_compiled = config.compile == "on"
-    # the trial is not compiled, and then needs more memory for a row than training will
-    rows_at_once = (config.micro_batch + 1) // 2 if is_compiled else config.micro_batch
-    native = config.kernels == "native"
-    speed = measure_speed(trainer.model, config.device, config.precision, rows=rows_at_once, compiled=is_compiled, native=native)
-    threads = f"{config.threads} threads" if processes == 1 else f"{processes} processes of {config.threads} threads"
-    how = "native kernels" if native else f"compile {config.compile}"
-    lines = [
-        f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
-        f"text       {prepared.train.count:,} training tokens, {prepared.validation.count:,} for validation",
-        f"device     {choice.device}, {choice.precision} ({choice.reason}), {threads}, {how}",
-        f"step       {exact:,} tokens = {micro_steps} x {config.micro_batch} x {shape.context_len}; {config.optimizer}, lr {config.lr:g}",
-    ]
-    if exact != config.batch_tokens:
-        lines.append(f"           ({config.batch_tokens:,} is not a multiple of the row; {exact:,} is the nearest)")
-    if plan.say:
-        lines.append(f"run        {plan.say}")
-    if trainer.step:
-        lines.append(f"run        going on from step {trainer.step:,} of {run.path}")
-    return lines + _time_lines(shape, exact, plan, speed * processes)
-
-
-def _time_lines(shape: ModelConfig, step_tokens: int, plan: Plan, speed: float) -> list[str]:
+def time_lines(model: GPT, settings: Settings, plan: Plan, processes: int) -> list[str]:
+    """How long the planned steps will take, by a short measurement; over an hour, also a shorter command."""
+    # the measurement is not compiled, and then needs more memory for a row than training will
+    rows = (settings.micro_batch + 1) // 2 if settings.compile else settings.micro_batch
+    native, choice = settings.kernels == "native", settings.choice
+    speed = processes * measure_speed(model, choice.device, choice.precision, rows=rows, compiled=settings.compile, native=native)
     end = min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
     if end is None:
-        return [f"time       open-ended, about {spell_time(step_tokens / speed)} a step; stop with Ctrl-C, end with --finish"]
-    seconds = (end - plan.start) * step_tokens / speed
+        return [f"time       open-ended, about {spell_time(settings.step_tokens / speed)} a step; stop with Ctrl-C, end with --finish"]
+    seconds = (end - plan.start) * settings.step_tokens / speed
     lines = [f"time       about {spell_time(seconds)} for steps {plan.start + 1:,} to {end:,} at about {speed:,.0f} tokens a second"]
     if seconds > 3_600:
         micro = preset_shape("MicroGPT")
-        micro_speed = speed * shape.flops_per_token() / micro.flops_per_token()
+        micro_speed = speed * settings.shape.flops_per_token() / micro.flops_per_token()
         steps = max(100, round(600 * micro_speed / 2_048 / 50) * 50)
         lines.append(
             f"           for a first model in about 10 min: positron train --config MicroGPT --batch_tokens 2048 --max_steps {steps}"

@@ -427,7 +427,7 @@ def test_a_run_json_of_another_format_is_refused(base: RunFolder) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from positron_mini.runs import RunFolder
+from positron_mini.store.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).writing():
     print("held", flush=True)
     sys.stdin.read()

@@ -175,7 +175,7 @@ FLIP_BITS = """
 import random, sys
 from pathlib import Path
 from positron_mini.errors import TokenizerError
-from positron_mini.tokenizer import Tokenizer, huggingface_files
+from positron_mini.text.tokenizer import Tokenizer, huggingface_files
 model, rng, refused = Path(sys.argv[1]).read_bytes(), random.Random(5), 0
 for _ in range(400):
     damaged = bytearray(model)

@@ -72,7 +72,7 @@ def test_files_depend_on_the_arguments_only() -> None:
     code = """
 import hashlib
 from made_stories import made_stories
-from positron_mini.tokenizer import huggingface_files, train_tokenizer
+from positron_mini.text.tokenizer import huggingface_files, train_tokenizer
 files = huggingface_files(train_tokenizer(made_stories(100), 400), context_len=512, chat_template="x")
 print({name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
 """

@@ -21,7 +21,7 @@ from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 TRAIN_AND_PRINT = """
 import sys
 from made_stories import made_stories
-from positron_mini.tokenizer import train_tokenizer
+from positron_mini.text.tokenizer import train_tokenizer
 print(train_tokenizer(made_stories(100), 400, threads=int(sys.argv[1])).fingerprint)
 """
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import wait_for
 
+from helpers.runs import wait_for
 from positron_mini.errors import DataError, DiskFullError, PositronError, TokenizerError
 from positron_mini.text import prepare
 from positron_mini.text.corpus.reading import ReadStats
@@ -261,7 +261,7 @@ def test_D9_a_full_disk_leaves_no_folder(source: Path, model: Path, monkeypatch:
 SCRIPT = """
 import sys
 from pathlib import Path
-from positron_mini.prepare import prepare_corpus
+from positron_mini.text.prepare import prepare_corpus
 prepare_corpus(Path(sys.argv[1]), tokenizer_path=Path(sys.argv[2]), vocab_size=None, cache_dir=Path(sys.argv[3]), workers=1, say=print)
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/doctor_faults.py [--only faults|healthy|margins] [--thorough]
 
-The faults are those of tests/faulty_device.py: a CPU of which some operations give what a bad kernel would. Every one is put before the
+The faults are those of tests/helpers/devices.py: a CPU of which some operations give what a bad kernel would. Every one is put before the
 whole examination, in the order in which a person's device goes through it; the table shows the first check that fails.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import faulty_device as faulty
 from paired import say
 
+import helpers.devices as faulty
 from positron_mini.device import Machine, set_threads, this_machine
 from positron_mini.doctor import isolate, training
 from positron_mini.doctor.examine import Scope, checks_of, examine

@@ -27,12 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from faults.harness import differences, kill_after  # noqa: E402
 from kill_table import table  # noqa: E402
-from made_stories import made_stories  # noqa: E402
 from reliability import this_device  # noqa: E402
-from tiny_runs import TINY, forked, positron  # noqa: E402
 
+from helpers.faults import differences, kill_after  # noqa: E402
+from helpers.runs import TINY, forked, positron  # noqa: E402
+from helpers.texts import made_stories  # noqa: E402
 from positron_mini import files  # noqa: E402
 from positron_mini.store.checkpoint import open_checkpoint  # noqa: E402
 from positron_mini.store.run_folder import RunFolder  # noqa: E402

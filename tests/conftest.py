@@ -12,10 +12,10 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import settings
-from made_stories import made_stories
-from tiny_models import lively_model, shape
-from tiny_runs import build_workshop, copied
 
+from helpers.models import lively_model, shape
+from helpers.runs import build_workshop, copied
+from helpers.texts import made_stories
 from positron_mini import fast as native
 from positron_mini.config import ModelConfig
 from positron_mini.model import GPT

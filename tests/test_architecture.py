@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-PACKAGE = "positron_mini"
-ROOT = Path(__file__).parent.parent / PACKAGE
+from helpers.project import PACKAGE, dotted, everywhere, sources
+
+NAME = "positron_mini"
 
 # From the bottom up; a name stands for a module or for a package with all that is in it. A module may import what stands above it here.
 RANKS = [
@@ -45,16 +44,6 @@ MAX_LINES = 400
 # --- reading the source ------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def sources() -> dict[str, ast.Module]:
-    """The syntax tree of every module, by dotted name below the package."""
-    found = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
-
-
 def rank_of(module: str) -> int | None:
     """The place of a module in the table, by its own name or its package's."""
     parts = module.split(".")
@@ -70,12 +59,12 @@ def imported(tree: ast.AST, modules: set[str]) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             base = node.module or ""
-            names = [f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix(PACKAGE + ".") in modules else base for a in node.names]
+            names = [f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix(NAME + ".") in modules else base for a in node.names]
         else:
             continue
         for name in names:
-            if name == PACKAGE or name.startswith(PACKAGE + "."):
-                yield name.removeprefix(PACKAGE).removeprefix("."), node.lineno
+            if name == NAME or name.startswith(NAME + "."):
+                yield name.removeprefix(NAME).removeprefix("."), node.lineno
 
 
 def upward_imports(module: str, tree: ast.AST, modules: set[str]) -> list[str]:
@@ -88,15 +77,6 @@ def upward_imports(module: str, tree: ast.AST, modules: set[str]) -> list[str]:
         if rank is None or rank > own:
             wrong.append(f"{module}:{line} imports {target}")
     return wrong
-
-
-def dotted(node: ast.AST) -> str:
-    """`a.b.c` for an attribute chain or a name, else empty."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute) and (base := dotted(node.value)):
-        return f"{base}.{node.attr}"
-    return ""
 
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -160,12 +140,6 @@ def undocumented(tree: ast.Module) -> list[str]:
     return found
 
 
-def everywhere(check: Callable[[ast.Module], list[str]], *exempt: str) -> list[str]:
-    """What `check` finds in all modules but the exempt ones and what is in them."""
-    free = tuple(f"{name}." for name in exempt)
-    return [f"{name} {what}" for name, tree in sources().items() if not f"{name}.".startswith(free) for what in check(tree)]
-
-
 # --- laws --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -209,12 +183,12 @@ def test_no_package_imports_itself_in_a_circle() -> None:
 
 
 def test_the_model_needs_torch_and_the_settings_only() -> None:
-    allowed = {"model": {"torch", f"{PACKAGE}.config"}, "optim": {"torch", "math", "dataclasses", "typing"}}
+    allowed = {"model": {"torch", f"{NAME}.config"}, "optim": {"torch", "math", "dataclasses", "typing"}}
     for module, wanted in allowed.items():
         tree = sources()[module]
         found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
         found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert {name if name.startswith(PACKAGE) else name.split(".")[0] for name in found} - {"__future__"} <= wanted
+        assert {name if name.startswith(NAME) else name.split(".")[0] for name in found} - {"__future__"} <= wanted
 
 
 def at_import(module: str, seen: set[str]) -> set[str]:
@@ -230,7 +204,7 @@ def at_import(module: str, seen: set[str]) -> set[str]:
         parts = target.split(".")
         for name in (".".join(parts[:n]) for n in range(1, len(parts) + 1)):
             found |= at_import(name, seen)
-    return found - {PACKAGE}
+    return found - {NAME}
 
 
 @pytest.mark.parametrize("module", ["cli", "errors", "files", "config", "device", "store.checkpoint", "text.tokenizer"])
@@ -289,5 +263,5 @@ def test_everything_public_says_what_comes_back() -> None:
 
 
 def test_no_file_is_longer_than_can_be_read_in_one_sitting() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.rglob("*.py")}
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import lively_model, shape, text_like_ids
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini.evaluate import bits
 from positron_mini.evaluate.bits import Score, line_logprobs, score_documents, score_texts, token_logprobs
 from positron_mini.model import GPT

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import Result, lines_of, listing, positron, trained
 
+from helpers.runs import Result, lines_of, listing, positron, trained
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
 from positron_mini.config import TrainConfig

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_runs import lines_of, positron, trained
 
+from helpers.runs import lines_of, positron, trained
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config, parse_duration
 from positron_mini.device import Finding, Machine, Verdict
 from positron_mini.errors import UsageError

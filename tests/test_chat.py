@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_chats import scripted, write_model
-from tiny_models import lively_model, shape
 
+from helpers.chats import scripted, write_model
+from helpers.models import lively_model, shape
 from positron_mini import files, generate
 from positron_mini.chat.session import CHAT_SETTINGS, ChatSession, Speaker, Turn, with_settings
 from positron_mini.config import SampleConfig

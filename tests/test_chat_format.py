@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from awkward_texts import AWKWARD_TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tokenizer import LOOKALIKES, story_tokenizer, texts
 
+from helpers.texts import AWKWARD_TEXTS, LOOKALIKES, story_tokenizer, texts
 from positron_mini.errors import DataError, TokenizerError
 from positron_mini.text.chat_format import CHAT_TEMPLATE, Message, encode_chat, show_mask_lines
 from positron_mini.text.tokenizer import BOS, IM_END, IM_START, Tokenizer, huggingface_files, train_tokenizer

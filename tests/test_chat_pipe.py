@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_chats import scripted, write_model
-from tiny_models import lively_model, shape
-from tiny_runs import Result, positron
 
+from helpers.chats import scripted, write_model
+from helpers.models import lively_model, shape
+from helpers.runs import Result, positron
 from positron_mini import generate
 from positron_mini.chat.session import CHAT_SETTINGS
 from positron_mini.cli.terminal import is_open_block, printable, without_quotes

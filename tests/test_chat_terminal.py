@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_chats import LEARNED, scripted, taught_model, write_model
-from tiny_models import lively_model, shape
-from tiny_runs import needs_fork
 
+from helpers.chats import LEARNED, scripted, taught_model, write_model
+from helpers.models import lively_model, shape
+from helpers.project import ROOT
+from helpers.runs import needs_fork
 from positron_mini import files, generate
 from positron_mini.cli import main
 from positron_mini.model import GPT
@@ -325,13 +326,12 @@ def test_the_script_asks_the_newest_fine_tuned_run_and_prints_the_answer_only(
     run = tmp_path / "runs/cat-sft"
     write_model(run / "step_000001", taught, tiny_tokenizer, is_chat=True)
     files.write_json(run / "run.json", {"format": 1, "kind": "sft"})
-    root = Path(__file__).parent.parent
-    (tmp_path / "ask_model.sh").write_text((root / "ask_model.sh").read_text())
+    (tmp_path / "ask_model.sh").write_text((ROOT / "ask_model.sh").read_text())
     (tmp_path / "setup.sh").write_text(f"POSITRON_BIN={shlex.quote(str(tmp_path))}\n")
     (tmp_path / "positron").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m positron_mini "$@"\n')
     for name in ("ask_model.sh", "positron"):
         (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, **PLAIN, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **PLAIN, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = pexpect.spawn(
         "/bin/sh",
         ["-c", f"./ask_model.sh {shlex.quote(GRAVITY)}; echo code $?"],

@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import digests, forked, listing, needs_fork
 
+from helpers.runs import digests, forked, listing, needs_fork
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import CheckpointError, DiskFullError, PositronError

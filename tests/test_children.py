@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_architecture import dotted, everywhere, sources
 
+from helpers.project import ROOT, dotted, everywhere, sources
 from positron_mini import device
 from positron_mini.device import children
 from positron_mini.doctor import isolate
@@ -25,7 +25,6 @@ from positron_mini.text.corpus.report import Progress
 from positron_mini.text.prepare.parts import list_parts
 from positron_mini.text.prepare.workers import Job, run
 
-ROOT = Path(__file__).parent.parent
 TRAP = "import os\nwith open({hits!r}, 'a') as hits: hits.write(__name__ + ' ')\nraise ImportError('a file of the current folder')\n"
 LIBRARIES = {"numpy", "torch", "rich", "tyro", "sentencepiece", "safetensors", "tokenizers", "pyarrow", "prompt_toolkit", "sympy"}
 
@@ -96,7 +95,7 @@ def unsafe_starts(tree: ast.Module) -> list[str]:
 
 
 def test_X1_no_module_starts_a_program_but_by_the_one_that_does_it_safely() -> None:
-    assert not everywhere(unsafe_starts, "children", "cli.spelling")
+    assert not everywhere(unsafe_starts, "device.children", "cli.spelling")
     only_says_how = ast.dump(sources()["cli.spelling"])  # this program is started, and starts nothing itself
     assert "subprocess" not in only_says_how and "multiprocessing" not in only_says_how
     assert unsafe_starts(sources()["children"])

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import lively_model, shape
 
+from helpers.models import lively_model, shape
 from positron_mini.fast import chunked_loss as module
 from positron_mini.fast.chunked_loss import chunked_loss
 from positron_mini.model import IGNORED

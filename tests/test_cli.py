@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import SEPARATOR, TINY, positron, spawn, tiny_train
 
+from helpers.project import ROOT
+from helpers.runs import SEPARATOR, TINY, positron, spawn, tiny_train
 from positron_mini import __version__
 from positron_mini.cli import COMMANDS, main
 from positron_mini.cli.completion import help_of
@@ -25,7 +26,6 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_logs import StepReport
 
 GENERATION_KEYS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "tok_per_s", "first_token_s"}
-ROOT = Path(__file__).parent.parent
 
 
 # --- help and start-up ------------------------------------------------------------------------------------------------------------------

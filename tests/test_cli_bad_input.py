@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_stories import made_stories
-from tiny_runs import SEPARATOR, TINY, Result, listing, positron, spawn
 
+from helpers.runs import SEPARATOR, TINY, Result, listing, positron, spawn
+from helpers.texts import made_stories
 from positron_mini.cli.flags import parse
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError

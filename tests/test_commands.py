@@ -14,16 +14,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
-from made_stories import made_stories
-from test_architecture import sources
-from tiny_runs import TINY, positron, tiny_train
 
+from helpers.project import ROOT, literals, sources
+from helpers.runs import TINY, positron, tiny_train
+from helpers.texts import made_stories
 from positron_mini.cli.commands import COMMANDS, SUBCOMMANDS
 from positron_mini.cli.hints import fitting, flags_of
 from positron_mini.cli.spelling import CALLED_FROM, here, program
 from positron_mini.errors import command
 
-ROOT = Path(__file__).parent.parent
 OWN = Path(sysconfig.get_path("scripts")) / "positron"
 ODD = "my $(touch owned) 'text'; é.txt"
 
@@ -244,16 +243,6 @@ def test_the_error_that_is_shown_went_through_it(monkeypatch: pytest.MonkeyPatch
 
 
 # --- everything that is written down ----------------------------------------------------------------------------------------------------
-
-
-def literals(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every text in the source, docstrings too; what is put into one stands as X."""
-    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
-            yield node.lineno, node.value
 
 
 def built(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import metric, skill, write_run
-from tiny_runs import TINY, lines_of, positron, tiny_train
 
+from helpers.runs import TINY, lines_of, metric, positron, skill, tiny_train, write_run
 from positron_mini.report.compare import crossings
 from positron_mini.store.run_history import RunHistory, read_run
 from positron_mini.store.run_logs import StepReport

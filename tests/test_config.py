@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import shape
 
+from helpers.models import shape
 from positron_mini.config import (
     PRESETS,
     ModelConfig,

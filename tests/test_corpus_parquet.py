@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults.harness import cost
-from made_stories import made_stories
-from tiny_runs import needs_fork
 
+from helpers.faults import cost
+from helpers.runs import needs_fork
+from helpers.texts import made_stories
 from positron_mini.errors import DataError
 from positron_mini.text.corpus import parquet
 from positron_mini.text.corpus.files import ReadStats, list_pieces, read_documents, read_piece

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_runs import TINY as FLAGS
-from tiny_runs import lines_of, positron
 
+from helpers.runs import TINY as FLAGS
+from helpers.runs import lines_of, positron
 from positron_mini.store import curve
 from positron_mini.store.curve import read_reference, reference_for, reference_names, standing
 

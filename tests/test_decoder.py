@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import lively_model, shape
 from torch import Tensor
 
+from helpers.models import lively_model, shape
 from positron_mini.fast import decode_step as native_step
 from positron_mini.fast.decoder import BLOCK_COLUMNS, BLOCK_ROWS, Decoder, Dense, Weights
 from positron_mini.generate import Plain

@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import shape, text_like_ids
-from tiny_runs import lines_of, positron, tiny_train
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers.models import shape, text_like_ids
+from helpers.project import ROOT
+from helpers.runs import lines_of, positron, tiny_train
 from positron_mini import device
 from positron_mini.cli import progress
 from positron_mini.config import PRESETS, ModelConfig, SFTConfig, TrainConfig, model_config
@@ -238,7 +239,7 @@ def test_T4_a_computer_without_a_build_of_torch_gets_one_sentence(system: str, m
 
 
 def test_T4_the_set_up_says_the_same_before_anything_is_installed() -> None:
-    script = (Path(__file__).parent.parent / "setup.sh").read_text(encoding="utf-8")
+    script = (ROOT / "setup.sh").read_text(encoding="utf-8")
     for arguments in (("Darwin", "x86_64", "15.2", "$torch_pin"), ("Darwin", "arm64", "$version", "$torch_pin")):
         found = unsupported(*arguments)
         assert found is not None and f'fail "{found[0]}" "{found[1]}"' in script

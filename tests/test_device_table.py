@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from scripts import script_module
+
+from helpers.project import ROOT, script_module
 
 CHECK = {"name": "mps fp32: causality", "ok": True, "detail": "no earlier prediction depends on a later token", "condemns": True}
 WRONG = {"name": "mps bf16: causality", "ok": False, "detail": "attention sees later tokens", "condemns": True}
@@ -48,8 +48,7 @@ def test_a_command_that_fails_gives_its_sentence(table: ModuleType, capfd: pytes
 
 
 def test_the_workflow_for_macs_names_what_is_there() -> None:
-    root = Path(__file__).parent.parent
-    text = (root / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
     named = re.findall(r"(?:tests|benchmarks)/\w+\.py", text.partition("  mps:")[2])
-    assert len(named) >= 8 and all((root / name).is_file() for name in named)
+    assert len(named) >= 8 and all((ROOT / name).is_file() for name in named)
     assert "positron doctor --thorough" in text and "upload-artifact" in text

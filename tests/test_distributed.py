@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from many_processes import Together, losses_together, started, train_together
-from tiny_runs import TINY, last_step_logged, lines_of, needs_fork, positron, timeless, tiny_train, trained, wait_for
 
+from helpers.processes import Together, losses_together, started, train_together
+from helpers.runs import TINY, last_step_logged, lines_of, needs_fork, positron, timeless, tiny_train, trained, wait_for
 from positron_mini import distributed
 from positron_mini.config import TrainConfig
 from positron_mini.distributed import ALONE, Group

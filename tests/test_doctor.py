@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import faulty_device as faulty
 import pytest
 import torch
-from faulty_device import ATTENTION, FAULTS, Spoil, subject
-from tiny_runs import positron
 
+import helpers.devices as faulty
+from helpers.devices import ATTENTION, FAULTS, Spoil, subject
+from helpers.runs import positron
 from positron_mini import device as devices
 from positron_mini.config import preset_shape
 from positron_mini.device import Finding, Machine, Verdict

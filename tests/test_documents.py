@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scripts import script_module
-from test_architecture import sources
-from test_commands import literals
-from tiny_runs import positron
 
+from helpers.project import ROOT, literals, script_module, sources
+from helpers.runs import positron
 from positron_mini.cli import COMMANDS
 from positron_mini.cli.completion import all_flags
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SCRIPTS = {
     "./bootstrap_tiny_llm.sh": "bootstrap", "./train_incremental.sh": "incremental", "./sft_quickstart.sh": "quicksft",

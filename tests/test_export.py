@@ -15,10 +15,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tiny_chats import write_model
-from tiny_models import lively_model, shape
-from tiny_runs import digests, forked, listing, needs_fork, positron
 
+from helpers.chats import write_model
+from helpers.models import lively_model, shape
+from helpers.runs import digests, forked, listing, needs_fork, positron
 from positron_mini import files
 from positron_mini.errors import CheckpointError, DiskFullError, UsageError
 from positron_mini.export.card import step_card

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import forked, needs_fork
 
+from helpers.runs import forked, needs_fork
 from positron_mini import files
 from positron_mini.errors import DiskFullError, PositronError, from_os_error
 

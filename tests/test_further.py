@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import metric, write_run
-from tiny_runs import TINY, positron, tiny_train
 
+from helpers.runs import TINY, metric, positron, tiny_train, write_run
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
 from positron_mini.store.find import find_checkpoint

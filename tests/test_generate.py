@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import lively_model, shape
 from torch import Tensor
 
+from helpers.models import lively_model, shape
 from positron_mini.config import SampleConfig
 from positron_mini.generate import (
     TextStream,

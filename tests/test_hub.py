@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_hub import COMMIT, FakeHub
 
+from helpers.hub import COMMIT, FakeHub
 from positron_mini.errors import DataError, DiskFullError, PositronError, UsageError
 from positron_mini.text.corpus import download, listing
 from positron_mini.text.corpus.clean import CleanStats

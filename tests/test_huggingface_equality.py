@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.generate import generate
 from positron_mini.model import GPT

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import TINY, Result, lines_of, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
+from helpers.runs import TINY, Result, lines_of, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 from positron_mini.cli import incremental, main
 from positron_mini.cli.curve import curve_lines
 from positron_mini.cli.progress import Progress

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import story_tokenizer
 
+from helpers.project import ROOT
+from helpers.texts import story_tokenizer
 from positron_mini.chat.conversations import encode_conversations, read_conversations, report_lines, split_conversations
 from positron_mini.chat.formats import FLAGS, FORMATS, HISTORY, ROLES, SYSTEM_FIELDS, TOOL_ROLES, WrongRow, read_row, trimmed
 from positron_mini.errors import DataError
 from positron_mini.text.chat_format import Message, encode_chat, show_mask_lines
 from positron_mini.text.corpus.files import ReadStats, read_documents
 
-PAGE = (Path(__file__).parent.parent / "docs" / "fine-tuning-data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "fine-tuning-data.md").read_text(encoding="utf-8")
 EXAMPLES = [
     (line, shown) for lines, shown in re.findall(r"```json\n(.*?)```\n```text\n(.*?)```", PAGE, re.S) for line in lines.splitlines()
 ]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import story_tokenizer
 
+from helpers.texts import story_tokenizer
 from positron_mini.chat.conversations import (
     BadLine,
     Conversation,

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from awkward_texts import AWKWARD_TEXTS
-from made_stories import made_stories
-from tiny_chats import LEARNED, write_model
 
+from helpers.chats import LEARNED, write_model
+from helpers.project import PROGRAMS
+from helpers.texts import AWKWARD_TEXTS, made_stories
 from positron_mini.config import ModelConfig, SampleConfig, preset
 from positron_mini.export.model_files import export_gguf
 from positron_mini.generate import generate
@@ -63,7 +63,7 @@ def run_worker(script: str, jobs: list[dict[str, Any]], folder: Path) -> list[di
     out = folder / f"{script}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), str(out)],
+        [sys.executable, str(PROGRAMS / script), str(out)],
         input=json.dumps(jobs), capture_output=True, text=True, timeout=150, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor, nn
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini.config import ModelConfig, SampleConfig
 from positron_mini.errors import TokenizerError
 from positron_mini.evaluate.bits import line_logprobs

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini.config import PRESETS, ModelConfig, TrainConfig, model_config
 from positron_mini.device import autocast
 from positron_mini.model import GPT, IGNORED, KVCache, RMSNorm, rope_table, rotate

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini import device
 from positron_mini import fast as native
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig

@@ -448,8 +448,7 @@ def test_X3_torch_compile_is_not_left_waiting_for_a_compiler_that_does_not_work(
 ) -> None:
     from dataclasses import replace
 
-    from tiny_models import shape
-
+    from helpers.models import shape
     from positron_mini.config import TrainConfig
 
     compiler_that("exit 1", tmp_path, monkeypatch)

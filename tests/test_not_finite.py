@@ -13,11 +13,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tiny_chats import write_model
-from tiny_models import lively_model, shape
-from tiny_runs import positron, tiny_train
-from tiny_server import TinyServer, speaker_of, tiny_server
 
+from helpers.chats import write_model
+from helpers.models import lively_model, shape
+from helpers.project import PACKAGE
+from helpers.runs import positron, tiny_train
+from helpers.server import TinyServer, speaker_of, tiny_server
 from positron_mini.chat.session import ChatSession
 from positron_mini.cli.flags import print_json
 from positron_mini.config import SampleConfig
@@ -29,7 +30,6 @@ from positron_mini.generate import Reader, distribution
 from positron_mini.model import GPT
 from positron_mini.text.tokenizer import Tokenizer
 
-PACKAGE = Path(__file__).parent.parent / "positron_mini"
 QUESTION = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4}
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
-from tiny_runs import TINY, lines_of, positron, trained
 
+from helpers.models import lively_model, shape, text_like_ids
+from helpers.runs import TINY, lines_of, positron, trained
 from positron_mini import device as devices
 from positron_mini.doctor import training
 from positron_mini.doctor.subject import Subject

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import lively_model, shape
 from torch import Tensor, nn
 
+from helpers.models import lively_model, shape
 from positron_mini.optim import (
     AdamW,
     Combined,

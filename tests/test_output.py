@@ -15,9 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from test_architecture import ROOT, everywhere
-from tiny_runs import positron, tiny_train
 
+from helpers.project import ROOT, everywhere
+from helpers.runs import positron, tiny_train
 from positron_mini.cli import COMMANDS, main
 
 WORD = "Żółw ☃ 龜"  # in none of cp1252 and ASCII as a whole
@@ -110,7 +110,7 @@ def test_no_help_ends_at_a_character_that_the_system_cannot_write(command: str) 
     ids=["cp1252", "ascii", "LANG=C"],
 )
 def test_a_process_of_its_own_writes_utf8_into_a_file(odd_workshop: Path, environment: dict[str, str]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-m", "positron_mini", "score", "--ckpt", "runs/base"]
     done = subprocess.run(command, input=f"{WORD}\n".encode(), env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_a_process_of_its_own_writes_utf8_into_a_file(odd_workshop: Path, enviro
 
 def test_a_terminal_keeps_its_encoding_with_a_question_mark_for_the_rest(workshop: Path) -> None:
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "PYTHONIOENCODING": "latin-1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "positron_mini", "runs", "--root", "é☃"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL) as process:
         os.close(theirs)

@@ -16,9 +16,7 @@ from pathlib import Path
 import pytest
 
 import positron_mini
-
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "positron_mini"
+from helpers.project import PACKAGE, ROOT
 
 
 @pytest.fixture(scope="module")

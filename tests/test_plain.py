@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
-from tiny_runs import TINY, positron, tiny_train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.models import lively_model, shape, text_like_ids
+from helpers.runs import TINY, positron, tiny_train
 from positron_mini import fast as native
 from positron_mini import model as source
 from positron_mini.config import SampleConfig, SFTConfig, TrainConfig

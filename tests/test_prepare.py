@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import wait_for
 
+from helpers.runs import wait_for
 from positron_mini.errors import DataError, DiskFullError, PositronError, TokenizerError
 from positron_mini.text import prepare
 from positron_mini.text.corpus.reading import ReadStats

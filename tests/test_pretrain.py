@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_stories import made_stories
-from tiny_runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
 
+from helpers.runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
+from helpers.texts import made_stories
 from positron_mini import files
 from positron_mini.config import TrainConfig
 from positron_mini.errors import CheckpointError, PositronError, RunError

@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import HOSTILE, grown_run, metric, sample, skill, write_run
-from scripts import script_module
-from tiny_runs import TINY, assert_same_run, positron, tiny_train
 
+from helpers.project import script_module
+from helpers.runs import HOSTILE, TINY, assert_same_run, grown_run, metric, positron, sample, skill, tiny_train, write_run
 from positron_mini.errors import PositronError
 from positron_mini.evaluate.skills import result_of
 from positron_mini.report import plots

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_runs import (
+
+from helpers.runs import (
     SEPARATOR,
     TINY,
     Result,
@@ -26,7 +27,6 @@ from tiny_runs import (
     trained,
     wait_for,
 )
-
 from positron_mini import files
 from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.store.find import find_checkpoint

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults.harness import cost
-from tiny_runs import needs_fork
 
+from helpers.faults import cost
+from helpers.runs import needs_fork
 from positron_mini.chat.conversations import read_conversations
 from positron_mini.errors import DataError
 from positron_mini.text.corpus import rows

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import digests, forked, lines_of, listing, needs_fork, tiny_train
 
+from helpers.project import ROOT
+from helpers.runs import digests, forked, lines_of, listing, needs_fork, tiny_train
 from positron_mini import files
 from positron_mini.config import is_milestone
 from positron_mini.errors import CheckpointError, PositronError, RunError, UsageError
@@ -435,7 +436,7 @@ with RunFolder(Path(sys.argv[1])).writing():
 
 
 def test_C8_a_second_writer_is_refused_with_the_pid_of_the_first_and_a_dead_one_holds_nothing(base: RunFolder) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(base.path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     before = listing(base.path)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import digests, listing, positron, tiny_train
 
+from helpers.runs import digests, listing, positron, tiny_train
 from positron_mini import files
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_computer import ROOT, THIS_MACHINE, VERSION, Computer, mac, script
-from tiny_runs import wait_for
+
+from helpers.computer import THIS_MACHINE, VERSION, Computer, mac, script
+from helpers.project import ROOT
+from helpers.runs import wait_for
 
 
 @pytest.fixture

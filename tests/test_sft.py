@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 import torch
-from faults.harness import steps_again
-from made_stories import made_stories
-from tiny_models import lively_model, shape
-from tiny_runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
 
+from helpers.faults import steps_again
+from helpers.models import lively_model, shape
+from helpers.project import ROOT
+from helpers.runs import Result, copied, digests, lines_of, listing, positron, spawn, timeless, tiny_train, trained
+from helpers.texts import made_stories
 from positron_mini.chat.conversations import encode_conversations, read_conversations
 from positron_mini.chat.packing import PackedBatches, Stories
 from positron_mini.cli import quicksft
@@ -39,7 +40,6 @@ from positron_mini.train.open_run import open_sft_session
 from positron_mini.train.recorder import Recorder
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 
-ROOT = Path(__file__).resolve().parent.parent
 # 40 rows, of which 4 are for validation: 5 steps an epoch; of 15 steps the cool-down (60 %) begins after step 6
 FLAGS = {
     "base_ckpt": "runs/base", "sft_data": "rows.jsonl", "epochs": "3", "batch_size": "8", "lr": "1e-2", "warmup_steps": "2",

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_stories import made_stories
-from tiny_models import shape
-from tiny_runs import forked, lines_of, needs_fork, positron, tiny_train, trained
 
+from helpers.models import shape
+from helpers.project import ROOT
+from helpers.runs import forked, lines_of, needs_fork, positron, tiny_train, trained
+from helpers.texts import made_stories
 from positron_mini import storyworld
 from positron_mini.config import TrainConfig
 from positron_mini.evaluate import skills
@@ -125,7 +126,7 @@ def test_no_story_of_the_story_world_can_hold_a_pair() -> None:
 
 def test_no_pair_occurs_in_the_story_world_or_the_sample_file() -> None:
     told = "\n".join(story.text for story in islice(storyworld.stories(0), 300))
-    sample = Path(__file__).parent.parent / "tiny_instruct_sample.jsonl"
+    sample = ROOT / "tiny_instruct_sample.jsonl"
     told += "\n".join(str(value) for line in sample.read_text().splitlines() for value in json.loads(line).values())
     assert "Once upon a time" in told
     assert not [text for text in _texts() if text in told]

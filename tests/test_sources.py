@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from tiny_runs import SEPARATOR, listing, positron
 
+from helpers.hub import FakeHub
+from helpers.runs import SEPARATOR, listing, positron
 from positron_mini import storyworld
 from positron_mini.errors import DataError, PositronError, UsageError
 from positron_mini.text.corpus import sources

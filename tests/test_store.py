@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-from made_runs import grown_run, metric, record, sample, write_run
-from tiny_runs import listing, positron, tiny_train
-from tiny_server import running
 
+from helpers.runs import grown_run, listing, metric, positron, record, sample, tiny_train, write_run
+from helpers.server import running
 from positron_mini import files
 from positron_mini.store import log_columns
 from positron_mini.store.choice import by_rule, in_order, newest_base, outdated

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import positron
 
+from helpers.runs import positron
 from positron_mini import storyworld
 from positron_mini.evaluate import story_metrics
 from positron_mini.evaluate.story_metrics import (

@@ -1,5 +1,4 @@
 """The story world's stories: reproducible, varied, grammatical, and split without overlap."""
-
 import io
 import json
 import re
@@ -7,10 +6,10 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
+from helpers.project import ROOT
 from positron_mini.storyworld import (
     check_document,
     check_request,
@@ -29,7 +28,6 @@ from positron_mini.storyworld.lexicon import lexicon
 from positron_mini.storyworld.tales import split_of
 
 MANY = 2_500
-ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def test_a_story_depends_on_seed_and_index_alone(told):
 
 def test_bytes_do_not_depend_on_the_process():
     code = "import sys; from positron_mini.storyworld import write_corpus; write_corpus(sys.stdout.buffer, 3, 12)"
-    places = [{"PYTHONHASHSEED": seed, "PYTHONPATH": ROOT} for seed in ("1", "2")]
+    places = [{"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)} for seed in ("1", "2")]
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=place).stdout for place in places]
     here = io.BytesIO()
     write_corpus(here, 3, 12)
@@ -54,7 +52,7 @@ def test_bytes_do_not_depend_on_the_process():
 
 def test_no_module_of_the_story_world_needs_torch_or_numpy():
     code = "import sys, positron_mini.storyworld as s; s.story(0, 0); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ROOT})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
     assert done.stdout.strip() == "[]"
 
 
@@ -159,7 +157,7 @@ def test_instruction_rows_are_reproducible_and_of_the_stories_of_their_split():
 
 
 def test_the_sample_file_holds_the_rows_that_the_world_writes_today():
-    lines = (Path(ROOT) / "tiny_instruct_sample.jsonl").read_text().splitlines()
+    lines = (ROOT / "tiny_instruct_sample.jsonl").read_text().splitlines()
     generated = [row for line in lines if (row := json.loads(line))["source"] == "storyworld"]
     assert len(generated) == 240
     assert generated == instruction_rows(7, 240)

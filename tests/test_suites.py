@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import positron
 
+from helpers.runs import positron
 from positron_mini import storyworld
 from positron_mini.chat.formats import join_input
 from positron_mini.evaluate import suites

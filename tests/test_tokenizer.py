@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from awkward_texts import AWKWARD_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_stories import made_stories
 
 import positron_mini.text.tokenizer.spm as spm
+from helpers.texts import AWKWARD_TEXTS, LOOKALIKES, made_stories, real_stories, repetitive_tokenizer, story_tokenizer, texts
 from positron_mini.errors import TokenizerError
-from positron_mini.text.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, Tokenizer, WordEncoder, train_tokenizer
-
-LOOKALIKES = ["<s>", "</s>", "<unk>", "<pad>", IM_START, IM_END, "<0x0A>", "<0x41>", "<|endoftext|>"]
-texts = st.lists(
-    st.one_of(st.text(), st.sampled_from([*LOOKALIKES, " ", "  ", "\n", "\0", "Lily", " the", "\U0001f600"])), max_size=12
-).map("".join)
-
-
-@functools.cache
-def story_tokenizer() -> Tokenizer:
-    return train_tokenizer(made_stories(400), 600, threads=1)
-
-
-@functools.cache
-def repetitive_tokenizer() -> Tokenizer:
-    """Pieces such as aa, aaa, aab, aabaa: many ways to cut one text."""
-    return train_tokenizer(["aabaa aab aaab" * 3, "aaaaaa", "baab  abba   aa    b"] * 20, 290, threads=1)
-
-
-def real_stories(name: str) -> list[str]:
-    folder = os.environ.get("POSITRON_TEST_TEXT")
-    if not folder:
-        pytest.skip("POSITRON_TEST_TEXT is not set: no real text to test with")
-    return (Path(folder) / name).read_text(encoding="utf-8").split("<|endoftext|>")
+from positron_mini.text.tokenizer import BOS, EOS, IM_END, IM_START, PAD, UNK, IncrementalDecoder, WordEncoder, train_tokenizer
 
 
 @given(texts)

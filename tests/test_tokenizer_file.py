@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from made_stories import made_stories
 from sentencepiece import sentencepiece_model_pb2
-from test_tokenizer_training import in_a_process
 
+from helpers.processes import in_a_process
+from helpers.texts import made_stories
 from positron_mini.errors import PositronError, TokenizerError
 from positron_mini.text.tokenizer import Tokenizer, model_file, train_tokenizer
 from positron_mini.text.tokenizer.model_file import FIRST_NORMAL

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from awkward_texts import AWKWARD_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_stories import made_stories
-from test_tokenizer import real_stories, repetitive_tokenizer, story_tokenizer
-from test_tokenizer_training import in_a_process
 
+from helpers.processes import in_a_process
+from helpers.texts import AWKWARD_TEXTS, made_stories, real_stories, repetitive_tokenizer, story_tokenizer
 from positron_mini.errors import TokenizerError
 from positron_mini.text.tokenizer import Tokenizer, huggingface_files, train_tokenizer
 from positron_mini.text.tokenizer.model_file import SPECIAL_PIECES
@@ -71,7 +69,7 @@ def test_fast_decoding_equals_ours() -> None:
 def test_files_depend_on_the_arguments_only() -> None:
     code = """
 import hashlib
-from made_stories import made_stories
+from helpers.texts import made_stories
 from positron_mini.text.tokenizer import huggingface_files, train_tokenizer
 files = huggingface_files(train_tokenizer(made_stories(100), 400), context_len=512, chat_template="x")
 print({name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})

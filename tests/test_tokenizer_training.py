@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from made_stories import made_stories
 
-import positron_mini
+from helpers.processes import in_a_process
+from helpers.texts import made_stories
 from positron_mini.errors import DataError, TokenizerError
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 
 TRAIN_AND_PRINT = """
 import sys
-from made_stories import made_stories
+from helpers.texts import made_stories
 from positron_mini.text.tokenizer import train_tokenizer
 print(train_tokenizer(made_stories(100), 400, threads=int(sys.argv[1])).fingerprint)
 """
-
-
-def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    folders = (Path(__file__).parent, Path(positron_mini.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONHASHSEED": "random"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=120
-    )
 
 
 def test_equal_texts_give_equal_bytes_in_any_process_with_any_threads() -> None:

@@ -6,12 +6,10 @@ import functools
 
 import numpy as np
 import pytest
-from awkward_texts import AWKWARD_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_stories import made_stories
-from test_tokenizer import LOOKALIKES, real_stories, repetitive_tokenizer, story_tokenizer
 
+from helpers.texts import AWKWARD_TEXTS, LOOKALIKES, made_stories, real_stories, repetitive_tokenizer, story_tokenizer
 from positron_mini.errors import TokenizerError
 from positron_mini.text.tokenizer import Tokenizer, WordEncoder, train_tokenizer, words
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import write_tokens
 
+from helpers.models import write_tokens
 from positron_mini.errors import DataError
 from positron_mini.text.tokens import HEADER_BYTES, TokenFile, document_rows, epoch_order, gather, rows_at, step_windows, window_count
 

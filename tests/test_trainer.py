@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import lively_model, shape, text_like_ids
 from torch import Tensor
 
+from helpers.models import lively_model, shape, text_like_ids
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
 from positron_mini.optim import Schedule, build_optimizer

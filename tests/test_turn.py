@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_runs import metric, write_run
-from tiny_runs import Result, assert_same_run, lines_of, positron, tiny_train
 
+from helpers.runs import Result, assert_same_run, lines_of, metric, positron, tiny_train, write_run
 from positron_mini.config import TrainConfig, default_eval_every, model_config
 from positron_mini.evaluate.bits import Score
 from positron_mini.report.advice import advise

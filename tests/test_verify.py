@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_runs import digests, lines_of, listing, positron, tiny_train
 
+from helpers.runs import digests, lines_of, listing, positron, tiny_train
 from positron_mini import files
 from positron_mini.errors import RunError, UsageError
 from positron_mini.store import checkpoint as ckpt

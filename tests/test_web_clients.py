@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
-from tiny_chats import LEARNED, taught_model
-from tiny_models import lively_model, shape
-from tiny_runs import positron
-from tiny_server import TinyServer, speaker_of, tiny_server
 
+from helpers.chats import LEARNED, taught_model
+from helpers.models import lively_model, shape
+from helpers.runs import positron
+from helpers.server import TinyServer, speaker_of, tiny_server
 from positron_mini.cli.lab import LabFlags
 from positron_mini.cli.serve import NetworkFlags, ServeFlags
 from positron_mini.config import SampleConfig

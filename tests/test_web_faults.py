@@ -24,11 +24,12 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_chats import write_model
-from tiny_models import lively_model, shape
-from tiny_runs import positron, spawn, wait_for
-from tiny_server import Reply, Script, TinyServer, read_reply, speaker_of, tiny_server
 
+from helpers.chats import write_model
+from helpers.models import lively_model, shape
+from helpers.project import ROOT
+from helpers.runs import positron, spawn, wait_for
+from helpers.server import Reply, Script, TinyServer, read_reply, speaker_of, tiny_server
 from positron_mini import generate
 from positron_mini.fast.decoder import Decoder
 from positron_mini.generate import Token
@@ -689,7 +690,7 @@ def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
 def test_a_missing_library_is_one_sentence_with_the_command_that_helps(command: str) -> None:
     hide = "import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda n, *a: None if n == 'uvicorn' else real(n, *a)\n"
     code = f"{hide}from positron_mini.cli import main\nsys.exit(main(['{command}']))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0] == "error: the server needs uvicorn" and "pip install" in done.stderr.splitlines()[1]

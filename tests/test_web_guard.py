@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import lively_model, shape
-from tiny_server import Script, TinyServer, running, speaker_of, tiny_server
 
+from helpers.models import lively_model, shape
+from helpers.server import Script, TinyServer, running, speaker_of, tiny_server
 from positron_mini import generate
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.web import app as web_app

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from tiny_models import lively_model, shape
-from tiny_server import TinyServer, running, speaker_of, tiny_server
 
+from helpers.models import lively_model, shape
+from helpers.server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files
 from positron_mini.chat.session import Speaker
 from positron_mini.evaluate import lens

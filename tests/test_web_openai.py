@@ -18,10 +18,10 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tiny_chats import LEARNED, taught_model
-from tiny_models import lively_model, shape
-from tiny_server import Script, TinyServer, speaker_of, tiny_server
 
+from helpers.chats import LEARNED, taught_model
+from helpers.models import lively_model, shape
+from helpers.server import Script, TinyServer, speaker_of, tiny_server
 from positron_mini import generate
 from positron_mini.evaluate.bits import line_logprobs, token_logprobs
 from positron_mini.generate import Token

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_chats import LEARNED, scripted, taught_model
-from tiny_runs import wait_for
-from tiny_server import TinyServer, running, speaker_of, tiny_server
 
+from helpers.chats import LEARNED, scripted, taught_model
+from helpers.runs import wait_for
+from helpers.server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files, generate
 from positron_mini.chat.session import Speaker
 from positron_mini.config import SampleConfig

@@ -7,6 +7,11 @@ import re
 from typing import Any
 
 import pytest
+
+from helpers.chats import LEARNED, scripted
+from helpers.runs import wait_for
+from positron_mini import generate
+from positron_mini.text.tokenizer import Tokenizer
 from test_web_page import (  # noqa: F401
     TEXT,
     Visit,
@@ -22,11 +27,6 @@ from test_web_page import (  # noqa: F401
     speaker,
     visit,
 )
-from tiny_chats import LEARNED, scripted
-from tiny_runs import wait_for
-
-from positron_mini import generate
-from positron_mini.text.tokenizer import Tokenizer
 
 AT_ONCE = """(acts) => {
     for (const [element, what, value] of acts) {

@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_stories import made_stories
-from tiny_runs import positron
 
+from helpers.runs import positron
+from helpers.texts import made_stories
 from positron_mini.cli import COMMANDS
 from positron_mini.cli import new as new_command
 from positron_mini.cli.completion import all_flags, script

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 import torch
-from faults.harness import disk_with_room, every_kill, flip, kill_after, steps_again, visible, watched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_runs import (
+
+from helpers.faults import disk_with_room, every_kill, flip, kill_after, steps_again, visible, watched
+from helpers.runs import (
     Result,
     assert_same_run,
     copied,
@@ -38,7 +39,6 @@ from tiny_runs import (
     trained,
     wait_for,
 )
-
 from positron_mini import files
 from positron_mini.config import TrainConfig
 from positron_mini.errors import DiskFullError, PositronError
@@ -134,8 +134,7 @@ def split_config(until: int | None) -> TrainConfig:
     """The flags of WORDS, without a command line to read."""
     from dataclasses import replace
 
-    from tiny_runs import TINY
-
+    from helpers.runs import TINY
     from positron_mini.cli.flags import parse
 
     global _parsed
@@ -537,7 +536,7 @@ def test_C11_the_same_cool_down_again_is_nothing_to_say(bench: Path) -> None:
     assert "cool-down" not in train_ok(CUT, "--until_step", "5").err
     opened = Path("runs/open/run")
     words = ("--milestones", "0", "--out_dir", str(opened), "--threads", "1")
-    from tiny_runs import TINY
+    from helpers.runs import TINY
 
     assert positron("train", *TINY, *words, "--until_step", "2").code == 0
     assert (

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import cost, steps_again
-from made_stories import made_stories
-from tiny_runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
 
+from helpers.faults import cost, steps_again
+from helpers.runs import SEPARATOR, TINY, lines_of, listing, needs_fork, positron, tiny_train
+from helpers.texts import made_stories
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.corpus.files import ReadStats, read_documents
 from positron_mini.text.tokenizer import train_tokenizer

@@ -14,9 +14,9 @@ from typing import Any
 
 import filelock
 import pytest
-from faults.harness import disk_with_room, watched
-from tiny_runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 
+from helpers.faults import disk_with_room, watched
+from helpers.runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 from positron_mini import files
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.own_files import foreign, leftovers
@@ -515,7 +515,7 @@ def test_F5_a_reader_gives_up_in_the_end(workshop: Path) -> None:
 
 def test_F5_readers_beside_a_training_that_saves_every_step_all_succeed(workshop: Path) -> None:
     words = ("--threads", "1", "--save_every", "1", "--eval_every", "1000", "--milestones", "2,4,8,16")
-    from tiny_runs import TINY
+    from helpers.runs import TINY
 
     writer = spawn("train", *TINY, *words, "--out_dir", "runs/busy")
     try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from faults.harness import cost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_chats import write_model
-from tiny_models import lively_model, shape, write_tokens
-from tiny_runs import needs_fork, positron
 
+from helpers.chats import write_model
+from helpers.faults import cost
+from helpers.models import lively_model, shape, write_tokens
+from helpers.runs import needs_fork, positron
 from positron_mini import files
 from positron_mini.cli.runs import summary
 from positron_mini.config import ModelConfig, TrainConfig

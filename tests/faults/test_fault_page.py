@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from scripts import script_module
+
+from helpers.project import script_module
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from faults.harness import steps_again
-from tiny_runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
 
+from helpers.faults import steps_again
+from helpers.runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
 from positron_mini import files, trainer
 from positron_mini.model import GPT
 from positron_mini.optim import Combined

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults.harness import differences, every_kill, steps_again
-from tiny_runs import copied, positron
 
+from helpers.faults import differences, every_kill, steps_again
+from helpers.runs import copied, positron
 from positron_mini import files
 from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.store.find import find_checkpoint

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tiny_runs import timeless
-
+from helpers.runs import timeless
 from positron_mini import files
 from positron_mini.store.run_folder import RunFolder
 

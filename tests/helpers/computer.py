@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.project import ROOT
+
 TOOLS = ("bash", "sh", "cat", "cut", "dirname", "env", "grep", "mkdir", "mv", "rm", "sed", "sort", "tail", "tr", "sha256sum", "shasum")
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 THIS_MACHINE = platform.machine()

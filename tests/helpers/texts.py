@@ -1,8 +1,53 @@
-"""300 texts on which tokenizers go wrong: `AWKWARD_TEXTS`. None holds a control piece's spelling, U+2581, NUL or a lone surrogate."""
+"""Texts: story-like English made from a seed, and 300 texts on which tokenizers go wrong."""
 
 from __future__ import annotations
 
+import functools
+import os
 import random
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from positron_mini.text.tokenizer import IM_END, IM_START, Tokenizer, train_tokenizer
+
+# --- stories ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_NAMES = _words("Lily Tom Mia Ben Zoe Max Anna Sam Lucy Jack Sue Tim Bella Leo Nora Finn")
+_THINGS = _words(
+    "ball dog cat tree boat house bird river garden apple cake star moon friend flower rabbit box kite hat stone bridge bear duck frog "
+    "window blanket puddle mountain butterfly sandwich umbrella candle basket pillow carrot"
+)
+_ADJECTIVES = _words(
+    "big small red happy sad shiny old little brave kind funny quiet warm soft yellow tiny gentle careful curious wonderful"
+)
+_VERBS = _words("found saw liked wanted carried painted hugged followed lost shared fixed dropped washed counted remembered drew")
+_ENDINGS = ("They laughed.", "Mom smiled!", '"Thank you," said {name}.', "It was 7 o'clock.", "Why?", "The end.", "{name} slept — at last…")
+
+
+def made_story(rng: random.Random) -> str:
+    """One story of a few lines, with names, quotes, digits and paragraphs."""
+    name = rng.choice(_NAMES)
+    lines = [f"Once upon a time, there was a {rng.choice(_ADJECTIVES)} {rng.choice(_THINGS)} named {name}."]
+    for _ in range(rng.randint(2, 8)):
+        lines.append(f"{name} {rng.choice(_VERBS)} the {rng.choice(_ADJECTIVES)} {rng.choice(_THINGS)} and a {rng.choice(_THINGS)}.")
+    lines.append(rng.choice(_ENDINGS).format(name=name))
+    return rng.choice((" ", "\n", "\n\n")).join(lines)
+
+
+def made_stories(count: int, seed: int = 0) -> list[str]:
+    """`count` stories; equal arguments give equal stories."""
+    rng = random.Random(seed)
+    return [made_story(rng) for _ in range(count)]
+
+
+# --- awkward texts ----------------------------------------------------------------------------------------------------------------------
 
 _SEEDS = [
     # whitespace
@@ -180,3 +225,29 @@ def awkward_texts(count: int = 300, seed: int = 7) -> list[str]:
 
 
 AWKWARD_TEXTS: list[str] = awkward_texts()
+"""300 texts on which tokenizers go wrong. None holds a control piece's spelling, U+2581, NUL or a lone surrogate."""
+LOOKALIKES = ["<s>", "</s>", "<unk>", "<pad>", IM_START, IM_END, "<0x0A>", "<0x41>", "<|endoftext|>"]
+texts = st.lists(
+    st.one_of(st.text(), st.sampled_from([*LOOKALIKES, " ", "  ", "\n", "\0", "Lily", " the", "\U0001f600"])), max_size=12
+).map("".join)
+
+
+# --- real text, and tokenizers ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def story_tokenizer() -> Tokenizer:
+    return train_tokenizer(made_stories(400), 600, threads=1)
+
+
+@functools.cache
+def repetitive_tokenizer() -> Tokenizer:
+    """Pieces such as aa, aaa, aab, aabaa: many ways to cut one text."""
+    return train_tokenizer(["aabaa aab aaab" * 3, "aaaaaa", "baab  abba   aa    b"] * 20, 290, threads=1)
+
+
+def real_stories(name: str) -> list[str]:
+    folder = os.environ.get("POSITRON_TEST_TEXT")
+    if not folder:
+        pytest.skip("POSITRON_TEST_TEXT is not set: no real text to test with")
+    return (Path(folder) / name).read_text(encoding="utf-8").split("<|endoftext|>")

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 import torch
-from tiny_models import lively_model, shape, text_like_ids
-from tiny_runs import TINY, positron, spawn
 
+from helpers.models import lively_model, shape, text_like_ids
+from helpers.project import ROOT
+from helpers.runs import TINY, positron, spawn
 from positron_mini import distributed
 from positron_mini.distributed import Processes
 from positron_mini.model import IGNORED
@@ -101,6 +102,13 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
                 child.kill()
         process.kill()
         process.communicate()
+
+
+def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What Python code does in a process of its own that finds the package and these helpers, with another hash seed than this one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "PYTHONHASHSEED": "random"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
 def train_together(count: int, out_dir: str, *words: str, before: Callable[[int], None] = lambda rank: None) -> list[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import lively_model, shape
 
+from helpers.models import lively_model, shape
 from positron_mini.export.card import step_card
 from positron_mini.generate import Token
 from positron_mini.model import GPT, IGNORED

@@ -1,0 +1,1 @@
+"""What tests share: one module for each subject, and in programs/ what they start as processes of their own."""

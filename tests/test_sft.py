@@ -36,7 +36,7 @@ from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Encoded, Message, encode_chat
 from positron_mini.text.tokenizer import Tokenizer, train_tokenizer
 from positron_mini.train import finetune as sft
-from positron_mini.train.open_run import open_sft_session
+from positron_mini.train.finetune import open_sft_session
 from positron_mini.train.recorder import Recorder
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
 

@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
 def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
     """The run folder after fine-tuning by `config`, of which the flags in `given` were spelled out."""
     from positron_mini.cli.train import watch
-    from positron_mini.train.open_run import open_sft_session
+    from positron_mini.train.finetune import open_sft_session
     from positron_mini.trainer import StopFlag
 
     session = open_sft_session(config, given=given, say=note, stop=StopFlag())

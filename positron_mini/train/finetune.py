@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from positron_mini import device as devices
 from positron_mini.chat.conversations import Instructions, encode_conversations, read_conversations, report_lines
 from positron_mini.chat.packing import PackedBatches, Stories
-from positron_mini.config import SampleConfig, SFTConfig
+from positron_mini.config import SampleConfig, SFTConfig, changed_fields
 from positron_mini.errors import CheckpointError, Say
 from positron_mini.evaluate.bits import Score, score_documents, token_logprobs
 from positron_mini.export.card import step_card
@@ -26,10 +27,13 @@ from positron_mini.store.run_state import look
 from positron_mini.text.chat_format import CHAT_TEMPLATE, Encoded, Message, encode_chat
 from positron_mini.text.prepare import Prepared, prepare_corpus
 from positron_mini.text.tokenizer import EOS, Tokenizer
-from positron_mini.train.plan import Plan
+from positron_mini.train.find_run import merge_with_run, same_run
+from positron_mini.train.open_run import build, plan_run
+from positron_mini.train.plan import Plan, Request
 from positron_mini.train.pretrain import validation_subset
-from positron_mini.train.settings import Settings
-from positron_mini.trainer import BatchSource, Trainer
+from positron_mini.train.session import Session
+from positron_mini.train.settings import Settings, decide_sft
+from positron_mini.trainer import BatchSource, StopFlag, Trainer
 
 QUESTIONS = ("Who are you?", "Explain gravity to a child.", "Write a short story about a robot.")
 SAMPLING = SampleConfig(max_tokens=60, temperature=0.3, seed=42)
@@ -47,6 +51,37 @@ class Material:
     base: ckpt.Checkpoint
     instructions: Instructions
     stories: Prepared | None
+
+
+def open_sft_session(
+    config: SFTConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
+) -> Session:
+    """The fine-tuning that `config` asks for, new or continued.
+
+    Errors: PositronError of every kind; DataError naming file and line for conversations that cannot be used.
+    """
+    given = changed_fields(config) if given is None else given
+
+    # 1. Find the run: the folder that is named, or that of the base model.
+    config, run = find_folder(config, say)
+    config, recorded = merge_with_run(config, given, run, "sft")
+
+    # 2. Prepare the text: the base model, the conversations in its tokens, the stories that it is not to forget.
+    config, material = read_material(replace(config, out_dir=str(run.path)), say)
+
+    # 3. Decide every setting that is still open.
+    settings = decide_sft(config, material.base.config, recorded, devices.this_machine(), say)
+    task = FineTuning(settings.recorded_in(config), settings, material)
+    if recorded is not None:
+        same_run(run, recorded, task.identity)
+
+    # 4. Plan the steps.
+    keeps_horizon = recorded is not None and "epochs" not in given
+    request = Request.of(config, None if keeps_horizon else task.steps)
+    plan, checkpoint = plan_run(run, recorded, request, config.warmup_steps, say)
+
+    # 5. Build.
+    return build(task, run, recorded, plan, checkpoint, stop=stop)
 
 
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:

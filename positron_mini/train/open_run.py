@@ -1,7 +1,7 @@
 """From a command to a run that trains: find the run, prepare its text, decide every setting, plan the steps, build.
 
-Read `open_session` from top to bottom; `open_sft_session` goes the same way with conversations, and what the two differ in is a `Task`.
-The text comes before the decisions, because its tokenizer says how large the model is. All that can be wrong is found on the way; nothing
+Read `open_session` from top to bottom; `finetune.open_sft_session` goes the same way with conversations, and what the two differ in is a
+`Task`. The text comes before the decisions, because its tokenizer says how large the model is. All that can be wrong is found on the way; nothing
 in the run folder has been touched when a session is returned.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from positron_mini import device as devices
-from positron_mini.config import DEFAULT_TEXT, SFTConfig, TrainConfig, changed_fields, model_config
+from positron_mini.config import DEFAULT_TEXT, TrainConfig, changed_fields, model_config
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, Say, command
 from positron_mini.optim import Schedule, build_optimizer
@@ -22,14 +22,13 @@ from positron_mini.store.checkpoint import Checkpoint, load_training, open_check
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord, schedule_event, schedule_record
 from positron_mini.train import budget
-from positron_mini.train.find_run import CONTROL_FLAGS, find_run, merge_with_run, rows_for_all, same_run
-from positron_mini.train.finetune import FineTuning, find_folder, read_material
+from positron_mini.train.find_run import CONTROL_FLAGS, find_run, rows_for_all, same_run
 from positron_mini.train.law import most_steps
 from positron_mini.train.plan import Plan, Request, plan_continuation, plan_new
 from positron_mini.train.pretrain import Pretraining, prepare_text
 from positron_mini.train.recorder import Follower, Recorder
 from positron_mini.train.session import Session, changed_settings
-from positron_mini.train.settings import decide, decide_sft
+from positron_mini.train.settings import decide
 from positron_mini.train.task import Task
 from positron_mini.train.track import NoTracker, open_tracker
 from positron_mini.trainer import LoopConfig, StopFlag, Trainer
@@ -82,37 +81,6 @@ def open_session(
     if config.budget is not None:
         budget.keep_to_time(session, task, recorded, most, spent_s)
     return session
-
-
-def open_sft_session(
-    config: SFTConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
-) -> Session:
-    """The fine-tuning that `config` asks for, new or continued.
-
-    Errors: PositronError of every kind; DataError naming file and line for conversations that cannot be used.
-    """
-    given = changed_fields(config) if given is None else given
-
-    # 1. Find the run: the folder that is named, or that of the base model.
-    config, run = find_folder(config, say)
-    config, recorded = merge_with_run(config, given, run, "sft")
-
-    # 2. Prepare the text: the base model, the conversations in its tokens, the stories that it is not to forget.
-    config, material = read_material(replace(config, out_dir=str(run.path)), say)
-
-    # 3. Decide every setting that is still open.
-    settings = decide_sft(config, material.base.config, recorded, devices.this_machine(), say)
-    task = FineTuning(settings.recorded_in(config), settings, material)
-    if recorded is not None:
-        same_run(run, recorded, task.identity)
-
-    # 4. Plan the steps.
-    keeps_horizon = recorded is not None and "epochs" not in given
-    request = Request.of(config, None if keeps_horizon else task.steps)
-    plan, checkpoint = plan_run(run, recorded, request, config.warmup_steps, say)
-
-    # 5. Build.
-    return build(task, run, recorded, plan, checkpoint, stop=stop)
 
 
 def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:

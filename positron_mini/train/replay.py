@@ -175,7 +175,8 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _open(recorded: RunRecord, twin: RunFolder, end: int, say: Say) -> Session:
     """The session that trains the twin up to `end`, by the settings of the record."""
-    from positron_mini.train.open_run import open_session, open_sft_session
+    from positron_mini.train.finetune import open_sft_session
+    from positron_mini.train.open_run import open_session
 
     given = frozenset({"out_dir", "until_step", "track"})
     if recorded.is_chat:

@@ -38,11 +38,12 @@ def work(job: Row) -> None:
 
     from positron_mini import distributed
     from positron_mini.config import TrainConfig, model_config
+    from positron_mini.fast.losses import loss_function
     from positron_mini.model import GPT
     from positron_mini.optim import build_optimizer, make_schedule
     from positron_mini.text.prepare import prepare_corpus
     from positron_mini.train.pretrain import TokenBatches
-    from positron_mini.trainer import LoopConfig, StopFlag, Trainer
+    from positron_mini.trainer import LoopConfig, StopFlag
 
     torch.set_num_threads(job["threads"])
     if job["dtype"] == "float64":  # the model computes norms and logits in fp32, whatever its weights are
@@ -58,8 +59,9 @@ def work(job: Row) -> None:
     model = GPT(shape).init_weights(0).to(torch.get_default_dtype())
     optimizer = build_optimizer(model, "muon", lr=4e-3, muon_lr=None, weight_decay=0.1)
     micro = max(1, 2_048 // shape.context_len)
-    loop = LoopConfig(4e-3, make_schedule(5, None, job["horizon"]), micro, 1.0, 0.0, 0, "cpu", "fp32", compile=False)
-    trainer = Trainer(model, optimizer, TokenBatches(prepared.train.ids, 0, rows, shape.context_len), loop, processes=processes)
+    loop = LoopConfig(4e-3, make_schedule(5, None, job["horizon"]), micro, 1.0, 0.0, 0, "cpu", "fp32")
+    loss = loss_function(model, "cpu", compiled=False)
+    trainer = processes.trainer(model, optimizer, TokenBatches(prepared.train.ids, 0, rows, shape.context_len), loop, loss=loss)
     losses, times, sent = [], [], []
     mark, counter = time.perf_counter(), _counter()
     for report in trainer.run(job["steps"], StopFlag()):

@@ -16,13 +16,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from positron_mini.errors import DataError, PositronError, UsageError
+from positron_mini.store.run_logs import StepReport
+from positron_mini.trainer import Batch, StopFlag, Trainer
 
 Loss = Callable[..., Tensor]
 # The first process may write samples and a checkpoint meanwhile, or prepare a text; one that is gone is noticed at once by its connection.
@@ -31,12 +33,6 @@ _STEP_TIMEOUT, _START_TIMEOUT = timedelta(minutes=30), timedelta(days=7)
 
 class PeerError(PositronError):
     """Another process of the run is gone; what the run had saved is intact."""
-
-
-class Stop(Protocol):
-    """What a signal sets."""
-
-    signal_number: int | None
 
 
 class Processes:
@@ -51,28 +47,9 @@ class Processes:
         """Whether this process writes, and talks."""
         return self.rank == 0
 
-    def share(self, rows: int) -> range:
-        """The rows of a step that this process computes."""
-        return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
-
-    def shared_loss(self, model: nn.Module, loss: Loss) -> Loss:
-        """`loss`, a method of `model`, whose gradients are added up over all processes where `exchange` says so; for use after `meet`."""
-        return loss
-
-    def meet(self) -> None:
-        """Return when all processes are about to train; each calls it, as often as it likes."""
-
-    def exchange(self, now: bool) -> contextlib.AbstractContextManager[object]:
-        """A context for the forward and backward pass of some rows: `now` for the last ones of a step."""
-        return contextlib.nullcontext()
-
-    def step_total(self, total: Tensor, stop: Stop) -> float:
-        """The sum of `total` over all processes, after which all of them have `stop` set if one had."""
-        return float(total)  # sync point
-
-    def has_stopped(self, stop: Stop) -> bool:
-        """Whether all processes know that they are to stop."""
-        return stop.signal_number is not None
+    def trainer(self, *parts: Any, **settings: Any) -> Trainer:
+        """A `Trainer` with these arguments, whose steps all processes make together."""
+        return Trainer(*parts, **settings)
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """The sum of each number over all processes."""
@@ -115,6 +92,14 @@ class Group(Processes):
     _control: Any = field(default=None, repr=False)  # a few numbers at a time, on the CPU, whatever computes the rest
     _stopped: bool = False
 
+    def trainer(self, *parts: Any, **settings: Any) -> Trainer:
+        """A `SharedTrainer` with these arguments."""
+        return SharedTrainer(self, *parts, **settings)
+
+    def share(self, rows: int) -> range:
+        """The rows of a step that this process computes."""
+        return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
     def shared_loss(self, model: nn.Module, loss: Loss) -> Loss:
         """`loss` by way of DistributedDataParallel, which is made by `meet`: a process may be alone here, with the others yet to come."""
         self._parts = _LossOf(model, loss)
@@ -151,7 +136,7 @@ class Group(Processes):
         context: contextlib.AbstractContextManager[object] = contextlib.nullcontext() if now else self._shared.no_sync()
         return context
 
-    def step_total(self, total: Tensor, stop: Stop) -> float:
+    def step_total(self, total: Tensor, stop: StopFlag) -> float:
         """The sum of `total`, in order of ranks."""
         rows = self._gather([float(total), float(stop.signal_number or 0)])
         signal = int(max(row[1] for row in rows))
@@ -159,8 +144,9 @@ class Group(Processes):
             stop.signal_number, self._stopped = signal, True
         return math.fsum(row[0] for row in rows)
 
-    def has_stopped(self, stop: Stop) -> bool:
-        """Whether it was agreed: a process that leaves alone would be waited for."""
+    @property
+    def has_stopped(self) -> bool:
+        """Whether all have agreed to stop: a process that left alone would be waited for."""
         return self._stopped
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
@@ -205,6 +191,46 @@ class Group(Processes):
         gc.collect()  # DistributedDataParallel refers to itself
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class SharedTrainer(Trainer):
+    """A Trainer that computes its share of each step and adds up gradients and loss with those of the other processes."""
+
+    may_halve = False  # all would have to agree
+
+    def __init__(self, processes: Group, *parts: Any, **settings: Any) -> None:
+        super().__init__(*parts, **settings)
+        self.processes = processes
+        self._loss = processes.shared_loss(self.model, self._loss)
+
+    def _begin(self) -> None:
+        self.processes.meet()
+
+    def _update(self, stop: StopFlag) -> StepReport | None:
+        try:
+            return super()._update(stop)
+        except (RuntimeError, MemoryError) as error:
+            if lost := self.processes.explain(error):
+                raise lost from error
+            raise
+
+    def _micro_batches(self, batch: Batch, stop: StopFlag) -> Iterator[range]:
+        """The share of this process; once `stop` is set, only the last micro-batch: the others are waiting to exchange its gradients."""
+        parts = self._cut(batch, self.processes.share(len(batch.ids)))
+        for rows in parts:
+            if stop.signal_number is None or rows is parts[-1]:
+                yield rows
+
+    def _backward(self, batch: Batch, rows: range, count: int) -> Tensor:
+        """Gradients of all micro-batches but the last stay here; the last one's backward pass exchanges their sum."""
+        with self.processes.exchange(rows.stop == self.processes.share(len(batch.ids)).stop):
+            return super()._backward(batch, rows, count)
+
+    def _sum(self, total: Tensor, stop: StopFlag) -> float:
+        return self.processes.step_total(total, stop)
+
+    def _has_stopped(self, stop: StopFlag) -> bool:
+        return self.processes.has_stopped
 
 
 _LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "gloo", "nccl", "timed out waiting")

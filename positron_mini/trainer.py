@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
@@ -20,11 +19,7 @@ import torch
 from torch import Tensor
 
 from positron_mini import device as devices
-from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
-from positron_mini.fast.chunked_loss import chunked_loss
-from positron_mini.fast.plain import changed, has_plain_head, is_plain
-from positron_mini.fast.training import native_loss
 from positron_mini.model import GPT, IGNORED
 from positron_mini.optim import Optimizer, Schedule, lr_at, update_average
 from positron_mini.store.run_logs import StepReport
@@ -64,9 +59,7 @@ class LoopConfig:
     seed: int
     device: str
     precision: str
-    compile: bool
     grad_limit: float | None = None  # a gradient norm above it counts as not finite
-    native: bool = False  # what lies between products in C++, in place of torch.compile
     max_skips: int = 0  # steps of the run that may be skipped because they are not finite
 
 
@@ -104,20 +97,10 @@ class Clock:
         self._mark = mark
 
 
-def loss_function(model: GPT, device: str, *, compiled: bool, native: bool = False) -> Callable[..., Tensor]:
-    """`model.loss`, computed the fastest way that is known to be right on `device` for it; every way gives the same values."""
-    if device == "cpu":
-        devices.keep_freed_memory()
-    if native and is_plain(model):
-        return partial(native_loss, model)
-    if device == "cpu" and has_plain_head(model):  # not measured elsewhere
-        hidden = devices.compiled(model.hidden) if compiled else model.hidden
-        return partial(chunked_loss, model, hidden)
-    return devices.compiled(model.loss) if compiled else model.loss
-
-
 class Trainer:
     """A model, its optimizer, its running average and the number of finished steps; `run` does the work."""
+
+    may_halve = True  # compute fewer rows at once where the first step does not fit into memory
 
     def __init__(
         self,
@@ -126,10 +109,10 @@ class Trainer:
         source: BatchSource,
         config: LoopConfig,
         *,
+        loss: Callable[..., Tensor] | None = None,
         elapsed_s: float = 0.0,
-        processes: Processes = ALONE,
     ) -> None:
-        self.model, self.optimizer, self.source, self.config, self.processes = model, optimizer, source, config, processes
+        self.model, self.optimizer, self.source, self.config = model, optimizer, source, config
         self.step = 0
         self.tokens = 0  # tokens read by finished steps
         self.skipped = 0  # steps skipped so far
@@ -138,7 +121,8 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
         self.clock = Clock(elapsed_s)
-        self._loss = processes.shared_loss(model, loss_function(model, config.device, compiled=config.compile, native=config.native))
+        self._loss: Callable[..., Tensor] = loss or model.loss  # the model's own, or a faster one with the same values (fast/losses.py)
+        self._look: Callable[[], str] = getattr(loss, "look", lambda: "")  # such a one may have to give way to the model's own
 
     @property
     def is_cooling(self) -> bool:
@@ -152,16 +136,13 @@ class Trainer:
         A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError, before the weights are touched;
         OutOfMemoryError. At the first step fewer rows are computed at once first, until a single one does not fit.
         """
-        self.processes.meet()
-        self._look_at_model()
+        self._begin()
         self.clock.lap_other()
-        may_halve = self.processes.size == 1  # several processes must agree on the rows
-        while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self.processes.has_stopped(stop):
+        may_halve = self.may_halve
+        while not self._is_at(until) and not self._is_at(self.config.schedule.horizon) and not self._has_stopped(stop):
             try:
                 report = self._update(stop)
             except (RuntimeError, MemoryError) as error:
-                if lost := self.processes.explain(error):
-                    raise lost from error
                 if not devices.is_out_of_memory(error):
                     raise
                 self.model.zero_grad(set_to_none=True)
@@ -177,12 +158,9 @@ class Trainer:
             if report is not None:
                 yield report
 
-    def _look_at_model(self) -> None:
-        """Go on without native kernels when the model has been changed since this object was made: they compute the built-in one."""
-        if self.config.native and self.processes.size == 1 and (why := changed(self.model)):
-            self.config = replace(self.config, native=False)
-            self._loss = loss_function(self.model, self.config.device, compiled=False)
-            text = f"training with PyTorch's kernels: this model is not the built-in one ({why})"
+    def _begin(self) -> None:
+        """Tell if the loss is computed in another way from now on."""
+        if text := self._look():
             self.tell({"kind": "kernels", "step": self.step, "text": text})
 
     def _is_at(self, end: int | None) -> bool:
@@ -215,39 +193,53 @@ class Trainer:
     def _gradients(self, batch: Batch, stop: StopFlag) -> tuple[float, float] | None:
         """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when there is to be no update.
 
-        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut into
-        micro-batches, nor on how many processes share it.
+        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut.
         """
         count = max(1, int((batch.targets != IGNORED).sum()))
         total = torch.zeros((), device=self.config.device)
-        rows = self.config.micro_batch * max(1, self.model.config.context_len // batch.ids.shape[1])  # shorter rows, as many tokens
-        share = self.processes.share(len(batch.ids))
-        for first in range(share.start, share.stop, rows):
-            last = min(first + rows, share.stop)
-            if stop.signal_number is not None and last < share.stop:
-                continue  # to the last rows, whose exchange the others wait for
-            if self.config.dropout:
-                torch.manual_seed(_mix(self.config.seed, self.step, first))
-            part = [None if t is None else t[first:last].to(self.config.device) for t in batch]
-            with self.processes.exchange(last == share.stop):
-                with devices.autocast(self.config.device, self.config.precision):
-                    loss = self._loss(*part)
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            if stop.signal_number is not None and self.processes.size == 1:
-                break
-        summed = self.processes.step_total(total, stop)
-        if self.processes.has_stopped(stop):
+        for rows in self._micro_batches(batch, stop):
+            total += self._backward(batch, rows, count)
+        mean = self._sum(total, stop) / count
+        if self._has_stopped(stop):
             self.model.zero_grad(set_to_none=True)
             return None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        mean, grad_norm = summed / count, float(norm)
+        grad_norm = float(norm)
         limit = float("inf") if self.config.grad_limit is None else self.config.grad_limit
         if not (abs(mean) < float("inf") and grad_norm < limit):  # false for NaN too
             self._skip(mean, grad_norm)
             return None
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
         return mean, grad_norm
+
+    def _micro_batches(self, batch: Batch, stop: StopFlag) -> Iterator[range]:
+        """The rows of a step, as many at a time as are computed at once; no more once `stop` is set."""
+        for rows in self._cut(batch, range(len(batch.ids))):
+            yield rows
+            if stop.signal_number is not None:
+                return
+
+    def _cut(self, batch: Batch, rows: range) -> list[range]:
+        """`rows` in order, in parts that are computed at once."""
+        size = self.config.micro_batch * max(1, self.model.config.context_len // batch.ids.shape[1])  # shorter rows, as many tokens
+        return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+    def _backward(self, batch: Batch, rows: range, count: int) -> Tensor:
+        """The summed loss of some rows, whose gradient, divided by `count`, is added to `.grad`."""
+        if self.config.dropout:
+            torch.manual_seed(_mix(self.config.seed, self.step, rows.start))
+        part = [None if t is None else t[rows.start : rows.stop].to(self.config.device) for t in batch]
+        with devices.autocast(self.config.device, self.config.precision):
+            loss = self._loss(*part)
+        (loss / count).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _sum(self, total: Tensor, stop: StopFlag) -> float:
+        """`total`, the loss summed over a step, as a number."""
+        return float(total)  # sync point
+
+    def _has_stopped(self, stop: StopFlag) -> bool:
+        return stop.signal_number is not None
 
     def _skip(self, loss: float, grad_norm: float) -> None:
         """Count this step as done without an update, where `max_skips` allows it. Errors: NonFiniteError where it does not."""

@@ -342,7 +342,7 @@ def test_T4_training_makes_no_float64_and_two_shapes_at_most() -> None:
     # a token takes 12 x 512 + 4 x 2 x (34 x 32 + 10 x 64) = 19,968 bytes; the room for 150 of them holds four rows of 32
     rows = micro_batch_rows(shape(), 32, 12, "mps", (GIB + 20 * shape().parameters + 2 * 150 * 19_968) * 3 // 2 + 10)
     assert rows == 4
-    loop = LoopConfig(1e-3, Schedule(1, 2, 5), rows, 1.0, 0.1, 0, "cpu", "fp32", compile=False)
+    loop = LoopConfig(1e-3, Schedule(1, 2, 5), rows, 1.0, 0.1, 0, "cpu", "fp32")
     optimizer = build_optimizer(model, "muon", lr=1e-3, muon_lr=None, weight_decay=0.1)
     with Watching() as seen:
         assert len(list(Trainer(model, optimizer, Rows(), loop).run(4, StopFlag()))) == 4

@@ -23,12 +23,13 @@ from positron_mini.export import model_files as export
 from positron_mini.fast import plain
 from positron_mini.fast.chunked_loss import chunked_loss
 from positron_mini.fast.decoder import Decoder, quickest
+from positron_mini.fast.losses import NativeLoss, loss_function
 from positron_mini.generate import Plain, draws
 from positron_mini.model import GPT, MLP, Attention, Block, RMSNorm
 from positron_mini.optim import build_optimizer, make_schedule
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.train.settings import choose_kernels
-from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer, loss_function
+from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
 
 PLAIN = ("--milestones", "none", "--save_every", "2")
 SHAPE = shape(n_head=2, n_kv_head=1, head_dim=32, context_len=32, n_embd=64)  # one that the native kernels cover
@@ -368,10 +369,9 @@ def trainer_of(model: GPT, *, is_native: bool) -> Trainer:
     """A trainer of `model`."""
     loop = LoopConfig(
         lr=1e-2, schedule=make_schedule(1, None, None), micro_batch=2, grad_clip=1.0, dropout=0.0, seed=0, device="cpu", precision="fp32",
-        compile=False, native=is_native,
     )  # fmt: skip
     optimizer = build_optimizer(model, "adamw", lr=1e-2, muon_lr=None, weight_decay=0.0)
-    return Trainer(model, optimizer, Batches(), loop)
+    return Trainer(model, optimizer, Batches(), loop, loss=loss_function(model, "cpu", compiled=False, native=is_native))
 
 
 def trained(model: GPT, *, is_native: bool) -> tuple[list[float], dict[str, Tensor]]:
@@ -455,14 +455,14 @@ def test_an_own_loss_is_not_left_to_the_chunked_one(way: str, monkeypatch: pytes
 def test_the_built_in_model_is_trained_by_native_kernels_until_it_is_changed() -> None:
     model = lively_model(SHAPE)
     trainer = trainer_of(model, is_native=True)
-    assert "native_loss" in repr(trainer._loss)
+    assert isinstance(trainer._loss, NativeLoss) and trainer._loss.is_native
     events: list[dict[str, Any]] = []
     trainer.tell = events.append
     list(trainer.run(1, StopFlag()))
     assert not events
     first(model).mlp.register_forward_hook(lambda module, args, out: 2 * out)
     list(trainer.run(2, StopFlag()))
-    assert "native_loss" not in repr(trainer._loss)
+    assert not trainer._loss.is_native
     assert [(event["kind"], event["step"]) for event in events] == [("kernels", 1)]
     assert events[0]["text"].endswith("this model is not the built-in one (model.layers.0.mlp has a hook)")
 

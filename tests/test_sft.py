@@ -530,7 +530,7 @@ def one_step(batches: PackedBatches, model: GPT) -> tuple[float, dict[str, torch
         def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
             pass
 
-    loop = LoopConfig(0.01, Schedule(2), 8, 1e9, 0.0, 0, "cpu", "fp32", compile=False)
+    loop = LoopConfig(0.01, Schedule(2), 8, 1e9, 0.0, 0, "cpu", "fp32")
     (report,) = Trainer(model, Keeper(), batches, loop).run(1, StopFlag())
     return report.loss, seen
 

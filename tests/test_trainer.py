@@ -18,7 +18,7 @@ from positron_mini.trainer import Batch, Clock, LoopConfig, StepReport, StopFlag
 
 ROWS, LENGTH = 8, 12
 LOOP = LoopConfig(
-    lr=0.01, schedule=Schedule(2), micro_batch=8, grad_clip=1e9, dropout=0.0, seed=3, device="cpu", precision="fp32", compile=False
+    lr=0.01, schedule=Schedule(2), micro_batch=8, grad_clip=1e9, dropout=0.0, seed=3, device="cpu", precision="fp32"
 )
 
 

@@ -72,7 +72,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        wait = " (compiling takes up to a minute)" if self.session.trainer.config.compile else ""
+        wait = " (compiling takes up to a minute)" if self.session.task.settings.compile else ""
         self._bar = Bar(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task(f"first step{wait}", total=self.end, completed=self.first)
         self._bar.start()

@@ -25,6 +25,7 @@ from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_c
 from positron_mini.device import children
 from positron_mini.errors import PositronError, Say
 from positron_mini.fast.decoder import Decoder, Weights
+from positron_mini.fast.losses import loss_function
 from positron_mini.generate import draws
 from positron_mini.model import GPT
 from positron_mini.optim import MOMENTUM_WARMUP, build_optimizer, make_schedule
@@ -114,10 +115,9 @@ def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[Setting
         seed=config.seed,
         device=settings.choice.device,
         precision=settings.choice.precision,
-        compile=settings.compile,
-        native=settings.kernels == "native",
     )
-    return settings, Trainer(model, optimizer, MadeBatches(settings.rows, shape.context_len, shape.vocab_size), loop)
+    loss = loss_function(model, settings.choice.device, compiled=settings.compile, native=settings.kernels == "native")
+    return settings, Trainer(model, optimizer, MadeBatches(settings.rows, shape.context_len, shape.vocab_size), loop, loss=loss)
 
 
 def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda _: None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from positron_mini import device as devices
 from positron_mini.config import DEFAULT_TEXT, TrainConfig, changed_fields, model_config
 from positron_mini.distributed import ALONE, Processes
 from positron_mini.errors import CheckpointError, Say, command
+from positron_mini.fast.losses import loss_function
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.store.checkpoint import Checkpoint, load_training, open_checkpoint, step_name
 from positron_mini.store.run_folder import RunFolder
@@ -141,12 +142,11 @@ def build(
         seed=config.seed,
         device=device,
         precision=settings.choice.precision,
-        compile=settings.compile,
-        native=settings.kernels == "native",
         grad_limit=config.grad_limit,
         max_skips=config.max_skips if config.on_nan == "skip" else 0,
     )
-    trainer = Trainer(model, optimizer, task.batches(), loop, elapsed_s=elapsed_before(run, plan.start), processes=processes)
+    loss = loss_function(model, device, compiled=settings.compile, native=settings.kernels == "native")
+    trainer = processes.trainer(model, optimizer, task.batches(), loop, loss=loss, elapsed_s=elapsed_before(run, plan.start))
     restore(trainer, checkpoint, plan)
     is_watched = processes.is_first and not plan.finished
     tracker = open_tracker(config.track, run.path) if is_watched else NoTracker()

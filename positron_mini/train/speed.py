@@ -12,11 +12,11 @@ from positron_mini import device as devices
 from positron_mini.config import preset_shape
 from positron_mini.config.units import spell_time
 from positron_mini.errors import OutOfMemoryError
+from positron_mini.fast.losses import loss_function
 from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.train.plan import Plan
 from positron_mini.train.settings import Settings
-from positron_mini.trainer import loss_function
 
 PATIENCE_S = 4.0  # for timing one thing
 

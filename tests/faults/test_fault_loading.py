@@ -104,7 +104,7 @@ def test_whole_numbers_where_weights_belong_are_called_by_their_type(tmp_path: P
 def test_L3_a_crafted_training_state_is_refused_too(step: Path, name: str) -> None:
     (step / ckpt.STATE_FILE).write_bytes(CRAFTED[name]())
     ckpt.write_manifest(step)
-    config = LoopConfig(0.01, Schedule(1), 8, 1.0, 0.0, 0, "cpu", "fp32", compile=False)
+    config = LoopConfig(0.01, Schedule(1), 8, 1.0, 0.0, 0, "cpu", "fp32")
 
     def go_on() -> None:
         model = load_model(open_checkpoint(step))

@@ -13,12 +13,13 @@ import torch
 
 from helpers.faults import steps_again
 from helpers.runs import Result, assert_same_run, copied, lines_of, listing, positron, timeless, tiny_train, trained
-from positron_mini import files, trainer
+from positron_mini import files
+from positron_mini.fast import losses
 from positron_mini.model import GPT
 from positron_mini.optim import Combined
 from positron_mini.store.checkpoint import open_checkpoint
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import speed
+from positron_mini.train import open_run, speed
 from positron_mini.trainer import Trainer
 
 BASE, CUT = Path("runs/whole/run"), Path("runs/cut/run")
@@ -160,7 +161,7 @@ def give_memory_for(patch: pytest.MonkeyPatch, rows: int, text: str, from_step: 
     """From this update on, a loss, by whatever way, needs more memory than there is for more than `rows` rows."""
     count = [0]
 
-    real = trainer.loss_function
+    real = losses.loss_function
 
     def loss_function(*model: Any, **settings: Any) -> Callable[..., Any]:
         loss_of = real(*model, **settings)
@@ -173,7 +174,7 @@ def give_memory_for(patch: pytest.MonkeyPatch, rows: int, text: str, from_step: 
 
         return loss
 
-    patch.setattr(trainer, "loss_function", loss_function)
+    patch.setattr(open_run, "loss_function", loss_function)
     patch.setattr(speed, "loss_function", loss_function)
 
 

@@ -22,9 +22,10 @@ from helpers.project import ROOT
 from helpers.runs import TINY, positron, spawn
 from positron_mini import distributed
 from positron_mini.distributed import Processes
+from positron_mini.fast.losses import loss_function
 from positron_mini.model import IGNORED
 from positron_mini.optim import Schedule, build_optimizer
-from positron_mini.trainer import Batch, LoopConfig, StopFlag, Trainer
+from positron_mini.trainer import Batch, LoopConfig, StopFlag
 
 PATIENCE_S = 120.0  # what a group of processes that wait for each other may take
 
@@ -150,9 +151,9 @@ def losses(processes: Processes, steps: int, *, dtype: torch.dtype, **settings: 
     optimizer = build_optimizer(model, "muon", lr=0.01, muon_lr=None, weight_decay=0.1)
     loop = LoopConfig(
         lr=0.01, schedule=Schedule(5, 20, steps), micro_batch=2, grad_clip=1.0, dropout=0.0, seed=3, device="cpu", precision="fp32",
-        compile=False, **settings,
+        **settings,
     )  # fmt: skip
-    trainer = Trainer(model, optimizer, Rows(), loop, processes=processes)
+    trainer = processes.trainer(model, optimizer, Rows(), loop, loss=loss_function(model, "cpu", compiled=False))
     return [report.loss for report in trainer.run(None, StopFlag())]
 
 

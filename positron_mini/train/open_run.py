@@ -1,8 +1,8 @@
 """From a command to a run that trains: find the run, prepare its text, decide every setting, plan the steps, build.
 
 Read `open_session` from top to bottom; `finetune.open_sft_session` goes the same way with conversations, and what the two differ in is a
-`Task`. The text comes before the decisions, because its tokenizer says how large the model is. All that can be wrong is found on the way; nothing
-in the run folder has been touched when a session is returned.
+`Task`. The text comes before the decisions, because its tokenizer says how large the model is. All that can be wrong is found on the way;
+nothing in the run folder has been touched when a session is returned.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from positron_mini import files
 from positron_mini.cli.flags import note, parse, print_json
+from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
-from positron_mini.errors import RunError
+from positron_mini.errors import RunError, command
 from positron_mini.own_files import foreign, is_nobodys, size_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         print_json({"runs": [{name: value for name, value in row.items() if name != "progress"} for row in rows]})
         return 0
     if not rows:
-        print(f"no runs under {flags.root}; start one with: positron train --dataset_path FILE")
+        print(here(f"no runs under {flags.root}; start one with: positron train --dataset_path FILE"))
     for row in rows:
         if row["damaged"]:
             print(f"{row['run']:<40} {row['state']:<22} step {row['step']:,}  {row['damaged']}")
@@ -216,7 +217,7 @@ def old_steps(run: RunFolder, keep: int) -> list[int]:
 
     right = run.newest(training=True, say=lambda _: None) or run.newest(training=False, say=lambda _: None)
     if right is None:
-        note(f"{run.path}: every step is damaged; all are left alone (positron verify {run.path})")
+        note(f"{run.path}: every step is damaged; all are left alone ({command('verify', run.path)})")
         return []
     named = {run.points_to("latest"), run.points_to("best"), right.folder.name}
     kept = {*run.steps()[-keep:], recorded.schedule_at().cooldown_start if (recorded := run.read()) and recorded.schedules else None}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from positron_mini.errors import command
 from positron_mini.store.choice import by_rule, in_words, outdated
 from positron_mini.store.run_state import RunState, look, run_folders
 
@@ -42,7 +42,7 @@ def _talking(found: list[RunState]) -> list[str]:
 def _words(run: RunState) -> str:
     """What a run is and how far; a damaged one says what is wrong."""
     if run.damaged:
-        return f"damaged: {run.damaged}; positron verify {shlex.quote(str(run.path))} looks at every file"
+        return f"damaged: {run.damaged}; {command('verify', run.path)} looks at every file"
     score = f", {run.end.val_bpb:.3f} bits per byte" if run.end.val_bpb is not None and not run.is_chat else ""
     return f"{'fine-tuned' if run.is_chat else 'base'}, {run.progress}{score}{', training now' if run.writer else ''}"
 
@@ -54,10 +54,9 @@ def next_steps(runs: list[RunState]) -> list[str]:
     paused = next((run for run in whole if not run.is_finished and run.writer is None), None)
     base = next((run for run in whole if not run.is_chat), None)
     if paused is not None:
-        command = "sft" if paused.is_chat else "train"
-        steps.append(f"  positron {command} --out_dir {shlex.quote(str(paused.path))}    go on with it")
+        steps.append(f"  {command('sft' if paused.is_chat else 'train', '--out_dir', paused.path)}    go on with it")
     if base is not None and not any(run.is_chat for run in whole):
         steps.append("  positron quicksft    teach it to answer questions")
     if base is not None:
-        steps.append(f"  positron report --run {shlex.quote(str(base.path))}    see how it learned")
+        steps.append(f"  {command('report', '--run', base.path)}    see how it learned")
     return [*steps, "  positron lab    look inside, in the browser"]

@@ -29,7 +29,7 @@ from positron_mini.store.run_logs import Sample
 
 BEGIN, END = "<!-- evolution:begin -->", "<!-- evolution:end -->"
 TITLE = "# See it learn: one run from noise to stories\n\n"
-FEW, MANY = 5, 9  # milestones in the README and on the page
+MANY = 9  # milestones on the page
 MOST_PICTURE_BYTES = 700_000  # of all pictures together; the report has its own limit
 
 
@@ -87,11 +87,10 @@ def between_markers(path: Path, section: str, *, begun: str | None = None) -> st
 
 
 def readme_section(found: Evolution, folder: str) -> str:
-    """What the README shows: one picture, one prompt at some milestones, what the intervals support, where the rest is."""
-    parts = ["## See it learn", _sentence(found), _picture(found, folder, "loss.png"), _samples(found, FEW, prompts=1), _claims(found)]
+    """What the README shows: the course in a sentence, one picture, where the rest is."""
     page = f"{Path(folder).parent.as_posix()}/evolution.md"
-    parts.append(f"`positron report --run runs/NAME` writes such a report of any run. This one: [{page}]({page}).")
-    return "\n\n".join(part for part in parts if part)
+    more = f"What it wrote on the way, and when it learned what: [{page}]({page}). `positron report --run runs/NAME` makes such a page."
+    return "\n\n".join(["## See it learn", _sentence(found), _picture(found, folder, "loss.png"), more])
 
 
 def results_section(found: Evolution, folder: str) -> str:

@@ -15,7 +15,8 @@ from dataclasses import replace
 from itertools import cycle, islice
 
 from positron_mini import storyworld
-from positron_mini.chat.session import ChatSession, load_speaker
+from positron_mini.chat.model import read_model
+from positron_mini.chat.session import ChatSession
 from positron_mini.device import set_threads
 from positron_mini.evaluate.interval import wilson
 from positron_mini.evaluate.suites import REQUESTS, Item, request_items
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     set_threads(args.threads)
-    speakers = [load_speaker(find_checkpoint(ckpt, say=print)) for ckpt in args.ckpt]
+    speakers = [read_model(find_checkpoint(ckpt, say=print)) for ckpt in args.ckpt]
     print(f"story world {storyworld.VERSION}, {args.items} conversations each\n")
     print("| last turn | conversations | " + " | ".join(args.ckpt) + " |\n|---|---|" + "---|" * len(speakers))
     for name, conversations in situations(args.items).items():

@@ -19,6 +19,8 @@ class PositronError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # for tracebacks, in which Python programs see it
 
 
 class UsageError(PositronError):

@@ -13,7 +13,7 @@ from helpers.chats import scripted, write_model
 from helpers.models import lively_model, shape
 from helpers.runs import Result, positron
 from positron_mini import generate
-from positron_mini.chat.session import CHAT_SETTINGS
+from positron_mini.chat.model import CHAT_SETTINGS
 from positron_mini.cli.terminal import is_open_block, printable, without_quotes
 from positron_mini.config import SampleConfig
 from positron_mini.model import GPT

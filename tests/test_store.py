@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+import positron_mini as pm
 from helpers.runs import grown_run, listing, metric, positron, record, sample, tiny_train, write_run
 from helpers.server import running
 from positron_mini import files
 from positron_mini.store import log_columns
-from positron_mini.store.choice import by_rule, in_order, newest_base, outdated
+from positron_mini.store.choice import by_rule, newest_base, outdated
 from positron_mini.store.curve import curve_checks
 from positron_mini.store.find import list_runs, newest_checkpoint
 from positron_mini.store.log_columns import GrowingLog
@@ -348,7 +349,7 @@ def test_O5_a_fine_tuning_is_in_the_lab_from_its_first_line_on_and_known_for_wha
     made("book", horizon=30, step=30, seconds=1e9)
     tuned = write_run(Path("runs/book-sft"), kind="sft", identity={"base": "c" * 64}, config={"lr": 1e-3}, events=schedule(12))
     (tuned / "metrics.jsonl").write_text(json.dumps(metric(1, 2.0)) + "\n")
-    models = Models(list_folders=lambda: [state.path for state in in_order(Path("runs"))])
+    models = Models(list_folders=lambda: [state.path for state in pm.runs(Path("runs"))])
     with running(ServerState(models)) as server, server.client() as client, RunFolder(tuned).writing():
         runs, there = lab_of(client)
         assert runs["book-sft"] | {"kind": "sft", "is_training": True, "step": 1, "horizon": 12, "damaged": ""} == runs["book-sft"]

@@ -62,7 +62,7 @@ def events_of(reply: httpx.Response) -> list[Any]:
 def test_each_of_n_answers_is_the_sample_of_its_number(base_server: TinyServer, tiny_tokenizer: Tokenizer) -> None:
     reply = text(base_server, prompt="Once upon a", n=8, temperature=1.5).json()
     assert [choice["index"] for choice in reply["choices"]] == list(range(8))
-    model, config = base_server.state.models.load("tiny").speaker.model, SampleConfig(max_tokens=6, seed=3, temperature=1.5)
+    model, config = base_server.state.models.load("tiny").speaker.gpt, SampleConfig(max_tokens=6, seed=3, temperature=1.5)
     expected = generate(model, tiny_tokenizer, "Once upon a", config, n=8)
     assert [choice["text"] for choice in reply["choices"]] == [sample.text for sample in expected]
     assert reply["usage"]["completion_tokens"] == sum(len(sample.token_ids) for sample in expected)

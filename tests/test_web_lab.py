@@ -19,7 +19,7 @@ import torch
 from helpers.models import lively_model, shape
 from helpers.server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files
-from positron_mini.chat.session import Speaker
+from positron_mini.chat.model import Model
 from positron_mini.evaluate import lens
 from positron_mini.store import curve, run_logs
 from positron_mini.store.checkpoint import load_model, open_checkpoint
@@ -39,7 +39,7 @@ TEXT = "Once there was a cat. She said: 🐱\n"
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_tokenizer: Tokenizer) -> Speaker:
+def speaker(tiny_tokenizer: Tokenizer) -> Model:
     return speaker_of(lively_model(shape(context_len=64)), tiny_tokenizer)
 
 
@@ -54,7 +54,7 @@ def runs(workshop_template: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def server(speaker: Speaker, runs: Path) -> Iterator[TinyServer]:
+def server(speaker: Model, runs: Path) -> Iterator[TinyServer]:
     with running(ServerState(Models([Served("tiny", speaker, 0)], lambda: list_runs(runs)))) as server:
         yield server
 
@@ -91,45 +91,45 @@ def test_tokens_are_those_of_the_tokenizer(client: httpx.Client, tiny_tokenizer:
     assert asked(client, "pieces", ids=[token["id"] for token in tokens])["tokens"] == tokens
 
 
-def test_a_model_is_described(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_a_model_is_described(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     facts = asked(client, "model")
-    assert facts["parameters"] == sum(p.numel() for p in speaker.model.parameters())
+    assert facts["parameters"] == sum(p.numel() for p in speaker.gpt.parameters())
     assert facts["end_ids"] == [2, tiny_tokenizer.im_end_id] and not set(facts["end_ids"]) & set(facts["banned_ids"])
     assert set(facts["banned_ids"]) | set(facts["end_ids"]) == {0, *tiny_tokenizer.control_ids}
 
 
-def test_logits_arrive_bit_for_bit_with_the_likeliest_described(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_logits_arrive_bit_for_bit_with_the_likeliest_described(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     ids = tiny_tokenizer.encode("Once there")
     answer = asked(client, "next", text="Once there", then=[300, 20], top=7)
-    expected = lens.next_token_distribution(speaker.model, [BOS, *ids, 300, 20])
+    expected = lens.next_token_distribution(speaker.gpt, [BOS, *ids, 300, 20])
     assert torch.equal(tensor_of(answer["logits"]), expected) and answer["tokens"] == len(ids) + 3
     assert [token["id"] for token in answer["candidates"]] == expected.topk(7).indices.tolist()
 
 
-def test_a_question_is_put_as_the_chat_puts_it(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_a_question_is_put_as_the_chat_puts_it(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     ids = encode_chat(tiny_tokenizer, [Message("user", "Who?")], add_generation_prompt=True).ids
     answer = asked(client, "next", text="Who?", as_question=True)
-    assert torch.equal(tensor_of(answer["logits"]), lens.next_token_distribution(speaker.model, ids))
+    assert torch.equal(tensor_of(answer["logits"]), lens.next_token_distribution(speaker.gpt, ids))
 
 
-def test_surprise_is_that_of_the_scorer(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_surprise_is_that_of_the_scorer(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     ids = tiny_tokenizer.encode(TEXT)
     tokens = asked(client, "surprise", text=TEXT)["tokens"]
     assert [token["id"] for token in tokens] == ids
-    assert [token["nats"] for token in tokens] == lens.surprise(speaker.model, [BOS, *ids])
+    assert [token["nats"] for token in tokens] == lens.surprise(speaker.gpt, [BOS, *ids])
 
 
-def test_attention_maps_arrive_bit_for_bit(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_attention_maps_arrive_bit_for_bit(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     ids = [BOS, *tiny_tokenizer.encode("Once there was")]
     answer = asked(client, "attention", text="Once there was")
     weights = tensor_of(answer["weights"]).view(answer["layers"], answer["heads"], len(ids), len(ids))
-    assert torch.equal(weights, lens.attention_maps(speaker.model, ids)) and [token["id"] for token in answer["tokens"]] == ids
+    assert torch.equal(weights, lens.attention_maps(speaker.gpt, ids)) and [token["id"] for token in answer["tokens"]] == ids
 
 
-def test_the_lens_shows_every_layer(client: httpx.Client, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_the_lens_shows_every_layer(client: httpx.Client, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     ids = [BOS, *tiny_tokenizer.encode("Once there was")]
     answer = asked(client, "logit_lens", text="Once there was", k=3)
-    for layer, guess in zip(answer["layers"], lens.logit_lens(speaker.model, ids, 3), strict=True):
+    for layer, guess in zip(answer["layers"], lens.logit_lens(speaker.gpt, ids, 3), strict=True):
         assert [[one["token"]["id"] for one in row] for row in layer["top"]] == guess.ids.tolist()
         assert [[one["p"] for one in row] for row in layer["top"]] == guess.probabilities.tolist()
         assert layer["entropy"] == guess.entropy.tolist() and layer["final"] == guess.final.tolist()
@@ -208,7 +208,7 @@ def test_an_unknown_model_is_not_found(client: httpx.Client, view: str, name: st
     assert status == 404 and error["code"] == "model_not_found"
 
 
-def test_every_lab_route_wants_the_key(speaker: Speaker) -> None:
+def test_every_lab_route_wants_the_key(speaker: Model) -> None:
     with tiny_server(speaker, api_key="secret") as server, server.client() as client:
         for path, methods in client.get("/openapi.json", headers={"authorization": "Bearer secret"}).json()["paths"].items():
             for method in methods if path.startswith("/lab/") else ():

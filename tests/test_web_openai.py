@@ -216,7 +216,7 @@ def test_logprobs_of_a_chat_equal_the_scores_of_its_ids(client: OpenAI, server: 
     assert content
     prompt = encode_chat(tiny_tokenizer, [Message("user", ASKED)], add_generation_prompt=True).ids
     ids = [entry.to_dict()["id"] for entry in content]
-    (scores,) = token_logprobs(speaker.model, [[*prompt, *ids]])  # type: ignore[list-item]
+    (scores,) = token_logprobs(speaker.gpt, [[*prompt, *ids]])  # type: ignore[list-item]
     assert [entry.logprob for entry in content] == pytest.approx(scores[len(prompt) - 1 :].tolist(), abs=1e-4)
     for entry in content:
         assert len(entry.top_logprobs) == 3
@@ -239,7 +239,7 @@ def test_an_echoed_text_scores_as_positron_score_does(base_client: OpenAI, base_
     line = "Once upon a time, there was a little fox."
     answer = base_client.completions.create(model="tiny", prompt=line, max_tokens=0, echo=True, logprobs=2)
     found: Any = answer.choices[0].logprobs
-    ((total, count),) = line_logprobs(speaker.model, tiny_tokenizer, [line])
+    ((total, count),) = line_logprobs(speaker.gpt, tiny_tokenizer, [line])
     assert answer.choices[0].text == line and len(found.tokens) == count
     assert sum(found.token_logprobs) == pytest.approx(total, abs=1e-4)
     assert [found.text_offset[i] for i in range(count)] == [len("".join(found.tokens[:i])) for i in range(count)]

@@ -19,7 +19,7 @@ from helpers.chats import LEARNED, scripted, taught_model
 from helpers.runs import wait_for
 from helpers.server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files, generate
-from positron_mini.chat.session import Speaker
+from positron_mini.chat.model import Model
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate import lens
 from positron_mini.store.find import list_runs
@@ -71,7 +71,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_tokenizer: Tokenizer) -> Speaker:
+def speaker(tiny_tokenizer: Tokenizer) -> Model:
     """A chat model that knows some answers by heart."""
     return speaker_of(taught_model(tiny_tokenizer), tiny_tokenizer)
 
@@ -89,7 +89,7 @@ def runs(workshop_template: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def server(speaker: Speaker, runs: Path) -> Iterator[TinyServer]:
+def server(speaker: Model, runs: Path) -> Iterator[TinyServer]:
     with running(ServerState(Models([Served("tiny", speaker, 0)], lambda: list_runs(runs)))) as server:
         yield server
 
@@ -318,7 +318,7 @@ def test_the_page_is_walked_by_keyboard(visit: Visit) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Tokens")
 
 
-def test_a_server_with_a_key_asks_for_it(browser: Any, speaker: Speaker) -> None:
+def test_a_server_with_a_key_asks_for_it(browser: Any, speaker: Model) -> None:
     with tiny_server(speaker, api_key="secret") as server:
         visit = Visit(browser, server)
         visit.page.goto(server.url)
@@ -470,10 +470,10 @@ def test_the_settings_reach_the_sampler(visit: Visit, monkeypatch: pytest.Monkey
 # --- next token -------------------------------------------------------------------------------------------------------------------------
 
 
-def masked_logits(speaker: Speaker, text: str, then: list[int]) -> torch.Tensor:
+def masked_logits(speaker: Model, text: str, then: list[int]) -> torch.Tensor:
     """What the sampler starts from: the logits, without tokens that are never drawn."""
     tokenizer = speaker.tokenizer
-    logits = lens.next_token_distribution(speaker.model, [BOS, *tokenizer.encode(text), *then]).clone()
+    logits = lens.next_token_distribution(speaker.gpt, [BOS, *tokenizer.encode(text), *then]).clone()
     logits[sorted((tokenizer.control_ids | {UNK}) - speaker.end_ids)] = float("-inf")
     return logits
 
@@ -483,7 +483,7 @@ def rows_of_bars(page: Any) -> list[tuple[str, str]]:
     return list(zip(names, values, strict=True))
 
 
-def expected_bars(speaker: Speaker, text: str, then: list[int], settings: SampleConfig) -> list[tuple[str, str]]:
+def expected_bars(speaker: Model, text: str, then: list[int], settings: SampleConfig) -> list[tuple[str, str]]:
     logits = masked_logits(speaker, text, then)
     p = generate.distribution(logits, torch.tensor([], dtype=torch.long), settings)
     rows = []
@@ -494,7 +494,7 @@ def expected_bars(speaker: Speaker, text: str, then: list[int], settings: Sample
     return rows
 
 
-def test_bars_follow_the_sliders_at_once_and_are_what_the_sampler_draws_from(visit: Visit, speaker: Speaker) -> None:
+def test_bars_follow_the_sliders_at_once_and_are_what_the_sampler_draws_from(visit: Visit, speaker: Model) -> None:
     page = visit.open("next-token")
     page.get_by_label("Beginning", exact=True).fill(TEXT)
     page.locator(".bar").first.wait_for()
@@ -516,9 +516,9 @@ def test_bars_follow_the_sliders_at_once_and_are_what_the_sampler_draws_from(vis
     assert len(visit.asked) == asked  # all of it in the browser
 
 
-def test_the_sampler_in_the_browser_equals_ours(visit: Visit, speaker: Speaker) -> None:
+def test_the_sampler_in_the_browser_equals_ours(visit: Visit, speaker: Model) -> None:
     page = visit.open("next-token")
-    logits = lens.next_token_distribution(speaker.model, [BOS])
+    logits = lens.next_token_distribution(speaker.gpt, [BOS])
     tied = torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0, -1.0])
     grid = [(t, k, p, m) for t in (0.0, 0.3, 1.0, 2.0) for k in (0, 1, 5) for p in (0.05, 0.5, 0.95, 1.0) for m in (0.0, 0.1, 0.5)]
     for values in (logits, tied):
@@ -535,7 +535,7 @@ def test_the_sampler_in_the_browser_equals_ours(visit: Visit, speaker: Speaker) 
             assert probabilities == pytest.approx(expected.tolist(), abs=1e-12), settings
 
 
-def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker) -> None:
+def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Model) -> None:
     page = visit.open("next-token")
     page.get_by_label("Beginning", exact=True).fill(TEXT)
     story = page.get_by_label("The story so far")
@@ -558,12 +558,12 @@ def test_choosing_tokens_grows_a_tree_of_stories(visit: Visit, speaker: Speaker)
     expect(page.locator(".twig").first).to_have_attribute("aria-current", "step")
 
 
-def test_a_chat_model_can_read_the_beginning_as_a_question(visit: Visit, speaker: Speaker) -> None:
+def test_a_chat_model_can_read_the_beginning_as_a_question(visit: Visit, speaker: Model) -> None:
     page = visit.open("next-token")
     page.get_by_label("Beginning", exact=True).fill("Who are you?")
     page.get_by_role("button", name="as a question").click()
     ids = encode_chat(speaker.tokenizer, [Message("user", "Who are you?")], add_generation_prompt=True).ids
-    best = lens.token_views(speaker.tokenizer, [int(lens.next_token_distribution(speaker.model, ids).argmax())])[0]
+    best = lens.token_views(speaker.tokenizer, [int(lens.next_token_distribution(speaker.gpt, ids).argmax())])[0]
     expect(page.locator(".bar-name").first).to_have_text(shown(best))
     assert best.text == "I"
     slide(page, "Temperature", 0)
@@ -605,10 +605,10 @@ def test_tokens_are_shown_as_text_ids_and_bytes(visit: Visit, tiny_tokenizer: To
     expect(page.get_by_role("status")).to_contain_text(str(ids[1]))
 
 
-def test_surprise_is_shown_by_number_and_colour(visit: Visit, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_surprise_is_shown_by_number_and_colour(visit: Visit, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     page = visit.open("surprise")
     page.get_by_label("Text", exact=True).fill(TEXT)
-    nats = lens.surprise(speaker.model, [BOS, *tiny_tokenizer.encode(TEXT)])
+    nats = lens.surprise(speaker.gpt, [BOS, *tiny_tokenizer.encode(TEXT)])
     bits = [value / 0.6931471805599453 for value in nats]
     marks = page.get_by_role("group", name="Tokens with their surprise").locator("sub")
     expect(marks).to_have_text([f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in bits])
@@ -644,11 +644,11 @@ def test_the_steps_of_a_run_say_when_a_word_was_learned(visit: Visit, runs: Path
     assert learned == [30, 40, None, 0]
 
 
-def test_attention_says_where_a_token_looks(visit: Visit, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_attention_says_where_a_token_looks(visit: Visit, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     page = visit.open("attention")
     page.get_by_label("Text", exact=True).fill(TEXT)
     ids = [BOS, *tiny_tokenizer.encode(TEXT)]
-    maps = lens.attention_maps(speaker.model, ids)
+    maps = lens.attention_maps(speaker.gpt, ids)
     heads = page.get_by_role("group", name="Heads").get_by_role("button")
     expect(heads).to_have_count(maps.shape[0] * maps.shape[1])
     looks = page.locator(".looks .bar-value")
@@ -670,11 +670,11 @@ def test_attention_says_where_a_token_looks(visit: Visit, speaker: Speaker, tiny
     assert all((alpha == 0) == (i % size > i // size) for i, alpha in enumerate(alphas))  # nothing looks ahead
 
 
-def test_the_logit_lens_shows_every_layers_guess(visit: Visit, speaker: Speaker, tiny_tokenizer: Tokenizer) -> None:
+def test_the_logit_lens_shows_every_layers_guess(visit: Visit, speaker: Model, tiny_tokenizer: Tokenizer) -> None:
     page = visit.open("logit-lens")
     page.get_by_label("Text", exact=True).fill(TEXT)
     ids = [BOS, *tiny_tokenizer.encode(TEXT)]
-    guesses = lens.logit_lens(speaker.model, ids, 5)
+    guesses = lens.logit_lens(speaker.gpt, ids, 5)
     expect(page.locator(".cell")).to_have_count(len(guesses) * len(ids))
     wanted = [shown(view) for guess in reversed(guesses) for view in lens.token_views(tiny_tokenizer, guess.ids[:, 0].tolist())]
     assert [text.rstrip("\n") for text in page.locator(".cell").all_text_contents()] == wanted

@@ -13,49 +13,19 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from positron_mini import files
+from positron_mini.chat.model import CHAT_SETTINGS, Model
 from positron_mini.config import SampleConfig
 from positron_mini.errors import DataError, PositronError, UsageError
 from positron_mini.text.chat_format import Message, encode_chat
-from positron_mini.text.tokenizer import BOS, Tokenizer
-
-if TYPE_CHECKING:
-    from positron_mini.model import GPT
-    from positron_mini.store.checkpoint import Checkpoint
+from positron_mini.text.tokenizer import BOS
 
 FORMAT = 1
-CHAT_SETTINGS = SampleConfig(max_tokens=30, temperature=0.3, top_p=0.8)
 MAX_FILE_BYTES = 16 << 20
 RIVALS = 4
 MAX_EXPONENT = 709.0  # exp of more overflows
-
-
-# --- who speaks -------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A loaded model and what is needed to talk to it. `end_ids` are the tokens that end an answer."""
-
-    name: str
-    model: GPT
-    tokenizer: Tokenizer
-    is_chat: bool
-    end_ids: frozenset[int]
-
-    @property
-    def context_len(self) -> int:
-        """Tokens that the model sees at once."""
-        return self.model.config.context_len
-
-
-def load_speaker(checkpoint: Checkpoint) -> Speaker:
-    """The speaker of a checkpoint, on the CPU, which is the fastest place for one small stream."""
-    from positron_mini.store.checkpoint import load_model
-
-    return Speaker(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------------------------
@@ -119,7 +89,7 @@ class Choice:
 class ChatSession:
     """A speaker, its settings, an optional system text and the turns so far. An error leaves all of them as they were."""
 
-    def __init__(self, speaker: Speaker, settings: SampleConfig = CHAT_SETTINGS) -> None:
+    def __init__(self, speaker: Model, settings: SampleConfig = CHAT_SETTINGS) -> None:
         self.speaker, self.settings = speaker, settings
         self.system: str | None = None
         self.turns: list[Turn] = []
@@ -168,13 +138,13 @@ class ChatSession:
         return self._answer(question, prompt, replaces=1)
 
     def _answer(self, question: str, prompt: Prompt, replaces: int = 0) -> Generator[str, None, None]:
-        from positron_mini import generate
+        from positron_mini.generate import stream
 
         answer, speaker = Answer(question, prompt), self.speaker
         config = replace(self.settings, max_tokens=prompt.room, seed=self.settings.seed + self._attempt)
         began = time.perf_counter()
         try:
-            for token in generate.stream(speaker.model, speaker.tokenizer, prompt.ids, config, end_ids=speaker.end_ids):
+            for token in stream(speaker.gpt, speaker.tokenizer, prompt.ids, config, end_ids=speaker.end_ids):
                 answer.elapsed_s = time.perf_counter() - began
                 answer.first_token_s = answer.first_token_s or answer.elapsed_s
                 answer.token_ids.append(token.id)
@@ -200,11 +170,11 @@ class ChatSession:
         """Forget all turns; system text and settings stay."""
         self.turns, self.last = [], None
 
-    def switch(self, speaker: Speaker) -> None:
+    def switch(self, speaker: Model) -> None:
         """Go on with another speaker, who will read the same turns."""
         self.speaker, self.last = speaker, None
 
-    def twin(self, speaker: Speaker) -> ChatSession:
+    def twin(self, speaker: Model) -> ChatSession:
         """A session with another speaker who stands where this one stood before the last question."""
         other = ChatSession(speaker, self.settings)
         other.system, other.turns, other._attempt = self.system, self.turns[:-1], self._attempt
@@ -234,7 +204,7 @@ class ChatSession:
         answer, pieces = self.last, self.speaker.tokenizer.piece
         if answer is None:
             raise UsageError("there is no answer to explain", "type a question first")
-        reader = Reader(self.speaker.model, 1)
+        reader = Reader(self.speaker.gpt, 1)
         history = torch.tensor([answer.prompt.ids])  # (1, T)
         for token in answer.token_ids:
             probabilities = reader.read(history)[0].softmax(-1)  # (V,)

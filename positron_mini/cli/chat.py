@@ -10,7 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from positron_mini.chat.session import CHAT_SETTINGS, ChatSession, load_speaker
+from positron_mini.chat.model import CHAT_SETTINGS, read_model
+from positron_mini.chat.session import ChatSession
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.repl import COMMANDS, Repl
 from positron_mini.cli.terminal import PlainKeyboard, TerminalKeyboard
@@ -73,7 +74,7 @@ def _open(flags: ChatFlags) -> ChatSession:
     """The session that the flags ask for."""
     from positron_mini.device import set_threads
 
-    speaker = open_model(flags.ckpt, load_speaker, talks=True, is_terse=bool(flags.question))
+    speaker = open_model(flags.ckpt, read_model, talks=True, is_terse=bool(flags.question))
     if not speaker.is_chat:
         if flags.system is not None:
             raise UsageError(f"--system: {speaker.name} is a base model, which reads no system text", "leave --system out")

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C; 0 then."""
     flags = parse(LabFlags, argv, "lab")
     check_extra()
-    from positron_mini.store.choice import in_order, in_words, newest_base, outdated
+    from positron_mini.store.choice import in_words, newest_base, outdated, runs
     from positron_mini.web.state import Models
 
     root = Path(flags.root)
@@ -33,10 +33,10 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--root {root}: no such folder", "--root runs")
 
     def models() -> Models:
-        found = Models(list_folders=lambda: [state.path for state in in_order(root)])
+        found = Models(list_folders=lambda: [state.path for state in runs(root)])
         count = len(found.runs())
         note(f"{count} run{'s' if count != 1 else ''} in {root}" if count else f"no runs in {root} yet: they appear when one is started")
-        for run in in_order(root)[:1]:
+        for run in runs(root)[:1]:
             note(f"model: {run.path} ({in_words(run)})" if run.steps else f"{run.path}: no step is saved yet")
             if old := outdated(run, newest_base(root)):
                 note(old)

@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from positron_mini.chat.session import ChatSession, Speaker, load_speaker, with_settings
+from positron_mini.chat.model import Model, read_model
+from positron_mini.chat.session import ChatSession, with_settings
 from positron_mini.cli.terminal import Keyboard, is_block, print, printable, without_quotes
 from positron_mini.errors import PositronError, UsageError
 
@@ -211,7 +212,7 @@ class Repl:
             self.note("runs: " + (", ".join(map(str, list_runs())) or "none"))
         speaker = self.session.speaker
         kind = "a chat model" if speaker.is_chat else "a base model, which continues each line as a story"
-        self.note(f"{speaker.name}: {kind}, {speaker.model.config.parameters:,} parameters, context {speaker.context_len:,} tokens")
+        self.note(f"{speaker.name}: {kind}, {speaker.gpt.config.parameters:,} parameters, context {speaker.context_len:,} tokens")
 
     def _do_stats(self, _: str) -> None:
         last = self.session.last
@@ -254,10 +255,10 @@ class Repl:
             answers.append((speaker.name, text.strip("\n"), speed))
         self._table([name for name, _, _ in answers], [[text for _, text, _ in answers], [speed for _, _, speed in answers]])
 
-    def _speaker(self, name: str) -> Speaker:
+    def _speaker(self, name: str) -> Model:
         from positron_mini.store.find import find_checkpoint, read_found
 
-        return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), load_speaker)
+        return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), read_model)
 
     def _table(self, headers: list[str], rows: list[list[str]]) -> None:
         """Show cells of untrusted text in columns that fit the terminal."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from positron_mini.errors import UsageError
+
+T = TypeVar("T")
 
 
 def check_ranges(config: Any, at_least: dict[str, int]) -> None:
@@ -45,6 +50,27 @@ def is_of_type(value: Any, hint: Any) -> bool:
     if get_args(hint):
         return any(is_of_type(value, each) for each in get_args(hint))
     return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def from_names(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """The dataclass `kind` with settings that a Python program gives by name. A path may stand for a text, a list or a text for a tuple.
+
+    Raise UsageError for a name that it does not have and for a value of another type.
+    """
+    hints = get_type_hints(kind)
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+    for name, value in values.items():
+        if name not in hints:
+            near = get_close_matches(name, hints, 1) or list(hints)[:1]
+            raise UsageError(f"there is no setting {name!r}; there are {', '.join(hints)}", f"{near[0]}=...")
+        if get_origin(hints[name]) is tuple:
+            values[name] = parts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
+            is_right = all(isinstance(part, str) for part in parts)
+        else:
+            is_right = is_of_type(value, hints[name])
+        if not is_right:
+            raise UsageError(f"{name} cannot be {value!r:.80}, it takes {getattr(hints[name], '__name__', hints[name])}")
+    return kind(**values)
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:

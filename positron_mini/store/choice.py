@@ -18,9 +18,10 @@ def by_rule(states: Iterable[RunState], *, talks: bool) -> list[RunState]:
     return sorted(usable, key=lambda state: (not state.is_finished, talks and not state.is_chat, -state.active_s))
 
 
-def in_order(root: Path = Path("runs")) -> list[RunState]:
-    """All runs under `root`: first those that a command that talks would choose from, then those without a saved step and damaged ones."""
-    states = sorted(map(look, run_folders(root)), key=lambda state: -state.active_s)
+def runs(folder: str | Path = "runs") -> list[RunState]:
+    """The state of each run in `folder`: first those that a command that talks would choose from, then those without a saved step and
+    damaged ones, whose `damaged` says why. Only small files are read."""
+    states = sorted(map(look, run_folders(Path(folder))), key=lambda state: -state.active_s)
     usable = by_rule(states, talks=True)
     return [*usable, *(state for state in states if state not in usable)]
 

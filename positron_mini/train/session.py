@@ -139,7 +139,7 @@ class Session:
                     self._keep_to_time(report, before)
                     before = self.trainer.clock.elapsed_s
                     yield report
-            except (GeneratorExit, OutOfMemoryError, DataError, PeerError):  # the steps before it are right
+            except (GeneratorExit, KeyboardInterrupt, OutOfMemoryError, DataError, PeerError):  # the steps before it are right
                 if self.trainer.is_whole:
                     self.recorder.save()
                 raise

@@ -108,7 +108,7 @@ def _model_routes(router: APIRouter, state: ServerState) -> None:
         served = await find_model(state, ask.model)
 
         def work(job: Job[R]) -> list[R]:
-            with interruptible(served.speaker.model, job.check):
+            with interruptible(served.speaker.gpt, job.check):
                 return [view(served)]
 
         job = state.engine.submit(work)
@@ -236,7 +236,7 @@ def _model_list(state: ServerState) -> list[dict[str, Any]]:
 
 def _model_facts(served: Served) -> dict[str, Any]:
     speaker = served.speaker
-    config, tokenizer = speaker.model.config, speaker.tokenizer
+    config, tokenizer = speaker.gpt.config, speaker.tokenizer
     return {
         "id": served.id,
         "parameters": config.parameters,
@@ -271,7 +271,7 @@ def _next(served: Served, ask: NextAsk) -> dict[str, Any]:
     else:
         ids = [BOS, *tokenizer.encode(ask.text)]
     check_ids(tokenizer, ask.then, "then")
-    logits = lens.next_token_distribution(served.speaker.model, ids + ask.then)
+    logits = lens.next_token_distribution(served.speaker.gpt, ids + ask.then)
     likeliest = logits.topk(min(ask.top, len(logits))).indices.tolist()
     return {"logits": _fp32(logits), "candidates": _described(served, likeliest), "tokens": len(ids) + len(ask.then)}
 
@@ -283,7 +283,7 @@ def _pieces(served: Served, ids: list[int]) -> dict[str, Any]:
 
 def _surprise(served: Served, text: str) -> dict[str, Any]:
     ids = served.speaker.tokenizer.encode(text)
-    nats = lens.surprise(served.speaker.model, [BOS, *ids])
+    nats = lens.surprise(served.speaker.gpt, [BOS, *ids])
     return {"tokens": [{**token, "nats": value} for token, value in zip(_described(served, ids), nats, strict=True)]}
 
 
@@ -297,16 +297,16 @@ def _fitting(served: Served, text: str, most: int) -> list[int]:
 
 
 def _attention(served: Served, text: str) -> dict[str, Any]:
-    config = served.speaker.model.config
+    config = served.speaker.gpt.config
     ids = _fitting(served, text, int((MAX_WEIGHTS / (config.n_layer * config.n_head)) ** 0.5))
-    weights = _fp32(lens.attention_maps(served.speaker.model, ids))
+    weights = _fp32(lens.attention_maps(served.speaker.gpt, ids))
     return {"tokens": _described(served, ids), "layers": config.n_layer, "heads": config.n_head, "weights": weights}
 
 
 def _logit_lens(served: Served, ask: LensAsk) -> dict[str, Any]:
     ids = _fitting(served, ask.text, MAX_LENS_TOKENS)
     layers = []
-    for guess in lens.logit_lens(served.speaker.model, ids, ask.k):
+    for guess in lens.logit_lens(served.speaker.gpt, ids, ask.k):
         top = [
             [{"token": token, "p": p} for token, p in zip(_described(served, row), probabilities, strict=True)]
             for row, probabilities in zip(guess.ids.tolist(), guess.probabilities.tolist(), strict=True)

@@ -17,7 +17,7 @@ from positron_mini.store.run_folder import RunFolder
 from positron_mini.web.engine import Engine
 
 if TYPE_CHECKING:
-    from positron_mini.chat.session import Speaker
+    from positron_mini.chat.model import Model
 
 MAX_LOADED = 4  # models in memory at once, besides those that stay; a page that steps through a run asks for one after the other
 
@@ -27,14 +27,14 @@ class Served:
     """A loaded model under the id that clients use. `created` is in seconds since 1970."""
 
     id: str
-    speaker: Speaker
+    speaker: Model
     created: int
     folder: Path | None = None
 
     @cached_property
     def writer(self) -> GPT | Decoder:
         """What writes tokens soonest, made at the first answer and kept: laying out the weights anew takes as long as some tokens."""
-        return quickest(self.speaker.model, self.speaker.context_len)
+        return quickest(self.speaker.gpt, self.speaker.context_len)
 
     @cached_property
     def longest_text(self) -> int:
@@ -44,10 +44,10 @@ class Served:
 
 def load_served(id: str, checkpoint: Checkpoint) -> Served:
     """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError when the folder vanishes meanwhile."""
-    from positron_mini.chat.session import load_speaker
+    from positron_mini.chat.model import read_model
 
     created = int(checkpoint.folder.stat().st_mtime)
-    return Served(id, load_speaker(checkpoint), created, checkpoint.folder)
+    return Served(id, read_model(checkpoint), created, checkpoint.folder)
 
 
 class Models:

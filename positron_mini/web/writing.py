@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from positron_mini import generate
-from positron_mini.chat.session import CHAT_SETTINGS
+import positron_mini.generate as generate
+from positron_mini.chat.model import CHAT_SETTINGS
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate.lens import token_views
 from positron_mini.fast.decoder import Decoder
@@ -111,8 +111,8 @@ class Order:
         speaker = self.served.speaker
         self.began = time.perf_counter()
         if self.echo:
-            with interruptible(speaker.model, job.check):
-                read = prompt_tokens(speaker.model, self.prompt, self.top)
+            with interruptible(speaker.gpt, job.check):
+                read = prompt_tokens(speaker.gpt, self.prompt, self.top)
             yield from (replace(token, index=i) for i in range(self.n) for token in read)
         self.ended = time.perf_counter()
         if self.scores_only:

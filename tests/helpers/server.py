@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from positron_mini.chat.session import Speaker
+from positron_mini.chat.model import Model
 from positron_mini.config import SampleConfig
 from positron_mini.generate import Token
 from positron_mini.model import GPT
@@ -24,9 +24,9 @@ from positron_mini.web.server import Server, bind
 from positron_mini.web.state import Models, Served, ServerState
 
 
-def speaker_of(model: GPT, tokenizer: Tokenizer, *, is_chat: bool = True) -> Speaker:
+def speaker_of(model: GPT, tokenizer: Tokenizer, *, is_chat: bool = True) -> Model:
     """A speaker that no checkpoint stands behind."""
-    return Speaker("tiny", model, tokenizer, is_chat, frozenset({2, tokenizer.im_end_id}) if is_chat else frozenset({2}))
+    return Model("tiny", model, tokenizer, is_chat, frozenset({2, tokenizer.im_end_id}) if is_chat else frozenset({2}))
 
 
 @dataclass
@@ -142,7 +142,7 @@ def running(state: ServerState) -> Iterator[TinyServer]:
 
 
 @contextlib.contextmanager
-def tiny_server(speaker: Speaker, *, api_key: str | None = None, folder: Path | None = None, **more: Any) -> Iterator[TinyServer]:
+def tiny_server(speaker: Model, *, api_key: str | None = None, folder: Path | None = None, **more: Any) -> Iterator[TinyServer]:
     """A server of one model, called `tiny`. `more`: other fields of its ServerState."""
     state = ServerState(Models([Served("tiny", speaker, 1_700_000_000, folder)]), Engine(), api_key, **more)
     with running(state) as server:

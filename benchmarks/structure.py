@@ -85,7 +85,7 @@ def figures(root: Path) -> dict[str, str]:
         name
         for name, tree in trees.items()
         for node in ast.walk(tree)
-        if not name.startswith("store.run_record")
+        if not name.startswith(("store.run_record", "storyworld", "corpus.storyworld"))  # a story has events too
         and (
             (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in RECORD_KEYS)
             or (

@@ -2,8 +2,8 @@
 
 The processes are started by torchrun, on one machine or many. A step is what it is with one process: the same rows in the same order, the
 gradient of the mean over all of them, one update, which every process makes for itself from the same numbers. PyTorch's
-DistributedDataParallel adds the gradients up while the last rows are still on their way back through the model; rows before them wait.
-The first process alone writes. `ALONE` is what a run with one process has in place of all this, and it does nothing.
+DistributedDataParallel adds the gradients up during the backward pass of the last micro-batch; those before it add up locally. The first
+process alone writes. A run with one process has `ALONE` in place of all this, and Trainer in place of SharedTrainer.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class Processes:
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """A context that the first process passes before the others, which find on the disk what it made; all leave it together."""
+        """Run the block in the first process, then in the others, which can use the files it wrote; return when all are through."""
         yield
 
     def check_equal(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing, or DataError when another process holds other numbers."""
+        """Raise DataError if another process holds other numbers."""
 
     def explain(self, error: Exception) -> PositronError | None:
         """The error of this run that `error` stands for when the processes lost each other; None for any other error."""
         return None
 
     def leave(self) -> None:
-        """Let go of the others."""
+        """Leave the process group."""
 
 
 ALONE = Processes()

@@ -36,6 +36,8 @@ class Batch(NamedTuple):
 class BatchSource(Protocol):
     """Rows as a pure function of the step."""
 
+    # An iterator would be simpler, but a run that goes on would have to wind it forward, or save how far it was.
+
     def batch(self, step: int) -> Batch:
         """The rows of the update after `step` finished ones."""
 
@@ -44,6 +46,7 @@ class BatchSource(Protocol):
 class StopFlag:
     """Set by a signal handler; the loop looks at it after every micro-batch."""
 
+    # a handler runs between any two instructions, in the middle of an update too: it may say that something happened, and no more
     signal_number: int | None = None
 
 
@@ -53,18 +56,19 @@ class LoopConfig:
 
     lr: float
     schedule: Schedule
-    micro_batch: int  # rows
-    grad_clip: float
+    micro_batch: int  # rows at once, as the memory allows; the tokens of a step do not depend on it
+    grad_clip: float  # the largest gradient norm that an update is made with
     dropout: float
     seed: int
     device: str
-    precision: str
+    precision: str  # bf16: of products only; weights, gradients and optimizer stay fp32, where a small update is not rounded away
     grad_limit: float | None = None  # a gradient norm above it counts as not finite
     max_skips: int = 0  # steps of the run that may be skipped because they are not finite
 
 
 def _mix(*numbers: int) -> int:
     """One seed from several numbers, the same on every platform."""
+    # a sum would do, but then seed 4 at step 1 would draw what seed 3 draws at step 2
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -85,7 +89,7 @@ class Clock:
         mark = self.now()
         seconds, self._mark = mark - self._mark, mark
         if len(self._usual) >= 3 and seconds > max(5.0, 5 * statistics.median(self._usual)):
-            seconds = statistics.median(self._usual)
+            seconds = statistics.median(self._usual)  # a budget and the time to the end go by this clock
         self._usual.append(seconds)
         self.elapsed_s += seconds
         return seconds
@@ -100,7 +104,7 @@ class Clock:
 class Trainer:
     """A model, its optimizer, its running average and the number of finished steps; `run` does the work."""
 
-    may_halve = True  # compute fewer rows at once where the first step does not fit into memory
+    may_halve = True  # compute half as many rows at once where the first step does not fit into memory
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class Trainer:
         optimizer: Optimizer,
         source: BatchSource,
         config: LoopConfig,
-        *,
+        *,  # none of them changes what a step computes
         loss: Callable[..., Tensor] | None = None,
         elapsed_s: float = 0.0,
     ) -> None:
@@ -118,8 +122,11 @@ class Trainer:
         self.skipped = 0  # steps skipped so far
         self.is_whole = True  # False from the first changed weight of an update to its last: an error between leaves a step half made
         self.tell: Callable[[dict[str, Any]], None] = lambda event: None  # told what happens besides steps, for events.jsonl
-        self.parameters = dict(model.named_parameters())
-        self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]  # None once the rate falls
+        self.parameters = dict(model.named_parameters())  # the head is the embedding, and is in it once
+        # What is saved, sampled and scored while the rate is constant is this average of the weights. The weights themselves jump from
+        # side to side with every batch, as far as the rate makes them; their mean lies between, and is better at once than they will be
+        # before the rate falls. Training goes on from the weights, so a checkpoint holds both. None once the rate falls.
+        self.average: list[Tensor] | None = [p.detach().clone() for p in model.parameters()]
         self.clock = Clock(elapsed_s)
         self._loss: Callable[..., Tensor] = loss or model.loss  # the model's own, or a faster one with the same values (fast/losses.py)
         self._look: Callable[[], str] = getattr(loss, "look", lambda: "")  # such a one may have to give way to the model's own
@@ -133,8 +140,8 @@ class Trainer:
     def run(self, until: int | None, stop: StopFlag) -> Iterator[StepReport]:
         """One report per finished update, up to step `until` or the horizon, or until `stop` is set.
 
-        A step during which `stop` is set is dropped: nothing has changed yet. Errors: NonFiniteError, before the weights are touched;
-        OutOfMemoryError. At the first step fewer rows are computed at once first, until a single one does not fit.
+        A step during which `stop` is set is dropped: nothing has changed yet. Where the first step does not fit into memory, half as
+        many rows are computed at once. Raise NonFiniteError before the weights are touched, OutOfMemoryError if a single row does not fit.
         """
         self._begin()
         self.clock.lap_other()
@@ -145,6 +152,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not devices.is_out_of_memory(error):
                     raise
+                # This could be simpler if one knew beforehand what fits, but other programs and the allocator have a say in it.
                 self.model.zero_grad(set_to_none=True)
                 if not (may_halve and self.is_whole and self.config.micro_batch > 1):
                     rows = self.config.micro_batch
@@ -154,7 +162,7 @@ class Trainer:
                     ) from error
                 self._halve_micro_batch()
                 continue
-            may_halve = False
+            may_halve = False  # what was enough for a step is enough for all, unless another program has taken it since
             if report is not None:
                 yield report
 
@@ -168,7 +176,8 @@ class Trainer:
 
     def _update(self, stop: StopFlag) -> StepReport | None:
         """One update; None when `stop` was set on the way, or when the step was skipped because it is not finite."""
-        batch = self.source.batch(self.step)
+        batch = self.source.batch(self.step)  # on the CPU: the device gets a micro-batch at a time
+        # not by model.train(), which stays in force until somebody remembers eval(): dropout lasts as long as this block
         self.model.dropout = self.config.dropout
         try:
             gradients = self._gradients(batch, stop)
@@ -177,14 +186,14 @@ class Trainer:
         if gradients is None:
             return None
         loss, grad_norm = gradients
-        multiplier = lr_at(self.step, self.config.schedule)
-        self.is_whole = False
+        multiplier = lr_at(self.step, self.config.schedule)  # one for all rates: those of Muon and AdamW keep their proportion
+        self.is_whole = False  # here the weights change; all that can fail of its own accord is behind
         self.optimizer.step(multiplier, self.step)
-        self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # None, not zeros: their memory is free for a validation
         self.step += 1
         self.tokens += batch.ids.numel()
         self._update_average()
-        devices.synchronize(self.config.device)
+        devices.synchronize(self.config.device)  # a GPU computes behind Python's back: without this the clock would stop too soon
         self.is_whole = True
         seconds = self.clock.lap()
         speed = batch.ids.numel() / max(seconds, 1e-9)
@@ -193,19 +202,27 @@ class Trainer:
     def _gradients(self, batch: Batch, stop: StopFlag) -> tuple[float, float] | None:
         """Mean loss and gradient norm, with the clipped gradient in `.grad`; None (and no gradient) when there is to be no update.
 
-        Each micro-batch adds its share of the mean over the whole step, so the result does not depend on how the step is cut.
+        Each micro-batch adds its share of the mean over the whole step, so how the step is cut changes the order of additions only.
         """
+        # The sum over a micro-batch is divided by the targets of the whole step, not by its own: micro-batches have different numbers of
+        # targets (answers are short or long), and in a mean of means a token would count more for standing among few.
         count = max(1, int((batch.targets != IGNORED).sum()))
-        total = torch.zeros((), device=self.config.device)
+        total = torch.zeros((), device=self.config.device)  # added up there: reading it after every micro-batch would make the CPU wait
         for rows in self._micro_batches(batch, stop):
             total += self._backward(batch, rows, count)
         mean = self._sum(total, stop) / count
+        # A step that was interrupted is dropped whole. An update from some of its rows would be a step that no other run makes: going on
+        # would no longer give the bytes of never having stopped. What it costs is the work of one step.
         if self._has_stopped(stop):
             self.model.zero_grad(set_to_none=True)
             return None
+        # Clipped once all micro-batches are summed: clipped one by one, the result would depend on how many there are. Muon makes updates
+        # of one size from any gradient; it is the averages in its momentum and in AdamW that one wild batch would fill for many steps.
+        # One norm for all parameters together: scaled by it, the gradient keeps its direction.
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         grad_norm = float(norm)
         limit = float("inf") if self.config.grad_limit is None else self.config.grad_limit
+        # looked at before the update, since afterwards there is no way back: one NaN in a weight is in all logits at the next step
         if not (abs(mean) < float("inf") and grad_norm < limit):  # false for NaN too
             self._skip(mean, grad_norm)
             return None
@@ -226,11 +243,13 @@ class Trainer:
 
     def _backward(self, batch: Batch, rows: range, count: int) -> Tensor:
         """The summed loss of some rows, whose gradient, divided by `count`, is added to `.grad`."""
-        if self.config.dropout:
+        if self.config.dropout:  # seeded anew for each micro-batch: whatever was drawn before, a run that goes on draws the same
             torch.manual_seed(_mix(self.config.seed, self.step, rows.start))
+        # ids, targets and segments of these rows, (rows, T) each
         part = [None if t is None else t[rows.start : rows.stop].to(self.config.device) for t in batch]
         with devices.autocast(self.config.device, self.config.precision):
             loss = self._loss(*part)
+        # outside of autocast: each operation goes back in the dtype it went forward in
         (loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -242,7 +261,7 @@ class Trainer:
         return stop.signal_number is not None
 
     def _skip(self, loss: float, grad_norm: float) -> None:
-        """Count this step as done without an update, where `max_skips` allows it. Errors: NonFiniteError where it does not."""
+        """Count this step as done without an update; raise NonFiniteError if `max_skips` does not allow it."""
         evidence = self._evidence(loss, grad_norm)
         self.model.zero_grad(set_to_none=True)
         what = f"step {self.step + 1:,}: the loss is {loss:g} and the gradient norm {grad_norm:g}"
@@ -252,7 +271,7 @@ class Trainer:
                 f"--on_nan skip --max_skips {self.skipped + 3} goes on without it; a new run with --lr {self.config.lr / 2:g} may avoid it",
                 evidence={"kind": "non_finite", **evidence},
             )
-        self.step += 1
+        self.step += 1  # it counts as a step, or the same rows would come again and give the same
         self.skipped += 1
         self.clock.lap_other()
         self.tell({"kind": "skipped", "text": f"{what}; skipped ({self.skipped:,} of at most {self.config.max_skips:,})", **evidence})
@@ -282,7 +301,7 @@ class Trainer:
         self.tell({"kind": "micro_batch", "step": self.step, "before": before, "now": now, "text": text})
 
     def _update_average(self) -> None:
-        if self.is_cooling:
+        if self.is_cooling:  # the weights come to rest by themselves; an average would hold them back
             self.average = None
         elif self.average is not None:
             update_average(self.average, [p.detach() for p in self.model.parameters()], self.step)
@@ -297,11 +316,12 @@ class Trainer:
         try:
             yield self.model
         finally:
-            self._swap()
+            self._swap()  # also after an error: a training that goes on from the average is another one
 
     def _swap(self) -> None:
         assert self.average is not None
         for i, parameter in enumerate(self.model.parameters()):
+            # the tensors change places, nothing is copied; the optimizer knows the parameter, not its tensor, and notices nothing
             parameter.data, self.average[i] = self.average[i], parameter.data
 
     def model_weights(self) -> dict[str, Tensor]:
@@ -313,6 +333,7 @@ class Trainer:
     def state_tensors(self) -> dict[str, Tensor]:
         """All tensors needed to go on exactly: raw weights, optimizer, average."""
         average = {} if self.average is None else {f"average.{n}": t for n, t in zip(self.parameters, self.average, strict=True)}
+        # the rate, the order of the data and the draws of dropout are not among them: they follow from seed and step
         return {**{f"weights.{n}": p.detach() for n, p in self.parameters.items()}, **self.optimizer.state(), **average}
 
     def state_numbers(self) -> dict[str, Any]:
@@ -322,13 +343,14 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from what `state_tensors` and `state_numbers` returned. Errors: CheckpointError when they do not fit this model."""
+        """Go on from what `state_tensors` and `state_numbers` returned. Raise CheckpointError if they do not fit this model."""
         step, tokens, skipped = numbers.get("step"), numbers.get("tokens"), numbers.get("skipped", 0)
         kind = numbers.get("weights")
         if not (_is_count(step) and _is_count(tokens) and _is_count(skipped) and kind in ("raw", "average")):
             raise CheckpointError(f"state.json is damaged: {numbers!r:.200}", "resume from another step")
         if kind == "raw":
             self.average = None
+        # names and shapes are compared first: an error must not leave half of the tensors loaded
         expected = {name: tuple(t.shape) for name, t in self.state_tensors().items()}
         found = {name: tuple(t.shape) for name, t in tensors.items()}
         if expected != found:

@@ -151,7 +151,7 @@ def test_every_distribution_is_one_and_keeps_the_likeliest(
 def test_draw_equals_the_naive_search_and_never_returns_probability_zero(weights: list[float], uniform: float) -> None:
     probabilities = torch.tensor(weights, dtype=torch.float64)
     probabilities /= probabilities.sum()
-    token = draw(probabilities, uniform)
+    (token,) = draw(probabilities[None], [uniform])
     assert probabilities[token] > 0
     target, total = uniform * float(probabilities.cumsum(0)[-1]), probabilities.cumsum(0).tolist()
     assert token == next(
@@ -160,11 +160,12 @@ def test_draw_equals_the_naive_search_and_never_returns_probability_zero(weights
 
 
 def test_a_product_that_rounds_up_to_the_whole_still_draws_a_possible_token() -> None:
-    assert draw(torch.tensor([0.0, 5e-324, 0.0], dtype=torch.float64), 0.9) == 1  # 0.9 x 5e-324 rounds to 5e-324
+    assert draw(torch.tensor([[0.0, 5e-324, 0.0]], dtype=torch.float64), [0.9]) == [1]  # 0.9 x 5e-324 rounds to 5e-324
 
 
 def test_draws_are_as_frequent_as_their_probabilities() -> None:
-    counts = torch.bincount(torch.tensor([draw(torch.tensor([0.25, 0.0, 0.6, 0.15]), (i + 0.5) / 1000) for i in range(1000)]))
+    probabilities = torch.tensor([0.25, 0.0, 0.6, 0.15]).expand(1000, -1)
+    counts = torch.bincount(torch.tensor(draw(probabilities, [(i + 0.5) / 1000 for i in range(1000)])))
     assert [abs(found - wanted) <= 1 for found, wanted in zip(counts.tolist(), [250, 0, 600, 150], strict=True)] == [True] * 4
     assert counts[1] == 0
 

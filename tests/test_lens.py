@@ -91,7 +91,7 @@ def test_drawing_from_the_distribution_draws_what_generation_draws(model: GPT, t
         logits = next_token_distribution(model, ids).clone()
         logits[sorted((tiny_tokenizer.control_ids | {UNK}) - {2})] = float("-inf")
         uniform = float(torch.rand((), generator=torch.Generator().manual_seed(seed * 1_000_003), dtype=torch.float64))
-        assert draw(distribution(logits, torch.tensor(ids), settings), uniform) == token.id
+        assert draw(distribution(logits, torch.tensor(ids), settings)[None], [uniform]) == [token.id]
 
 
 def test_a_text_longer_than_the_context_is_read_as_generation_reads_it(model: GPT) -> None:

@@ -1,9 +1,9 @@
-"""Several processes, one run: each holds the whole model and computes its share of the rows of every step.
+"""Data-parallel training: each process holds the whole model and computes its share of the rows of every step.
 
-The processes are started by torchrun, on one machine or many. A step is what it is with one process: the same rows in the same order, the
-gradient of the mean over all of them, one update, which every process makes for itself from the same numbers. PyTorch's
-DistributedDataParallel adds the gradients up during the backward pass of the last micro-batch; those before it add up locally. The first
-process alone writes. A run with one process has `ALONE` in place of all this, and Trainer in place of SharedTrainer.
+torchrun starts the processes, on one machine or many. A step is the same as with one process: the same rows in the same order, the
+gradient of the mean over all of them, and one update, which every process computes for itself from the same numbers. PyTorch's
+DistributedDataParallel sums the gradients during the backward pass of the last micro-batch; earlier ones accumulate locally. Only the
+first process writes files. `ALONE` is the stand-in for a run with one process, and does nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from positron_mini.store.run_logs import StepReport
 from positron_mini.trainer import Batch, StopFlag, Trainer
 
 Loss = Callable[..., Tensor]
-# The first process may write samples and a checkpoint meanwhile, or prepare a text; one that is gone is noticed at once by its connection.
+# Long, because the first process may be writing samples or preparing a text. The loss of a process is noticed at once, by its connection.
 _STEP_TIMEOUT, _START_TIMEOUT = timedelta(minutes=30), timedelta(days=7)
 
 
 class PeerError(PositronError):
-    """Another process of the run is gone; what the run had saved is intact."""
+    """Another process of the run died; the last checkpoint is intact."""
 
 
 class Processes:
-    """The processes of a run, seen from one of them. This class is a run with a single process."""
+    """The processes of a run, seen from one of them. This base class is a run with a single process."""
 
     rank = 0
     size = 1
@@ -44,15 +44,15 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes, and talks."""
+        """Whether this process writes files and talks to the person."""
         return self.rank == 0
 
     def trainer(self, *parts: Any, **settings: Any) -> Trainer:
-        """A `Trainer` with these arguments, whose steps all processes make together."""
+        """Make the `Trainer` for these arguments, whose steps all processes compute together."""
         return Trainer(*parts, **settings)
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of each number over all processes."""
+        """Sum of each number over all processes."""
         return list(numbers)
 
     @contextlib.contextmanager
@@ -61,10 +61,10 @@ class Processes:
         yield
 
     def check_equal(self, tensors: Sequence[Tensor]) -> None:
-        """Raise DataError if another process holds other numbers."""
+        """Raise DataError if the tensors of another process differ."""
 
     def explain(self, error: Exception) -> PositronError | None:
-        """The error of this run that `error` stands for when the processes lost each other; None for any other error."""
+        """The error to show for `error` if it means that the processes lost each other; None for any other error."""
         return None
 
     def leave(self) -> None:
@@ -86,40 +86,41 @@ class Group(Processes):
     rank: int
     size: int
     per_machine: int = 1
-    _given: _Count = field(default_factory=_Count, repr=False)  # an object of its own: PyTorch keeps it alive, and would keep all of this
+    _given: _Count = field(default_factory=_Count, repr=False)  # separate: PyTorch keeps a reference to it, and should not keep all of this
     _parts: _LossOf | None = field(default=None, repr=False)
     _shared: Any = field(default=None, repr=False)
-    _control: Any = field(default=None, repr=False)  # a few numbers at a time, on the CPU, whatever computes the rest
+    _control: Any = field(default=None, repr=False)  # a gloo group on the CPU for a few numbers at a time, whatever the device
     _stopped: bool = False
 
     def trainer(self, *parts: Any, **settings: Any) -> Trainer:
-        """A `SharedTrainer` with these arguments."""
+        """Make the `SharedTrainer` for these arguments."""
         return SharedTrainer(self, *parts, **settings)
 
     def share(self, rows: int) -> range:
-        """The rows of a step that this process computes."""
+        """Rows of a step that this process computes."""
         return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def shared_loss(self, model: nn.Module, loss: Loss) -> Loss:
-        """`loss` by way of DistributedDataParallel, which is made by `meet`: a process may be alone here, with the others yet to come."""
+        """`loss`, computed through DistributedDataParallel; `meet` makes that later, because the other processes may not have started yet.
+        """
         self._parts = _LossOf(model, loss)
         return lambda *batch: self._shared(*batch)
 
     def meet(self) -> None:
-        """Make DistributedDataParallel of the loss, once; it talks to the others as it is made."""
+        """Wrap the loss in DistributedDataParallel, once; the constructor talks to the other processes."""
         if self._shared is not None or self._parts is None:
             return
         from torch.nn.parallel import DistributedDataParallel
 
-        # gradients live in the buffers that are sent: nothing is held twice
+        # gradients live in the exchange buffers: no second copy
         self._shared = DistributedDataParallel(self._parts, gradient_as_bucket_view=True)
         self._shared.register_comm_hook(self._given, lambda given, bucket: _add_up(given, bucket))
         self._settle_buckets(self._parts)
 
     def _settle_buckets(self, parts: _LossOf) -> None:
-        """Let gradients be sorted into buffers now, which PyTorch does after the first of them have come.
+        """Let PyTorch sort the gradients into buffers now; by default it does so after the first backward pass.
 
-        Three numbers have another sum in another order, and the order depends on the buffers: a run that goes on must not sort them anew.
+        Rounding depends on the order of summation, and that on the buffers: a resumed run must not sort them differently.
         """
         nothing = torch.zeros(1, 8, dtype=torch.int64, device=next(parts.parameters()).device)
         self._shared(nothing, nothing, None, plain=True).backward()
@@ -128,16 +129,16 @@ class Group(Processes):
 
     @property
     def exchanged_bytes(self) -> int:
-        """Bytes of gradients that this process has given to be added up."""
+        """Bytes of gradients that this process has sent for summing."""
         return self._given.bytes
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[object]:
-        """Nothing where gradients are exchanged `now`, which is what happens by itself; else a context in which they wait."""
+        """A context for a backward pass: with `now` gradients are exchanged in it, otherwise they accumulate locally."""
         context: contextlib.AbstractContextManager[object] = contextlib.nullcontext() if now else self._shared.no_sync()
         return context
 
     def step_total(self, total: Tensor, stop: StopFlag) -> float:
-        """The sum of `total`, in order of ranks."""
+        """Sum of `total` over all processes, added in order of rank."""
         rows = self._gather([float(total), float(stop.signal_number or 0)])
         signal = int(max(row[1] for row in rows))
         if signal:
@@ -146,11 +147,11 @@ class Group(Processes):
 
     @property
     def has_stopped(self) -> bool:
-        """Whether all have agreed to stop: a process that left alone would be waited for."""
+        """Whether all processes have agreed to stop: the others would wait for one that left alone."""
         return self._stopped
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of each number over all processes, exactly rounded."""
+        """Sum of each number over all processes, exactly rounded."""
         return [math.fsum(column) for column in zip(*self._gather(numbers), strict=True)]
 
     def _gather(self, numbers: Sequence[float]) -> list[list[float]]:
@@ -162,7 +163,7 @@ class Group(Processes):
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first process, then the others at once."""
+        """Run the block in the first process, then in all others at once."""
         if not self.is_first:
             dist.barrier(group=self._control)
         yield
@@ -171,7 +172,7 @@ class Group(Processes):
         dist.barrier(group=self._control)
 
     def check_equal(self, tensors: Sequence[Tensor]) -> None:
-        """By a hash of the sums of all tensors."""
+        """Raise DataError if a hash of the sums of all tensors differs."""
         sums = torch.stack([tensor.detach().sum(dtype=torch.float64).cpu() for tensor in tensors])
         digest = hashlib.sha256(sums.numpy().tobytes()).digest()[:6]  # 48 bits, which a float64 holds
         if len({row[0] for row in self._gather([float(int.from_bytes(digest, "big"))])}) > 1:
@@ -180,23 +181,23 @@ class Group(Processes):
             )
 
     def explain(self, error: Exception) -> PositronError | None:
-        """A PeerError for what PyTorch raises when a connection breaks or nothing comes for too long."""
+        """A PeerError for PyTorch's errors about broken connections and timeouts."""
         if isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in _LOST):
             return PeerError("another process of this run has ended", "start the same command again: it goes on from the newest checkpoint")
         return None
 
     def leave(self) -> None:
-        """Close the connections, and let go of what holds on to them."""
+        """Leave the process group: close the connections and free what refers to them."""
         self._parts = self._shared = self._control = None
-        gc.collect()  # DistributedDataParallel refers to itself
+        gc.collect()  # DistributedDataParallel is in a reference cycle
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 class SharedTrainer(Trainer):
-    """A Trainer that computes its share of each step and adds up gradients and loss with those of the other processes."""
+    """A Trainer that computes its share of each step and sums gradients and loss with the other processes."""
 
-    may_halve = False  # all would have to agree
+    may_halve = False  # all processes would have to agree on it
 
     def __init__(self, processes: Group, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
@@ -215,14 +216,15 @@ class SharedTrainer(Trainer):
             raise
 
     def _micro_batches(self, batch: Batch, stop: StopFlag) -> Iterator[range]:
-        """The share of this process; once `stop` is set, only the last micro-batch: the others are waiting to exchange its gradients."""
+        """Micro-batches of this process; once `stop` is set only the last one: the other processes are waiting to exchange its gradients.
+        """
         parts = self._cut(batch, self.processes.share(len(batch.ids)))
         for rows in parts:
             if stop.signal_number is None or rows is parts[-1]:
                 yield rows
 
     def _backward(self, batch: Batch, rows: range, count: int) -> Tensor:
-        """Gradients of all micro-batches but the last stay here; the last one's backward pass exchanges their sum."""
+        """Accumulate gradients locally for all micro-batches but the last, whose backward pass exchanges their sum."""
         with self.processes.exchange(rows.stop == self.processes.share(len(batch.ids)).stop):
             return super()._backward(batch, rows, count)
 
@@ -237,7 +239,7 @@ _LOST = ("connection closed by peer", "connection reset by peer", "connection re
 
 
 class _LossOf(nn.Module):
-    """The loss of a model as a module, which is what DistributedDataParallel takes."""
+    """The loss of a model as a module, as DistributedDataParallel requires."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -245,21 +247,21 @@ class _LossOf(nn.Module):
         self._loss, self._plain = loss, model.loss
 
     def forward(self, *batch: Tensor | None, plain: bool = False) -> Tensor:
-        """The loss of some rows; `plain`: not compiled."""
+        """Loss of some rows; `plain`: not compiled."""
         loss: Loss = self._plain if plain else self._loss  # type: ignore[assignment]
         return loss(*batch)
 
 
 def _add_up(given: _Count, bucket: Any) -> Any:
-    """Add a bucket of gradients up over all processes; DistributedDataParallel alone would take their mean."""
+    """Sum a bucket of gradients over all processes; DistributedDataParallel by itself would take the mean."""
     given.bytes += bucket.buffer().nbytes
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def join(device: str) -> Processes:
-    """This process's place among those that torchrun has started, `device` being cpu or cuda; `ALONE` when it has started none.
+    """Join the process group that torchrun started, for the device cpu or cuda; return `ALONE` if there is none.
 
-    Errors: UsageError for a device of which there is one for all, PeerError when the others cannot be reached.
+    Errors: UsageError for a device that the processes cannot share, PeerError when the others cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -269,7 +271,7 @@ def join(device: str) -> Processes:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_STEP_TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=_START_TIMEOUT)
-        dist.barrier(control)  # the first one may end at once, with an error of its own, while others are still being connected
+        dist.barrier(control)  # otherwise the first process could exit with an error of its own while others are still connecting
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"the {size} processes of this run did not find each other ({error})", "start them with torchrun") from error
     return Group(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)), _control=control)

@@ -1,4 +1,4 @@
-"""The errors a person can act on: one sentence that says what is wrong, one hint that works when pasted, one exit code."""
+"""Errors a person can act on: one sentence that says what is wrong, one hint that works when pasted, one exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-Say = Callable[[str], None]  # told, sentence by sentence, what a person should know while something is being done
+Say = Callable[[str], None]  # takes one sentence for the person at the terminal
 
 
 class PositronError(Exception):
@@ -42,11 +42,11 @@ class CheckpointError(PositronError):
 
 
 class NotFiniteOutput(CheckpointError):
-    """A model whose weights are numbers, but so large that its logits are not: no probability can be made of them."""
+    """A model whose weights are finite but so large that its logits are not: they give no probabilities."""
 
 
 class DroppedError(CheckpointError):
-    """A checkpoint that vanished while it was being read: the process that trains its run keeps only the newest ones."""
+    """A checkpoint that was deleted while it was being read: the training process keeps only the newest ones."""
 
 
 class RunError(PositronError):
@@ -87,7 +87,7 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def from_os_error(error: OSError, doing: str) -> PositronError:
-    """The PositronError for an operating-system error met while `doing` something, such as "writing runs/a/run.json"."""
+    """Convert an operating-system error, met while `doing` something such as "writing runs/a/run.json", into a PositronError."""
     if error.errno in FULL_DISK:
         return DiskFullError(
             f"no space left while {doing} ({error.strerror})", "free some space or choose another folder, then start the same command again"
@@ -98,5 +98,5 @@ def from_os_error(error: OSError, doing: str) -> PositronError:
 
 
 def command(*words: object) -> str:
-    """`positron WORDS` as a line for a shell, each word quoted where a shell would read it otherwise: spaces, $(...), quotes."""
+    """A shell line `positron WORDS`, each word quoted where a shell would change it: spaces, $(...), quotes."""
     return shlex.join(["positron", *map(str, words)])

@@ -1,10 +1,10 @@
-"""The one place that writes files: whole or not at all, on disk before it is named. Also how our own small files are read.
+"""The one place that writes files: atomically, and flushed to the disk before they get their name. Also reads our own small files.
 
 A file is written beside its final name, flushed to the disk and renamed over it; a folder is filled as `.tmp-*` and renamed when complete.
-A reader therefore sees the old state or the new one, never half of it. What may be touched, and how files are opened, is in `ours`.
+A reader therefore sees the old state or the new one, never half of it. `own_files` says which files may be touched and how they are opened.
 
-`FAULT=point[:n]` in the environment makes the n-th passing of a point fail or kill the process, and `watch` is told of every point that is
-passed: this is how the tests prove it.
+`FAULT=point[:n]` in the environment makes the n-th passing of a fault point fail or kill the process, and `watch` is called at every fault
+point: the tests use both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _passed: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Nothing, unless `FAULT` names this point: `NAME[:n][:kill|exit|raise]` acts on its n-th passing (default 1, kill)."""
+    """Fail here if `FAULT` names this point: `NAME[:n][:kill|exit|raise]` acts on its n-th passing (default 1, kill)."""
     if watch is not None:
         watch(name)
     wanted = os.environ.get("FAULT")
@@ -91,7 +91,7 @@ def translate_os_errors(doing: str) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace the file at `path` by `data`, atomically. Errors: DiskFullError, PositronError; the old file then still stands."""
+    """Replace the file at `path` by `data`, atomically. Errors: DiskFullError, PositronError; the old file then remains."""
     stream_file(path, lambda handle: handle.write(data))
 
 
@@ -124,13 +124,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON with a final newline, the form in which all our JSON files stand."""
+    """Indented JSON with a final newline, the form of all our JSON files."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(value: Any, *, is_compact: bool = False) -> str:
-    """JSON on one line, the form of our logs and of what commands print. Halves of surrogate pairs, which stand for the bytes of a path
-    that is not UTF-8, are written in ASCII.
+    """JSON on one line, the form of our logs and of what commands print. Lone surrogates, which stand for the bytes of a path that is not
+    UTF-8, are escaped in ASCII.
 
     Errors: PositronError for NaN and infinity, which are not JSON.
     """
@@ -154,17 +154,16 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def sync_lines(paths: Iterable[Path]) -> None:
-    """Flush line files, where they are there, to the disk. Appending does not, because that takes longer than many a training step."""
+    """Flush the line files that exist to the disk. Appending does not: a flush takes longer than many a training step."""
     for path in paths:
         with translate_os_errors(f"writing {path}"), contextlib.suppress(FileNotFoundError), open(path, "r+b", opener=open_own) as handle:
             os.fsync(handle.fileno())
 
 
 def own_lines(path: Path) -> None:
-    """Make a line file, if there is one, ready to be appended to: it ends with a whole line and is a file of this folder alone.
+    """Prepare a line file, if it exists, for appending: it ends with a whole line, and no other name shares its content.
 
-    What a crash left of a last line is cut off. A file that has another name too, by a link of either kind, is replaced by a copy: what
-    the other name means stays as it is.
+    A last line cut off by a crash is removed. A link of either kind is replaced by a copy, so the other file stays as it is.
     """
     if not os.path.lexists(path):
         return
@@ -180,7 +179,7 @@ def own_lines(path: Path) -> None:
 
 
 def _end_of_lines(handle: BinaryIO) -> int:
-    """The offset behind the last newline of an open file."""
+    """Offset after the last newline of an open file."""
     end = handle.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - (1 << 16))
@@ -199,7 +198,7 @@ def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a line file, in order; a missing file has none, an unfinished or damaged last line is dropped."""
+    """JSON objects of a line file, in order; empty for a missing file. An unfinished or damaged last line is dropped."""
     if not os.path.lexists(path):
         return []
     rows = []
@@ -219,8 +218,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """The JSON value of a regular file of at most `limit` bytes. Errors: PositronError with the path when it is missing, larger, something
-    else than a file, not UTF-8 or not JSON."""
+    """JSON value of a regular file of at most `limit` bytes. Errors: PositronError with the path when it is missing, larger, not a regular
+    file, not UTF-8 or not JSON.
+    """
     try:
         return json.loads(read_small(path, limit).decode("utf-8"))
     except (ValueError, RecursionError, OSError) as error:
@@ -229,17 +229,17 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
+    """SHA-256 of the file, as 64 hexadecimal digits."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, made: Made) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+    """A temporary folder that becomes `path` when the block succeeds, and is removed when it fails.
 
-    Files inside are to be written with `write_bytes` and its kin, so each is on the disk before the rename. An existing folder is replaced
-    when all in it is `made` by this program. Errors: PositronError when it is not, or when something else stands there.
+    Write the files in it with `write_bytes` and the like, so that each is on the disk before the rename. An existing folder is replaced if
+    everything in it was `made` by this program. Errors: PositronError when it was not, or when `path` is something else than a folder.
     """
     path = Path(path)
     _check_replaceable(path, made)
@@ -273,7 +273,7 @@ def atomic_folder(path: Path, made: Made) -> Iterator[Path]:
 
 
 def _check_replaceable(path: Path, made: Made) -> None:
-    """Raise PositronError if something stands at `path` that this program did not make."""
+    """Raise PositronError if `path` holds something that this program did not make."""
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_dir():
@@ -283,9 +283,9 @@ def _check_replaceable(path: Path, made: Made) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder, out of sight first: a half-removed one is never seen. On a disk too full to rename it, it goes where it stands.
+    """Delete a folder, renaming it first so that nobody sees it half deleted; if the disk is too full to rename it, delete it in place.
 
-    It is for folders in which `foreign` finds nothing. Links in it are removed and not followed.
+    Call it only for folders in which `foreign` finds nothing. Links in it are deleted and not followed.
     """
     doomed = temporary_name(folder, kind="old-")
     with translate_os_errors(f"removing {folder}"):
@@ -299,7 +299,7 @@ def discard(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Nothing, or PositronError when `folder` cannot be written or made. It creates nothing: the nearest existing parent is looked at."""
+    """Raise PositronError if `folder` cannot be created or written. Creates nothing: the nearest existing parent is checked."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise PositronError(f"{folder}: {existing} is a file, not a folder", "choose another folder, for example --out_dir runs/new")
@@ -308,14 +308,14 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, made: Made) -> None:
-    """Remove `leftovers`. Call it only while holding the folder's lock."""
+    """Delete the `leftovers`. Call it only while holding the folder's lock."""
     for entry in leftovers(folder, made):
         remove_entry(entry)
 
 
 def remove_entry(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it, if it is there; links are not followed."""
-    if path.is_dir() and not path.is_symlink():  # a pointer that was being moved is a link to a folder
+    """Delete a file, a link or a folder with its content, if it exists; links are not followed."""
+    if path.is_dir() and not path.is_symlink():  # an interrupted move of a pointer leaves a link to a folder
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

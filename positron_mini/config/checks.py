@@ -1,4 +1,4 @@
-"""Ranges of numbers and series of steps, checked the same way for every command."""
+"""Ranges of numbers, durations and milestones, checked the same way for every command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def check_ranges(config: Any, at_least: dict[str, int]) -> None:
-    """Nothing, or UsageError naming the first flag whose whole number is below its least value or above 10^12."""
+    """Raise UsageError for the first flag whose whole number is below its least value or above 10^12."""
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= 10**12:
@@ -26,7 +26,7 @@ def check_ranges(config: Any, at_least: dict[str, int]) -> None:
 
 
 def check_rates(config: Any, at_most: dict[str, float], *, zero: bool = False) -> None:
-    """Nothing, or UsageError naming the first flag whose number is not finite, too large, negative or (without `zero`) zero."""
+    """Raise UsageError for the first flag whose number is not finite, too large, negative or (without `zero`) zero."""
     for name, most in at_most.items():
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value >= 0 if zero else value > 0) and value <= most):
@@ -44,7 +44,7 @@ def parse_duration(text: str, flag: str) -> float:
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type; a whole number is a float too, a truth value is no number."""
+    """Whether a value from JSON has the type of a field; an int also counts as a float, a bool never as a number."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_args(hint):
@@ -53,9 +53,9 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 
 def from_names(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """The dataclass `kind` with settings that a Python program gives by name. A path may stand for a text, a list or a text for a tuple.
+    """Make a `kind` from settings that a Python program gives by name. A path may replace a string, a list or string a tuple.
 
-    Raise UsageError for a name that it does not have and for a value of another type.
+    Raise UsageError for an unknown name or a value of another type.
     """
     hints = get_type_hints(kind)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
@@ -74,7 +74,7 @@ def from_names(kind: type[T], settings: Mapping[str, Any]) -> T:
 
 
 def parse_milestones(text: str) -> frozenset[int] | None:
-    """The steps named by `--milestones`, or None for the default series. Errors: UsageError."""
+    """Steps named by `--milestones`, or None for the default series. Errors: UsageError."""
     if text == "auto":
         return None
     if text == "none":
@@ -96,11 +96,11 @@ def is_milestone(step: int, milestones: frozenset[int] | None) -> bool:
 
 
 def given_flags(argv: list[str]) -> frozenset[str]:
-    """Names of the flags that a command line spells out, in snake_case: these must agree with a recorded run, defaults need not."""
+    """Names, in snake_case, of the flags that a command line spells out: they must agree with a recorded run, defaults need not."""
     names = (word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--"))
     return frozenset(name.removeprefix("no_") for name in names)
 
 
 def changed_fields(config: Any) -> frozenset[str]:
-    """Names of the fields whose value differs from the default; stands in for `given_flags` when Python code calls."""
+    """Names of the fields that differ from their default; replaces `given_flags` for calls from Python."""
     return frozenset(field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default)

@@ -16,7 +16,7 @@ _AT_LEAST = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is asked of a run of either kind; None where a run, a device or a text is to decide."""
+    """Settings of a run of either kind; None where the run, the device or the text decides."""
 
     tokenizer_path: str | None = None
     """SentencePiece model"""
@@ -72,7 +72,7 @@ class RunConfig:
     """also send the metrics to this local tracker"""
 
     def __post_init__(self) -> None:
-        if self.kernels == "torch":  # what PyTorch is called in Python
+        if self.kernels == "torch":  # the name of PyTorch's Python package
             object.__setattr__(self, "kernels", "pytorch")
         check_ranges(self, _AT_LEAST)
         check_rates(self, {"lr": 1.0, "muon_lr": 1.0, "grad_clip": 1e9, "grad_limit": 1e9})

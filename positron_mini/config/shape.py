@@ -1,4 +1,4 @@
-"""The shape of a model, its presets, and its Hugging Face spelling."""
+"""Shape of a model, its presets, and its Hugging Face spelling."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from positron_mini.errors import CheckpointError, UsageError
 
 MAX_PARAMETERS = 20_000_000_000  # a config that asks for more is damaged or hostile; refused before anything is allocated
-# a shape of few parameters can still ask for endless layers or a position table of any size
+# a shape with few parameters can still ask for endless layers or a huge position table
 MAX_SIZES = {"n_layer": 1_000, "head_dim": 1_024, "context_len": 1 << 18}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. Names are ours; `to_huggingface` gives transformers' names."""
+    """Shape of a model. The names are ours; `to_huggingface` translates them."""
 
     n_layer: int
     n_embd: int
@@ -52,7 +52,7 @@ class ModelConfig:
 
     @property
     def block_parameters(self) -> int:
-        """Weights of all blocks, the part that matrix products run through."""
+        """Weights of all blocks, without the embedding."""
         attention = self.n_embd * self.head_dim * (2 * self.n_head + 2 * self.n_kv_head) + 2 * self.head_dim
         return self.n_layer * (attention + 3 * self.n_embd * self.ffn + 2 * self.n_embd)
 
@@ -63,20 +63,20 @@ class ModelConfig:
 
     @property
     def size_name(self) -> str:
-        """The parameter count as it stands in the names of runs and exports: 15M, 3M, 1M."""
+        """Parameter count as in the names of runs and exports: 15M, 3M, 1M."""
         return f"{max(1, self.parameters // 1_000_000)}M"
 
     def flops_per_token(self, context_len: int | None = None) -> float:
-        """Floating-point operations of one training token, forward and backward: 6 x weights used in products + causal attention.
+        """Floating-point operations to train on one token, forward and backward: 6 x weights in matmuls + causal attention.
 
-        The tied embedding counts once (as the head). Attention: 6 x layers x heads x head_dim x mean visible keys x 2 products.
+        The tied embedding counts once (as the head). Attention: 6 x layers x heads x head_dim x mean visible keys x 2 matmuls.
         """
         length = context_len or self.context_len
         products = 6 * (self.block_parameters + self.vocab_size * self.n_embd)
         return float(products + 12 * self.n_layer * self.n_head * self.head_dim * (length + 1) / 2)
 
     def to_huggingface(self) -> dict[str, Any]:
-        """The `config.json` that transformers 4 and 5, mlx-lm and vLLM read as Qwen3. Both spellings of moved keys are given."""
+        """A `config.json` that transformers 4 and 5, mlx-lm and vLLM read as Qwen3. Keys that moved between versions are given twice."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -107,7 +107,8 @@ class ModelConfig:
 
     @classmethod
     def from_huggingface(cls, data: Any, name: str) -> ModelConfig:
-        """The shape in a `config.json`'s content. Errors: CheckpointError when it is not one of ours, or its numbers are absurd."""
+        """Read a shape from the content of a `config.json`. Errors: CheckpointError when it is not one of ours, or its numbers are absurd.
+        """
         hint = "use a folder written by positron train, or a Qwen3 folder with a tied head"
         if not isinstance(data, dict) or data.get("model_type") != "qwen3" or data.get("tie_word_embeddings") is not True:
             raise CheckpointError(f"{name}: not the configuration of a Qwen3 model with a tied head", hint)
@@ -140,7 +141,7 @@ class ModelConfig:
 def self_logit_std(n_embd: int) -> float:
     """Standard deviation of a new embedding times the weight of a new final norm.
 
-    The head is tied and the output projections start at zero, so the logit of a token for itself starts near width x this; 4 keeps the
+    The head is tied and the output projections start at zero, so a token's logit for itself starts near width times this value; 4 keeps the
     first loss within 2 % of ln(vocabulary) at every width.
     """
     return min(0.02, 4.0 / n_embd)
@@ -169,7 +170,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; case does not matter. Errors: UsageError with the nearest names."""
+    """Look up a preset; case does not matter. Errors: UsageError with the nearest names."""
     by_lower = {known.lower(): known for known in PRESETS}
     if name.lower() in by_lower:
         return PRESETS[by_lower[name.lower()]]

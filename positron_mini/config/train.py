@@ -10,7 +10,7 @@ from positron_mini.config.checks import check_ranges, check_rates, parse_duratio
 from positron_mini.config.loop import RunConfig
 from positron_mini.config.shape import ModelConfig, preset
 
-DEFAULT_TEXT = "data/tinystories.txt"  # trained on where --dataset_path names none
+DEFAULT_TEXT = "data/tinystories.txt"  # where --dataset_path is not given
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TrainConfig(RunConfig):
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
-    """The shape that a preset and its overrides ask for, with the vocabulary of the tokenizer in use."""
+    """Shape from a preset and its overrides, with the vocabulary of the tokenizer in use."""
     base = preset(config.config)
 
     def chosen(name: str, default: int) -> int:
@@ -110,17 +110,17 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
 
 
 def preset_shape(name: str) -> ModelConfig:
-    """The shape of a preset with the vocabulary it is meant for. Errors: UsageError for an unknown name."""
+    """Shape of a preset with its own vocabulary. Errors: UsageError for an unknown name."""
     return model_config(TrainConfig(config=name), preset(name).vocab_size)
 
 
 def default_short_steps(max_steps: int | None) -> int:
-    """Steps that read half windows: 60 % of the horizon, at most 2,000; 500 for an open-ended run."""
+    """Number of first steps with half windows: 60 % of the horizon, at most 2,000; 500 for an open-ended run."""
     return 500 if max_steps is None else min(2_000, round(0.6 * max_steps))
 
 
 def default_eval_every(text_tokens: int, step_tokens: int) -> int:
-    """Steps between validations: 100, or the most of 50 and 20 that read a short text no more than once, else 10."""
+    """Steps between validations: 100, or the larger of 50 and 20 that reads a short text no more than once, else 10."""
     return next((steps for steps in (100, 50, 20) if steps * step_tokens <= text_tokens), 10)
 
 

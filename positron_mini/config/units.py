@@ -1,4 +1,4 @@
-"""Sizes and times as a person says them."""
+"""Sizes and times for people."""
 
 from __future__ import annotations
 

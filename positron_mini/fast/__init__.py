@@ -1,9 +1,9 @@
-"""The same arithmetic as `model.py`, faster: held to it by tests, and used for exactly the model that it computes (`plain`).
+"""The arithmetic of `model.py`, faster. Tests compare the two, and only the unchanged built-in model (`plain`) is computed this way.
 
-`decoder` writes tokens with weights packed for it, `chunked_loss` never holds all logits. The rest is C++ for operations that are slow in
-PyTorch on a CPU, compiled at its first use (`build`), tried in a process apart (`trial`), kept in the user's cache and called through
-ctypes: `decode_step` writes a token; `attention` and `pointwise` are the kernels of `training`. Where they cannot be had, `why_not` says
-why, and PyTorch does the same.
+`decoder` generates tokens with packed weights, `chunked_loss` never holds all logits. The rest is C++ kernels for operations that are slow
+in PyTorch on a CPU: compiled at first use (`build`), tried in a separate process (`trial`), cached for the user and called through ctypes.
+`decode_step` generates a token; `attention` and `pointwise` are the kernels of `training`. Where they are not available, `why_not` gives
+the reason and PyTorch does the work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _found() -> _Found:
 
 
 def library() -> ctypes.CDLL | None:
-    """The functions of all sources, whose calls release Python's lock; None where there is no library."""
+    """The loaded library, whose calls release Python's GIL; None if it is not available."""
     return _found().library
 
 
@@ -44,11 +44,11 @@ def why_not() -> str:
 
 
 def compiler_fails() -> bool:
-    """Whether the C++ compiler that is here does not do its work, so that torch.compile would fare no better."""
+    """Whether the installed C++ compiler does not work, so that torch.compile would fail too."""
     return isinstance(_found().error, CompilerError)
 
 
 def forget() -> None:
-    """Try anew what is remembered to have failed."""
+    """Forget remembered failures, so that the next call tries again."""
     if forget_failure():
         _found.cache_clear()

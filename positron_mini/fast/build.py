@@ -1,9 +1,9 @@
-"""The library of the C++ sources: compiled once, tried in a process apart, and kept whole, under a name that says what is in it.
+"""Compile the C++ sources once, try the library in a separate process, and cache it under a name that identifies its content.
 
-    KEY-SHA256.so    KEY stands for sources, compiler, flags and processor; the file is used only while its content has that checksum
-    KEY.failed       why it could not be made: the next start does not wait for it again
+KEY-SHA256.so    KEY: hash of sources, compiler, flags and processor; the file is used only while its content has that checksum
+KEY.failed       why compiling failed: the next start does not wait for it again
 
-They lie in a folder of this user alone (`device.private_folder`): a library is code.
+The files are in a folder that only this user can access (`device.private_folder`): a library is code.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from positron_mini.fast.layout import has_all
 
 SOURCES = Path(__file__).parent
 PARTS = ("attention.cpp", "decode_step.cpp", "pointwise.cpp")
-# Sums may be taken in another order, which vector registers need; NaN and infinity keep their meaning, as -ffast-math would not let them.
+# Sums may be reordered, as vector registers require; NaN and infinity keep their meaning, unlike with -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC")
 COMPILE_SECONDS = 120
 TRIAL_SECONDS = 60
 RETRY = "positron doctor tries again"
-log = logging.getLogger(__name__)  # where nobody listens Python writes warnings to stderr, the sentence alone
+log = logging.getLogger(__name__)  # without a handler Python prints warnings to stderr, just the sentence
 
 
 class CompilerError(PositronError):
-    """The C++ compiler does not do its work."""
+    """The C++ compiler does not work."""
 
 
 def open_library() -> ctypes.CDLL:
-    """The library, made if it is not there yet or damaged. Errors: PositronError that says why there is none."""
+    """Load the library, compiling it if it is missing or damaged. Errors: PositronError with the reason when it is not available."""
     compiler, folder = _compiler(), devices.private_folder("kernels")
     words = command(compiler)
     key = key_of(compiler, words)
@@ -67,10 +67,10 @@ def open_library() -> ctypes.CDLL:
 
 
 def forget_failure() -> bool:
-    """Whether a library that could not be made was remembered; it no longer is."""
+    """Delete the record of a failed compilation; return whether there was one."""
     failures: list[Path] = []
     with contextlib.suppress(PositronError, OSError, RuntimeError):
-        there = (devices.cache_folder(platform.system(), os.environ, Path.home()) / "kernels").is_dir()  # asking makes no folder
+        there = (devices.cache_folder(platform.system(), os.environ, Path.home()) / "kernels").is_dir()  # only looks: creates no folder
         failures = list(devices.private_folder("kernels").glob("*.failed")) if there else []
         for failed in failures:
             failed.unlink()
@@ -85,14 +85,14 @@ def _compiler() -> Path:
 
 
 def command(compiler: Path) -> list[str]:
-    """How a library is compiled for the processor of this machine, without its sources."""
+    """Compiler command for the processor of this machine, without the sources."""
     is_arm = platform.machine() in ("arm64", "aarch64")
     return [str(compiler), *FLAGS, "-mcpu=native" if is_arm else "-march=native", *_openmp()]
 
 
 def _openmp() -> list[str]:
-    """Flags for the threads that PyTorch has already: two sets of them would wait for each other's cores."""
-    torch = importlib.util.find_spec("torch")  # found, not imported: trying a library takes no time then
+    """Flags to use the OpenMP runtime that PyTorch has loaded: two runtimes would compete for the cores."""
+    torch = importlib.util.find_spec("torch")  # found without importing it, which saves the trial's start-up time
     assert torch is not None and torch.origin is not None
     folder = Path(torch.origin).parent / "lib"
     own = next((path for name in ("libgomp*", "libomp*", "libiomp5*") for path in sorted(folder.glob(name))), None)
@@ -101,7 +101,7 @@ def _openmp() -> list[str]:
 
 
 def key_of(compiler: Path, words: list[str]) -> str:
-    """16 digits that are others for another source, compiler, flag or processor."""
+    """Hash of sources, compiler, flags and processor, 16 digits."""
     stamp = compiler.stat()
     parts = (
         *((SOURCES / name).read_bytes() for name in (*PARTS, "vectors.h")),
@@ -116,14 +116,14 @@ def key_of(compiler: Path, words: list[str]) -> str:
 
 
 def _instructions() -> str:
-    """What a Linux processor can do, as the system says it: a virtual machine may hide some of what the name promises."""
+    """Instruction sets of a Linux processor as the system reports them: a virtual machine may hide some that the model name promises."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
         return next((line for line in handle if line.startswith(("flags", "Features"))), "")
     return ""
 
 
 def _opened(made: Path) -> ctypes.CDLL | None:
-    """A library that was kept; None when its content is not what its name says, or it cannot be loaded."""
+    """Load a cached library; None if its content does not match its name, or it does not load."""
     content = devices.own_file(made)
     if content is None or made.stem.partition("-")[2] != hashlib.sha256(content).hexdigest():
         return None
@@ -135,7 +135,7 @@ def _opened(made: Path) -> ctypes.CDLL | None:
 
 
 def _make(folder: Path, key: str, words: list[str]) -> Path:
-    """The kept library, compiled by `words` and tried. Errors: PositronError; what costs much time or may end a process is remembered."""
+    """Compile the library with the command `words`, try it and cache it. Errors: PositronError; slow or fatal failures are remembered."""
     with (
         files.translate_os_errors(f"writing {folder}"),
         tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-", ignore_cleanup_errors=True) as scratch,
@@ -157,7 +157,7 @@ def _make(folder: Path, key: str, words: list[str]) -> Path:
 
 
 def _fail(folder: Path, key: str, why: str) -> None:
-    with contextlib.suppress(PositronError):  # it is said again next time
+    with contextlib.suppress(PositronError):  # if it cannot be remembered, it is reported again next time
         files.write_text(folder / f"{key}.failed", why)
     raise CompilerError(why, RETRY)
 

@@ -1,8 +1,8 @@
-"""The loss of `GPT.loss` without all its logits in memory: a few hundred rows at a time, gradients made on the way.
+"""The loss of `GPT.loss` without holding all logits: a few hundred rows at a time, with gradients computed in the forward pass.
 
 For a vocabulary of 16,000 the logits are the largest tensor of training, and cross-entropy needs three of them. Here a chunk of rows is
-multiplied with the head, turned into probabilities and into its share of both gradients before the next one begins, while it lies in the
-cache. Rows that predict nothing are left out: in fine-tuning that is most of them. Source of the idea: Wijmans et al. 2024 (arXiv
+multiplied by the head, then turned into probabilities and its share of both gradients before the next chunk begins, while it is in the
+cache. Rows without a target are left out: in fine-tuning that is most of them. Source of the idea: Wijmans et al. 2024 (arXiv
 2411.09009), there as a GPU kernel.
 
 Shapes: N rows, C = n_embd, V vocabulary.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from positron_mini.model import GPT, IGNORED
 
-CHUNK_NUMBERS = 8 << 20  # logits at once, 32 MB: smaller chunks touch the head's gradient too often, larger ones leave the cache
+CHUNK_NUMBERS = 8 << 20  # logits at once, 32 MB: smaller chunks reread the head's gradient too often, larger ones exceed the cache
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -26,9 +26,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sum, in nats, for `hidden` (N, C), `weight` (V, C) and `targets` (N,), all different from IGNORED.
+        """Sum in nats for `hidden` (N, C), `weight` (V, C) and `targets` (N,), none of them IGNORED.
 
-        Products are of `dtype`, the softmax and both gradients of the dtype of `weight`.
+        Matmuls are in `dtype`, the softmax and both gradients in the dtype of `weight`.
         """
         wants_gradients = any(ctx.needs_input_grad)
         total = weight.new_zeros(())
@@ -40,7 +40,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logprobs = torch.log_softmax(rows @ factor.t(), dim=-1, dtype=weight.dtype)  # (n, V)
                 total -= logprobs.gather(1, wanted).sum()
                 if d_weight is not None:
-                    error = logprobs.exp_()  # the gradient of the logits: probabilities, minus 1 at the target
+                    error = logprobs.exp_()  # gradient of the logits: probabilities, minus 1 at the target
                     error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
                     error = error.to(dtype)
                     d_hidden[first : first + size] = error @ factor
@@ -53,14 +53,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """The gradients of `hidden` and `weight`, made in the forward pass, times that of the sum."""
+        """Gradients of `hidden` and `weight`, computed in the forward pass, times the upstream gradient."""
         (scale,) = upstream
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden.mul_(scale), d_weight.mul_(scale), None, None
 
 
 def chunked_loss(model: GPT, hidden: Callable[..., Tensor], ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
-    """What `model.loss` returns. `hidden` is `model.hidden`, or the same compiled."""
+    """The same value as `model.loss`. `hidden` is `model.hidden`, possibly compiled."""
     stream = hidden(ids, segments=segments).view(-1, model.config.n_embd)  # (N, C)
     flat = targets.reshape(-1)
     trained = (flat != IGNORED).nonzero().flatten()

@@ -1,6 +1,6 @@
-"""One token of each of N sequences, by `decode_step.cpp`.
+"""Logits for one more token of each of N sequences, by `decode_step.cpp`.
 
-Shapes as there: N sequences, L layers, K key/value heads, D channels of a head, V columns of the head.
+Shapes as in the source: N sequences, L layers, K key/value heads, D channels of a head, V columns of the head.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DecodeStep = Callable[..., None]
 
 
 class Step:
-    """The compiled step of one model. It knows places, not tensors: whoever makes it keeps them."""
+    """Compiled step of one model. It holds addresses, not tensors: the caller must keep the tensors alive."""
 
     def __init__(self, function: DecodeStep, model: Model) -> None:
         self.function, self.model = function, model
 
     def __call__(self, ids: Tensor, kv: Tensor, past: int) -> Tensor:
-        """Logits (N, V) after `ids` (N,), int64, whose keys and values join the `past` ones in `kv` (2 L, N, K, context, D)."""
+        """Logits (N, V) after `ids` (N,), int64. Writes their keys and values to `kv` (2 L, N, K, context, D) behind the `past` ones."""
         ids = ids.contiguous()
         logits = torch.empty(len(ids), self.model.V)
         assert kv.is_contiguous() and kv.shape[1] == len(ids) and past < self.model.context, (kv.shape, ids.shape, past)
@@ -39,7 +39,7 @@ class Step:
 
 @functools.cache
 def decode_step() -> DecodeStep | None:
-    """`decode_step` of the source; None where there is no library."""
+    """The C++ function `decode_step`; None if the library is not available."""
     found = library()
     if found is None:
         return None

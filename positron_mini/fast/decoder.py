@@ -1,11 +1,11 @@
-"""The quick way to write tokens on a CPU: the model of `model.py`, its weights laid out anew for one token at a time.
+"""Fast token generation on a CPU: the model of `model.py` with its weights packed for one token at a time.
 
-Writing one token takes little arithmetic: the time goes into reading every weight once and into starting each operation. Hence:
-- q, k and v are one product, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
+One token takes little arithmetic: the time goes into reading every weight once and into the overhead of each operation. Hence:
+- q, k and v are one matmul, gate and up another, and the weights of each norm are multiplied into the matrix that follows it;
 - a matrix is cut into blocks of columns, which are shared out among the threads;
-- the two channels that RoPE turns together lie side by side, so that a rotation is one complex multiplication;
-- where there is a C++ compiler, one token of each sequence is one call of `native/decode_step.cpp`, which goes through all layers;
-- else, and for prompts, PyTorch's operations do it; their work buffers, and the views of them that they want, are made once.
+- the two channels that RoPE rotates together are adjacent, so that a rotation is one complex multiplication;
+- where there is a C++ compiler, one token of each sequence is one call of `decode_step.cpp`, which runs all layers;
+- otherwise, and for prefill, PyTorch's operations do it; their buffers and views are allocated once.
 `GPT` remains the reference: tests hold log-probabilities within 1e-5 of its own, relative.
 
 Shapes: N sequences, T new tokens of each, R = N * T rows, P positions already cached; C, H, K, D, F, V as in `model.py`; L layers.
@@ -28,18 +28,18 @@ from positron_mini.fast.plain import changed, is_plain
 from positron_mini.model import GPT, Attention, Block, rope_table
 
 Weights = Literal["f32", "int8"]
-REPAID_TOKENS = 16  # laying the weights out anew costs as much as plain decoding loses in about ten tokens
-BLOCK_COLUMNS = 16  # of a matrix at once: wider blocks are slower, narrower ones no faster
-BLOCK_ROWS = 128  # for more rows at once MKL is quicker with a whole matrix
-INT8_ROWS = 2  # for more rows at once the products are bound by arithmetic, where PyTorch's int8 kernel loses to f32
-BYTES_PER_THREAD = 256 << 10  # a thread that reads less of a product than this waits longer for the others than it helps
+REPAID_TOKENS = 16  # packing the weights pays off after about ten tokens
+BLOCK_COLUMNS = 16  # columns of a matrix per block: wider blocks are slower, narrower ones no faster
+BLOCK_ROWS = 128  # for more rows MKL is faster with the whole matrix
+INT8_ROWS = 2  # for more rows the matmuls are compute-bound, where PyTorch's int8 kernel loses to f32
+BYTES_PER_THREAD = 256 << 10  # a thread that reads less of a matrix than this costs more in synchronisation than it saves
 
 
 # --- matrices ---------------------------------------------------------------------------------------------------------------------------
 
 
 class Matrix(Protocol):
-    """A weight matrix (in, out) and the two products that decoding makes of it."""
+    """A weight matrix (in, out) and the two matmuls that decoding needs."""
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """Write x @ matrix, (R, out), to `out`."""
@@ -48,19 +48,19 @@ class Matrix(Protocol):
         """Add x @ matrix, (R, out), to `out`."""
 
     def place(self) -> native.Matrix:
-        """Where the compiled step finds it."""
+        """Pointers for the compiled step."""
 
 
 def in_blocks(weight: Tensor, width: int) -> Tensor:
-    """The columns of `weight` (in, out) in blocks, one after the other: (blocks, in, width)."""
+    """Columns of `weight` (in, out) in consecutive blocks: (blocks, in, width)."""
     return weight.reshape(len(weight), -1, width).transpose(0, 1).contiguous()
 
 
 class Dense:
-    """The matrix in fp32, cut into blocks of a few columns whose products are one batched product.
+    """Matrix in fp32, cut into blocks of a few columns that are multiplied as one batched matmul.
 
-    For a few rows MKL multiplies a whole matrix with one thread and reads it at half the rate of memory; blocks as wide as a vector
-    register are shared out among the threads and read two to four times as fast (docs/results/speed.md).
+    For a few rows MKL multiplies a whole matrix with one thread, at half the memory bandwidth; blocks as wide as a vector register are
+    shared out among the threads and read two to four times as fast (docs/results/speed.md).
     """
 
     def __init__(self, weight: Tensor, is_for_step: bool) -> None:
@@ -72,12 +72,12 @@ class Dense:
         self.blocks = in_blocks(weight, self.width)
 
     def place(self) -> native.Matrix:
-        """Where the compiled step finds it."""
+        """Pointers for the compiled step."""
         blocks, inputs, width = self.blocks.shape
         return native.Matrix(self.blocks.data_ptr(), None, inputs, blocks * width)
 
     def _whole(self) -> Tensor:
-        """The matrix (in, out)."""
+        """The whole matrix (in, out)."""
         blocks, inputs, width = self.blocks.shape
         return self.blocks.transpose(0, 1).reshape(inputs, blocks * width)
 
@@ -105,15 +105,15 @@ class Dense:
 
 
 class Int8:
-    """The matrix rounded to 8 bits, one scale for each output: a quarter of the bytes to read.
+    """Matrix rounded to 8 bits with one scale per output: a quarter of the bytes to read.
 
-    Many rows at once, as in a prompt, take the same rounded numbers in fp32. Without the compiled step PyTorch's own kernel reads them,
-    which rounds the rows and what it returns to bf16.
+    Many rows at once, as in prefill, use the same rounded numbers in fp32. Without the compiled step a few rows use PyTorch's int8 kernel,
+    which rounds its input and output to bf16.
     """
 
     def __init__(self, weight: Tensor, is_for_step: bool) -> None:
         by_output = weight.t()  # (out, in)
-        # PyTorch's kernel wants its scales in bf16: rounded first, so that no rounding comes on top of that of the weights
+        # PyTorch's kernel needs its scales in bf16: rounding them first adds no second rounding to the weights
         self.scales = (by_output.abs().amax(1).clamp(min=1e-30) / 127).bfloat16()  # (out,)
         self.wide_scales = self.scales.float()
         rounded = (by_output / self.wide_scales[:, None]).round().clamp(-127, 127)  # (out, in)
@@ -123,7 +123,7 @@ class Int8:
         self.rounded = in_blocks(numbers.t(), BLOCK_COLUMNS) if is_for_step else numbers.contiguous()
 
     def place(self) -> native.Matrix:
-        """Where the compiled step finds it."""
+        """Pointers for the compiled step."""
         blocks, inputs, width = self.rounded.shape
         return native.Matrix(self.rounded.data_ptr(), self.wide_scales.data_ptr(), inputs, blocks * width)
 
@@ -149,7 +149,7 @@ class Int8:
 
 
 def paired(head_dim: int) -> Tensor:
-    """The channels of a head in the order 0, D/2, 1, D/2 + 1, ...: those that RoPE turns together side by side."""
+    """Channels of a head in the order 0, D/2, 1, D/2 + 1, ...: those that RoPE rotates together are adjacent."""
     return torch.arange(head_dim).view(2, -1).t().flatten()
 
 
@@ -161,7 +161,7 @@ class Layer:
         order = paired(config.head_dim)
 
         def heads(weight: Tensor) -> Tensor:
-            """Rows of q or k with the channels of each head in pairs; both in the same order, which their product does not see."""
+            """Rows of q or k with the channels of each head in pairs; the same order in both leaves their dot products unchanged."""
             return weight.view(-1, config.head_dim, config.n_embd)[:, order].flatten(0, 1)
 
         qkv = torch.cat((heads(attention.q_proj.weight), heads(attention.k_proj.weight), attention.v_proj.weight))  # ((H + 2K) D, C)
@@ -174,12 +174,12 @@ class Layer:
         self.gain = torch.cat((q_gain.expand(config.n_head, -1), k_gain.expand(config.n_kv_head, -1))).contiguous()
 
     def place(self) -> native.Layer:
-        """Where the compiled step finds it."""
+        """Pointers for the compiled step."""
         return native.Layer(self.qkv.place(), self.o.place(), self.gate_up.place(), self.down.place(), self.gain.data_ptr())
 
 
 class Work:
-    """Buffers for N sequences of T new tokens, and views of them under the names that the forward pass uses."""
+    """Buffers for N sequences of T new tokens, and named views of them for the forward pass."""
 
     def __init__(self, config: ModelConfig, N: int, T: int) -> None:
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
@@ -194,7 +194,7 @@ class Work:
 
 
 class DecoderCache:
-    """Keys and values of the tokens read so far by N sequences, for every layer, and the work buffers for their next tokens."""
+    """Keys and values of N sequences, for every layer, and the buffers for their next tokens."""
 
     def __init__(self, config: ModelConfig, batch: int) -> None:
         self.config, self.length = config, 0
@@ -203,16 +203,16 @@ class DecoderCache:
         self.work = Work(config, batch, 1)
 
     def repeat(self, batch: int) -> None:
-        """Serve `batch` sequences that begin alike, after one of them was read."""
+        """Copy the keys and values of one sequence to `batch` sequences that begin with it."""
         if batch > 1:
             self.kv = self.kv.expand(-1, batch, -1, -1, -1).contiguous()
             self.work = Work(self.config, batch, 1)
 
 
 class Decoder:
-    """A copy of a model's weights as they are now, ready to write tokens on the CPU. Several caches may use it, also in turn.
+    """A packed copy of a model's current weights for generation on the CPU. Several caches may use it, also in turn.
 
-    `before_layer` is called before every layer; what it raises ends the pass, so that reading a long prompt can be given up. Errors:
+    `before_layer` is called before every layer; an error that it raises ends the pass, so that a long prefill can be cancelled. Errors:
     UsageError for a model that is not the built-in one.
     """
 
@@ -229,7 +229,7 @@ class Decoder:
             self.embedding = model.model.embed_tokens.weight.detach()  # (V, C), shared with the model
             self.layers = [Layer(cast(Block, block), model.config, lambda w: kind(w, is_for_step)) for block in model.model.layers]
             head = F.pad(self.embedding.t() * model.model.norm.weight[:, None], (0, -len(self.embedding) % BLOCK_COLUMNS))
-            # what PyTorch's int8 kernel returns has 8 bits, which makes ties of the likeliest tokens
+            # PyTorch's int8 kernel returns 8 significant bits, which would make ties among the likeliest tokens
             self.head: Matrix = kind(head, True) if is_for_step else Dense(head, False)
             self.head_columns = head.shape[1]  # V, or a little more
             cos, sin = (table[:, : model.config.head_dim // 2] for table in rope_table(model.config))
@@ -238,7 +238,7 @@ class Decoder:
             self.step = native.Step(step, self._place()) if step is not None else None
 
     def _place(self) -> native.Model:
-        """Where the compiled step finds everything."""
+        """Pointers for the compiled step."""
         c = self.config
         layers = (native.Layer * c.n_layer)(*(layer.place() for layer in self.layers))
         return native.Model(
@@ -248,20 +248,20 @@ class Decoder:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes of weights that one token of one sequence reads."""
+        """Bytes of weights that are read to generate one token of one sequence."""
         size = 4 if self.weights == "f32" else 1
         head_size = 4 if self.step is None else size
         return head_size * self.config.vocab_size * self.config.n_embd + size * self.config.block_parameters
 
     def new_cache(self, batch: int) -> DecoderCache:
-        """Room for `batch` sequences that have not begun."""
+        """An empty cache for `batch` sequences."""
         return DecoderCache(self.config, batch)
 
     @torch.inference_mode()
     def next_logits(self, ids: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits (N, V) of the token after `ids` (N, T), which continue what `cache` holds: a prompt, or one token of each sequence.
+        """Logits (N, V) of the token after `ids` (N, T), which continue the sequences in `cache`: a prompt, or one token of each sequence.
 
-        Errors: ValueError when P + T exceeds context_len, or when several tokens would continue others.
+        Errors: ValueError when P + T exceeds context_len, or when several tokens continue a sequence that has begun.
         """
         N, T = ids.shape
         past, end = cache.length, cache.length + T
@@ -292,7 +292,7 @@ class Decoder:
         return logits[:, : self.config.vocab_size]
 
     def _attend(self, layer: Layer, x: Tensor, work: Work, turns: Tensor, new: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Add to the stream `x` (R, C) what attention gathers, after storing the keys and values of these tokens in `new`."""
+        """Add the output of attention to the stream `x` (R, C), after storing the keys and values of these tokens in `new`."""
         layer.qkv.into(work.qkv, x * self._inverse_rms(x))
         work.qk.mul_(self._inverse_rms(work.qk)).mul_(layer.gain)
         work.turning.mul_(turns)
@@ -311,25 +311,25 @@ class Decoder:
 
 
 def has_whole_blocks(config: ModelConfig) -> bool:
-    """Whether every matrix of a layer consists of whole blocks of columns, as the compiled step wants it."""
+    """Whether every matrix of a layer divides into whole blocks of columns, as the compiled step requires."""
     widths = (config.n_embd, config.ffn, config.n_head * config.head_dim, config.n_kv_head * config.head_dim)
     return not any(width % BLOCK_COLUMNS for width in widths)
 
 
 def quickest(model: GPT, tokens: int) -> GPT | Decoder:
-    """What writes `tokens` tokens soonest: a Decoder of `model` where laying out its weights is repaid, else `model` itself."""
+    """The faster model for generating `tokens` tokens: a Decoder of `model` where packing pays off, else `model` itself."""
     is_covered = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
     return Decoder(model) if tokens >= REPAID_TOKENS and is_covered and is_plain(model) else model
 
 
 def useful_threads(config: ModelConfig, samples: int = 1) -> int:
-    """Threads that decoding can use at the most: small products are finished before a further thread has begun."""
+    """Most threads that speed up decoding: with small matrices, others have finished before one more thread starts."""
     products = 4 * config.n_layer + 1
     bytes_read = 4 * (config.block_parameters + config.vocab_size * config.n_embd)
     return max(2, samples * bytes_read // products // BYTES_PER_THREAD)
 
 
 def set_decode_threads(config: ModelConfig, threads: int | None = None, *, samples: int = 1) -> int:
-    """The CPU threads now in force: `threads`, else as many as help, of those that PyTorch takes by itself (one for each real core)."""
+    """Set PyTorch's CPU threads to `threads`, else to the useful number up to its default (one per physical core); return the number."""
     torch.set_num_threads(threads or min(torch.get_num_threads(), useful_threads(config, samples)))
     return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What the library has to offer: its functions, and the structures of `decode_step.cpp`, field by field."""
+"""Functions of the library, and the structures of `decode_step.cpp`, field by field."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ FUNCTIONS = ("decode_step", *(f"{name}_{dtype}" for name in _TYPED for dtype in 
 
 
 def has_all(library: ctypes.CDLL) -> bool:
-    """Whether the library has every function."""
+    """Whether the library exports every function."""
     return all(hasattr(library, name) for name in FUNCTIONS)
 
 
 class Matrix(ctypes.Structure):
-    """`Matrix` of the source."""
+    """`Matrix` in decode_step.cpp."""
 
     _fields_ = [("blocks", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("inputs", ctypes.c_int), ("outputs", ctypes.c_int)]
 
 
 class Layer(ctypes.Structure):
-    """`Layer` of the source."""
+    """`Layer` in decode_step.cpp."""
 
     _fields_ = [("qkv", Matrix), ("o", Matrix), ("gate_up", Matrix), ("down", Matrix), ("gain", ctypes.c_void_p)]
 
 
 class Model(ctypes.Structure):
-    """`Model` of the source."""
+    """`Model` in decode_step.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("layers", "C", "H", "K", "D", "F", "V", "context")), ("eps", ctypes.c_float),

@@ -1,4 +1,4 @@
-"""Which way the loss of a model is computed: by `model.loss` itself, or by something faster that gives the same values."""
+"""Choice of the function that computes the loss: `model.loss` itself, or a faster one with the same values."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def loss_function(model: GPT, device: str, *, compiled: bool, native: bool = Fal
         devices.keep_freed_memory()
     if native and is_plain(model):
         return NativeLoss(model)
-    if device == "cpu" and has_plain_head(model):  # not measured elsewhere
+    if device == "cpu" and has_plain_head(model):  # not measured on other devices
         hidden = devices.compiled(model.hidden) if compiled else model.hidden
         return partial(chunked_loss, model, hidden)
     return devices.compiled(model.loss) if compiled else model.loss
 
 
 class NativeLoss:
-    """The loss by native kernels, which compute the built-in model and no other: PyTorch takes over once `model` has been changed."""
+    """Loss by native kernels, which compute the built-in model only: PyTorch takes over when `model` has been changed."""
 
     def __init__(self, model: GPT) -> None:
         self.model = model
@@ -35,11 +35,11 @@ class NativeLoss:
         self.is_native = True
 
     def __call__(self, *batch: Tensor | None) -> Tensor:
-        """What `model.loss` returns."""
+        """The same value as `model.loss`."""
         return self.compute(*batch)
 
     def look(self) -> str:
-        """Leave the native kernels if the model was changed since, and return the sentence that says so; empty if nothing happened."""
+        """Give up the native kernels if the model was changed, and return a sentence that says so; empty if it was not."""
         why = changed(self.model) if self.is_native else ""
         if not why:
             return ""

@@ -1,7 +1,7 @@
-"""Whether a model is the one that `model.py` writes down, in every part: only that one may be computed by something else than itself.
+"""Whether a model is exactly the one in `model.py`: only that one may be computed by other code.
 
-A person who tries another model replaces a method, a class, a part of a model or a function, or hangs a hook on one. The quick ways
-(`native/`, `decoder`, `chunked_loss`) and the formats of other programs know nothing of that, and would go on with the model as it was.
+A person who experiments replaces a method, a class, a part of a model or a function, or adds a hook. The fast implementations (kernels,
+`decoder`, `chunked_loss`) and the export formats do not see such changes, and would compute the original model.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from positron_mini.config import ModelConfig
 _OF_TORCH = {name: getattr(F, name) for name in ("silu", "scaled_dot_product_attention", "linear", "embedding", "cross_entropy")}
 _OF_TORCH_CLASSES = {cls: cls.forward for cls in (nn.Linear, nn.Embedding)}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_FREE = ("training", "dropout", "name")  # what may differ from one moment to the next
+_FREE = ("training", "dropout", "name")  # attributes that may change at any time
 _HEAD = ("loss", "logits")  # the methods of GPT that turn the stream into a loss
 
 
 class Watch:
-    """A hook that calls `look` and changes nothing: a model that is only watched is still the built-in one."""
+    """A hook that calls `look` and changes nothing; a model with only this hook still counts as built-in."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
@@ -42,18 +42,18 @@ def is_plain(model: nn.Module) -> bool:
 
 
 def changed(model: nn.Module) -> str:
-    """What makes `model` another one than the built-in, such as "MLP.forward is replaced"; empty when nothing does."""
+    """What makes `model` differ from the built-in one, such as "MLP.forward is replaced"; empty if nothing does."""
     return replaced() or next(_differences(model), "")
 
 
 def has_plain_head(model: nn.Module) -> bool:
-    """Whether the loss of `model` is made of its stream as the built-in one is: by a product with the embedding table."""
+    """Whether `model` computes its loss from the stream as the built-in one does: by a matmul with the embedding table."""
     is_own = all(getattr(type(model), name, None) is source.BUILT_IN[f"GPT.{name}"] and name not in vars(model) for name in _HEAD)
     return is_own and all(getattr(F, name) is _OF_TORCH[name] for name in ("linear", "cross_entropy"))
 
 
 def replaced() -> str:
-    """What of the source of the built-in model has been replaced in this process; empty when nothing has."""
+    """Part of the built-in model's source that has been replaced in this process; empty if none has."""
     for name, original in source.BUILT_IN.items():
         owner, _, member = name.rpartition(".")
         now = vars(source.BUILT_IN[owner]).get(member) if owner else getattr(source, name, None)
@@ -70,7 +70,7 @@ def replaced() -> str:
 
 @dataclass(frozen=True)
 class _BuiltIn:
-    """The built-in model of a shape, without weights: the parts by name, what each is made with, and the tensors."""
+    """Built-in model of a shape, without weights: parts by name, the settings of each, and the tensors."""
 
     parts: dict[str, tuple[type, dict[str, Any]]]
     parameters: list[tuple[str, tuple[int, ...], type]]
@@ -89,12 +89,12 @@ def _built_in(config: ModelConfig) -> _BuiltIn:
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...], type]]:
-    """Name, shape and kind of each parameter, once also if parts share it."""
+    """Name, shape and kind of each parameter, shared ones under every name."""
     return [(name, tuple(p.shape), type(p)) for name, p in model.named_parameters()]
 
 
 def _differences(model: nn.Module) -> Iterator[str]:
-    """What is different in `model`, given that its source is as it was."""
+    """Differences of `model` from the built-in one, if the source is unchanged."""
     if type(model) is not source.GPT:
         yield f"it is a {type(model).__name__}"
         return
@@ -119,7 +119,7 @@ def _differences(model: nn.Module) -> Iterator[str]:
 
 
 def _differences_of(name: str, module: nn.Module, kind: type, settings: dict[str, Any]) -> Iterator[str]:
-    """What is different in one part of a model, without the parts in it."""
+    """Differences of one part of a model, without the parts inside it."""
     if type(module) is not kind:
         yield f"{name} is a {type(module).__name__}"
         return

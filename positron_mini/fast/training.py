@@ -1,7 +1,7 @@
-"""The loss of a whole model and all of its gradients, without autograd: products are PyTorch's, what lies between them is C++.
+"""Loss and gradients of a whole model without autograd: PyTorch does the matmuls, C++ kernels the rest.
 
-`GPT.loss` is the same in a dozen small operations a block, each of which reads and writes memory and is recorded for autograd. Here every
-block is four products and four calls on the way forward, and the way back is written out: a reader can follow the chain rule through it.
+`GPT.loss` does the same in a dozen small operations per block, each of which reads and writes memory and is recorded by autograd. Here a
+block's forward pass is four matmuls and four kernel calls, and its backward pass is written out: a reader can follow the chain rule.
 
 Shapes: B sequences, T time in tokens, N = B x T rows, C = n_embd, H heads, K key/value heads, D = head_dim, F = ffn, V vocabulary.
 """
@@ -23,13 +23,13 @@ from positron_mini.fast import library
 from positron_mini.fast.chunked_loss import chunked_loss
 from positron_mini.model import GPT, IGNORED
 
-TILE = 32  # positions and channels come in multiples of it
-CHUNK = 64  # rows whose part of a norm's gradient is one row of sums
-LOGITS_AT_ONCE = 16 << 20  # numbers, 64 MB in fp32: the table is laid out anew for every product, which many rows share
+TILE = 32  # the kernels need multiples of it for positions and channels
+CHUNK = 64  # rows whose norm gradients are summed into one row
+LOGITS_AT_ONCE = 16 << 20  # 64 MB in fp32: the table is re-packed for every matmul, so many rows should share it
 
 
 def covers(config: ModelConfig, width: int) -> bool:
-    """Whether rows of `width` tokens can be trained here."""
+    """Whether the kernels can train rows of `width` tokens."""
     return all(size % TILE == 0 for size in (config.n_embd, config.head_dim, config.ffn, width))
 
 
@@ -50,12 +50,12 @@ def _as_c(argument: Tensor | int | float | None) -> Any:
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """Call a function for numbers of `dtype` with the places of tensors and with sizes."""
+    """Call the kernel `name` for `dtype`; tensors are passed as pointers, sizes as numbers."""
     _function(name, dtype)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x + delta (N, C) in fp32, and the norm of it in `dtype`."""
+    """x + delta (N, C) in fp32, and its norm in `dtype`."""
     total = x if delta is None else torch.empty_like(x)
     h = torch.empty_like(x, dtype=dtype)
     _call("add_norm", dtype, x, delta, weight, eps, total, h, *x.shape)
@@ -63,7 +63,7 @@ def _add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype
 
 
 def _norm_backward(x: Tensor, weight: Tensor, dh: Tensor, eps: float, past: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x (N, C) in fp32 and in the dtype of dh, and that of the weight; `past` is what passes the norm by."""
+    """Gradient of x (N, C) in fp32 and in the dtype of dh, and that of the weight; `past` is the gradient that bypasses the norm."""
     dx = torch.empty_like(x) if past is None else past
     narrow = dx if dh.dtype == dx.dtype else torch.empty_like(dh)
     sums = x.new_empty(-(-len(x) // CHUNK), x.shape[1])
@@ -72,21 +72,21 @@ def _norm_backward(x: Tensor, weight: Tensor, dh: Tensor, eps: float, past: Tens
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, (N, F), of both side by side, (N, 2 F)."""
+    """silu(gate) * up, (N, F), from the two side by side, (N, 2 F)."""
     act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
     _call("swiglu", act.dtype, gate_up, act, *act.shape)
     return act
 
 
 def _swiglu_backward(gate_up: Tensor, dact: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of gate_up, and what `_swiglu` returned, in the place of dact."""
+    """Gradient of gate_up, and the output of `_swiglu`, which overwrites dact."""
     dgate_up = torch.empty_like(gate_up)
     _call("swiglu_backward", dact.dtype, gate_up, dact, dgate_up, *dact.shape)
     return dgate_up, dact
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-ln of the probability of each target, (N,); logits (N, V) become their own gradient."""
+    """-ln of the probability of each target, (N,); overwrites logits (N, V) with their gradient."""
     losses = torch.empty(len(logits))
     _call("cross_entropy", logits.dtype, logits, targets, losses, *logits.shape)
     return losses
@@ -97,18 +97,18 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What all blocks share."""
+    """Values that all blocks share."""
 
     config: ModelConfig
     rope: tuple[Tensor, Tensor]  # (T, D) each
-    begins: Tensor | None  # (B, T) int32: the first position that each may see
-    dtype: torch.dtype  # of products
+    begins: Tensor | None  # (B, T) int32: first position that each one may attend to
+    dtype: torch.dtype  # of the matmuls
     sizes: tuple[int, ...]  # B, T, H, K, D
 
 
 @dataclass
 class _Weights:
-    """A block's weights; those that multiply the same rows are one matrix, in the dtype of products."""
+    """Weights of a block in the matmul dtype; those that multiply the same rows are one matrix."""
 
     norm: Tensor  # (C,)
     qkv: Tensor  # ((H + 2 K) D, C)
@@ -121,7 +121,7 @@ class _Weights:
 
     @classmethod
     def of(cls, parameters: Sequence[Tensor], dtype: torch.dtype) -> _Weights:
-        """From the parameters of a `Block`, in their order."""
+        """Make them from the parameters of a `Block`, in its order."""
         norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down = parameters
         qkv, gate_up = torch.cat((q, k, v)).to(dtype), torch.cat((gate, up)).to(dtype)
         return cls(norm, qkv, o.to(dtype), q_norm, k_norm, mlp_norm, gate_up, down.to(dtype))
@@ -129,20 +129,20 @@ class _Weights:
 
 @dataclass
 class _Kept:
-    """What a block keeps for the way back; x and x_mlp in fp32, the others in the dtype of products."""
+    """Activations saved for the backward pass: x and x_mlp in fp32, the rest in the matmul dtype."""
 
     x: Tensor  # (N, C), the stream
     h: Tensor  # (N, C), its norm
     qkv: Tensor  # (N, (H + 2 K) D)
     lse: Tensor  # (B, H, T)
-    y: Tensor  # (N, H D), what attention gathered
+    y: Tensor  # (N, H D), output of attention
     x_mlp: Tensor  # (N, C), the stream before the MLP
     h_mlp: Tensor  # (N, C), its norm
     gate_up: Tensor  # (N, 2 F)
 
 
 def _block(w: _Weights, b: _Batch, x: Tensor, h: Tensor) -> tuple[_Kept, Tensor]:
-    """What is kept of a block that reads the stream x and its norm h, and what its MLP adds to x_mlp, (N, C)."""
+    """Saved activations of a block with the stream x and its norm h, and the output of its MLP, (N, C), still to be added to x_mlp."""
     qkv = h @ w.qkv.t()
     y = qkv.new_empty(len(x), w.o.shape[1])
     lse = x.new_empty(b.sizes[0], b.config.n_head, b.sizes[1])
@@ -154,9 +154,9 @@ def _block(w: _Weights, b: _Batch, x: Tensor, h: Tensor) -> tuple[_Kept, Tensor]
 
 
 def _block_backward(w: _Weights, b: _Batch, kept: _Kept, dx: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """From the gradient of the stream after a block that of the stream before it, overwriting it, and those of the block's weights.
+    """Turn the gradient of the stream after a block, in place, into that before it; also return the gradients of the block's weights.
 
-    Both gradients of the stream are (N, C), in fp32 and in the dtype of products. Weights come in the order of `Block.parameters()`.
+    Both gradients of the stream are (N, C): dx in fp32 and narrow in the matmul dtype. Weights in the order of `Block.parameters()`.
     """
     c, eps = b.config, b.config.norm_eps
     dgate_up, act = _swiglu_backward(kept.gate_up, narrow @ w.down)
@@ -175,11 +175,11 @@ def _block_backward(w: _Weights, b: _Batch, kept: _Kept, dx: Tensor, narrow: Ten
 
 
 class _Loss(torch.autograd.Function):
-    """Cross-entropy summed over the rows that predict something. All weights are arguments, in the order of `GPT.parameters()`."""
+    """Cross-entropy summed over the rows with a target. All weights are arguments, in the order of `GPT.parameters()`."""
 
     @staticmethod
     def forward(ctx: Any, b: _Batch, ids: Tensor, targets: Tensor, *parameters: Tensor) -> Tensor:
-        """The sum, in nats, for `ids` and `targets` (N,)."""
+        """Sum in nats for `ids` and `targets` (N,)."""
         table, *inner, last_norm = parameters
         size, eps = len(inner) // b.config.n_layer, b.config.norm_eps
         weights = [_Weights.of(inner[i : i + size], b.dtype) for i in range(0, len(inner), size)]
@@ -200,9 +200,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of all weights."""
+        """Gradients of all weights."""
         b, ids, weights, last_norm, kept, x, dh, d_table = ctx.rest
-        del ctx.rest  # as the way back goes on, what was kept is let go
+        del ctx.rest  # activations are freed as the backward pass goes on
         dh *= upstream[0]
         d_table *= upstream[0]
         dx, narrow, d_last_norm = _norm_backward(x, last_norm, dh, b.config.norm_eps, None)
@@ -215,7 +215,7 @@ class _Loss(torch.autograd.Function):
 
 
 def head_loss(h: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of the normalised stream h (N, C), its gradient and that of the table (V, C), one chunk of logits at a time."""
+    """Loss of the normalised stream h (N, C), its gradient and that of the table (V, C), one chunk of logits at a time."""
     head, total, dh = table.to(h.dtype), table.new_zeros(()), torch.empty_like(h)
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(table):
         raise IndexError(f"a target is not one of the {len(table):,} pieces")
@@ -237,9 +237,9 @@ def head_loss(h: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def native_loss(model: GPT, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
-    """What `GPT.loss` returns, with gradients, for a model on the CPU without dropout; in bf16 under autocast.
+    """The loss of `GPT.loss`, with gradients, for a model on the CPU without dropout; in bf16 under autocast.
 
-    Rows that cannot be computed here (`covers`), or whose segments are not in one piece each, are left to PyTorch.
+    Falls back to PyTorch for rows that the kernels cannot compute (`covers`) and for segments whose positions are not contiguous.
     """
     T, dtype = ids.shape[1], torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     begins = None if segments is None else begins_of(segments)
@@ -253,7 +253,7 @@ def native_loss(model: GPT, ids: Tensor, targets: Tensor, segments: Tensor | Non
 
 
 def begins_of(segments: Tensor) -> Tensor | None:
-    """The first position of each position's segment, (B, T) int32; None when a segment's positions are not side by side."""
+    """First position of each position's segment, (B, T) int32; None if a segment's positions are not contiguous."""
     changes = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))  # (B, T)
     in_order = segments.sort(dim=1).values
     if int(changes.sum()) != int((in_order[:, 1:] != in_order[:, :-1]).sum()):

@@ -1,6 +1,6 @@
-"""`python -m positron_mini.fast.trial FILE` calls every kind of function of a compiled library once, with results known by hand.
+"""`python -m positron_mini.fast.trial FILE`: call every kind of function of a compiled library once and check the results, known by hand.
 
-A library that was compiled for another processor, or wrongly, ends or hangs this process and not a training.
+A library compiled wrongly or for another processor crashes or hangs this process and not a training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from positron_mini.fast.layout import Layer, Matrix, Model, has_all
 
-N = 32  # positions, channels and pieces of everything here
+N = 32  # positions, channels and vocabulary of every case
 THREADS = 2
 
 
@@ -27,13 +27,13 @@ def _is_close(found: Sequence[float], wanted: Sequence[float]) -> bool:
 
 
 def wrong(library: ctypes.CDLL) -> list[str]:
-    """The kinds of functions whose results are not right."""
+    """Kinds of functions that return wrong results."""
     tries = {"pointwise": _try_pointwise, "attention": _try_attention, "decode_step": _try_decode_step}
     return [name for name, is_right in tries.items() if not is_right(library)]
 
 
 def _try_pointwise(library: ctypes.CDLL) -> bool:
-    """With a stream of 3 its norm is 1; silu(1) x 2; the loss of even odds is ln 32."""
+    """The norm of a stream of 3 is 1; silu(1) x 2; the loss of even odds is ln 32."""
     x, ones, total, h, act, loss = (_floats(value, size=N) for value in (3.0, 1.0, 0.0, 0.0, 0.0, 0.0))
     library.add_norm_float32(x, None, ones, ctypes.c_float(0), total, h, 1, N, THREADS)
     library.swiglu_float32(_floats(*[1.0] * N, 2.0, size=2 * N), act, 1, N, THREADS)
@@ -42,7 +42,7 @@ def _try_pointwise(library: ctypes.CDLL) -> bool:
 
 
 def _try_attention(library: ctypes.CDLL) -> bool:
-    """Where all keys are alike, position t gathers the mean of the values 0 ... t; each value's gradient is its share in later ones."""
+    """With equal keys position t attends to the mean of the values 0 ... t; each value's gradient is its share in later positions."""
     qkv = _floats(*(number for t in range(N) for number in (*[0.0] * 2 * N, *[float(t)] * N)))
     ones, zeros = _floats(1.0, size=N * N), _floats(0.0, size=N * N)
     y, lse, dqkv, dq, dk = (_floats(0.0, size=size) for size in (N * N, N, 3 * N * N, N, N))
@@ -54,7 +54,7 @@ def _try_attention(library: ctypes.CDLL) -> bool:
 
 
 def _try_decode_step(library: ctypes.CDLL) -> bool:
-    """Blocks of zeros add nothing to an embedding of ones, whose product with a head of ones is the width."""
+    """Blocks of zeros add nothing to an embedding of ones; its dot product with a head of ones is the width."""
     ones, zeros = _floats(1.0, size=N * N), _floats(0.0, size=3 * N * N)
 
     def matrix(numbers: Any, outputs: int) -> Matrix:

@@ -1,4 +1,4 @@
-"""Text of a model or of a file, shown in a document: seen as it is, and never obeyed."""
+"""Untrusted text of a model or a file, made safe to show in a document."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SHOWN = {**_PICTURES, **_NAMED, **_LONE}
 
 
 def visible(text: str) -> str:
-    """The text with control characters and those that turn the direction of writing made visible; newlines and tabs stay."""
+    """The text with control and bidirectional characters made visible; newlines and tabs stay."""
     return text.translate(_SHOWN)
 
 
 def escaped(text: str) -> str:
-    """The text as Markdown that is nothing but text, fit for a cell of a table: no tag, no link, no emphasis; a line break stays one."""
+    """The text escaped for a cell of a Markdown table: no tags, links or emphasis; a line break becomes `<br>`."""
     safe = visible(text.strip()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     safe = "".join(f"\\{c}" if c in "\\`*_[]#|~$!" else c for c in safe)
     return safe.replace("\t", " ").replace("\n", "<br>")

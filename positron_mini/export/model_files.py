@@ -1,7 +1,7 @@
-"""A checkpoint in the forms that other programs open: a GGUF file for llama.cpp, Ollama and LM Studio, or a plain Hugging Face folder.
+"""A checkpoint for other programs: a GGUF file for llama.cpp, Ollama and LM Studio, or a plain Hugging Face folder.
 
-A GGUF file holds the same weights under other names. The architecture is `qwen3`, whose rotary positions turn halves of a head, as ours do,
-so no row is permuted. A chat model carries this package's own template; what stands in the checkpoint's folder is never used.
+A GGUF file holds the same weights under other names. The architecture is `qwen3`, which rotates halves of a head as this model does,
+so no row is permuted. A chat model gets this package's own template; one in the checkpoint's folder is never used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _OUTER_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.we
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the GGUF file or the folder, everything beside it, and its size in bytes."""
+    """A finished export: the GGUF file or folder, the files written beside it, and its size in bytes."""
 
     path: Path
     beside: tuple[Path, ...]
@@ -71,8 +71,8 @@ class Exported:
 
 
 def model_name(checkpoint: Checkpoint) -> str:
-    """The name of the run, or of a folder that is no step of one, in letters of any script, digits and `.-_`, so that two models of a
-    person have two names; for a step that lies alone `Positron-Mini-15M-Chat-v1.0`."""
+    """The name of the run, or of a folder that is not a step, in letters of any script, digits and `.-_`, so that two models of a person
+    have two names; for a step folder outside a run `Positron-Mini-15M-Chat-v1.0`."""
     folder = checkpoint.folder.resolve()
     own = folder.parent if checkpoint.step is not None else folder
     is_run = checkpoint.step is None or (own / "run.json").is_file()
@@ -81,7 +81,7 @@ def model_name(checkpoint: Checkpoint) -> str:
 
 
 def ollama_name(checkpoint: Checkpoint) -> str:
-    """The name in what Ollama takes, small ASCII letters; one in another script is told apart by its hash."""
+    """The name in lower-case ASCII, as Ollama requires; a name in another script becomes a hash."""
     name = model_name(checkpoint).lower()
     if name.isascii():
         return name
@@ -92,9 +92,9 @@ def ollama_name(checkpoint: Checkpoint) -> str:
 
 
 def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0", *, say: Say = lambda _: None) -> Exported:
-    """The GGUF file written to `out` (a `.gguf` file; else a folder; None: `export/` beside the checkpoint), its Modelfile and model card.
+    """Write a GGUF file to `out` (a `.gguf` file, or a folder; None: `export/` beside the checkpoint), a Modelfile and a model card.
 
-    Equal checkpoints give equal bytes. Errors: PositronError without the package gguf, UsageError, DiskFullError; then nothing is left.
+    Equal checkpoints give equal bytes. Errors: PositronError without the package gguf, UsageError, DiskFullError; no file is left then.
     """
     _refuse_changed(checkpoint)
     gguf = _gguf()
@@ -114,7 +114,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
 
 
 def _refuse_changed(checkpoint: Checkpoint) -> None:
-    """Nothing, or UsageError for a model that is not the built-in one."""
+    """Raise UsageError if the model is not the built-in one."""
     from positron_mini.fast.plain import replaced
 
     if why := checkpoint.changed or replaced():
@@ -149,7 +149,7 @@ def _export_folder(checkpoint: Checkpoint) -> Path:
 
 
 def _refuse_checkpoints(folder: Path) -> None:
-    """Nothing, or UsageError when `folder` is or lies in a checkpoint: a new README would contradict its manifest."""
+    """Raise UsageError if `folder` is or lies in a checkpoint: a new README would contradict its manifest."""
     for place in (folder, *folder.absolute().parents):
         if (place / ckpt.MANIFEST).is_file():
             raise UsageError(f"--out lies in {place}, which is a checkpoint and stays as it is", "--out export")
@@ -164,7 +164,7 @@ def tensor_name(name: str) -> str:
 
 
 def _converted(weights: dict[str, Tensor], dtype: Dtype, gguf: Any, say: Say) -> Iterator[tuple[str, tuple[NDArray[Any], Any]]]:
-    """GGUF's name, data and type of every tensor. `say` is told of fallbacks, once per reason."""
+    """Yield GGUF's name, data and type of every tensor. `say` reports fallbacks, once per reason."""
     reasons: dict[str, list[str]] = {}
     for ours, weight in weights.items():
         name, array = tensor_name(ours), weight.detach().float().contiguous().numpy()
@@ -177,7 +177,7 @@ def _converted(weights: dict[str, Tensor], dtype: Dtype, gguf: Any, say: Say) ->
 
 
 def _kind(array: NDArray[np.float32], wanted: str) -> tuple[str, str]:
-    """The type to store a tensor in, and why it is another than the one wanted (empty for the rule: vectors are small and stay F32)."""
+    """The type to store a tensor in, and why it is not the wanted one (empty for vectors, which are small and always F32)."""
     if array.ndim == 1:
         return "F32", ""
     if float(abs(array).max()) >= LARGEST[wanted]:
@@ -199,13 +199,13 @@ def _write_gguf(handle: Any, checkpoint: Checkpoint, name: str, tensors: Convert
     _add_tokenizer(writer, checkpoint)
     for tensor, (data, kind) in tensors.items():
         writer.add_tensor(tensor, data, raw_dtype=kind)
-    # the writer would open the file by its name; ours gets its name when it is complete
+    # the writer would open the file by its final name; ours is renamed when it is complete
     writer.fout, writer.state = [handle], WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.write_padding(handle, handle.tell())
-    for data, _ in tensors.values():  # not by the writer: numpy's tofile hides that a disk is full
+    for data, _ in tensors.values():  # not by the writer: numpy's tofile hides a full disk
         handle.write(data.data)
         writer.write_padding(handle, data.nbytes)
 
@@ -226,7 +226,7 @@ def _add_shape(writer: Any, config: ModelConfig, name: str) -> None:
 
 
 def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
-    """The vocabulary as llama.cpp's own SentencePiece reads it. Real scores and no added space, or nearly every text is split wrongly."""
+    """Add the vocabulary for llama.cpp's SentencePiece. Without real scores, or with an added space, it would split most texts wrongly."""
     pieces = checkpoint.tokenizer.pieces()
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -244,7 +244,7 @@ def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
 
 
 def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
-    """Ollama's Modelfile for the GGUF file of that name in the same folder. Ollama puts bos first by itself."""
+    """Ollama's Modelfile for the GGUF file of that name in the same folder. Ollama adds bos itself."""
     name = ollama_name(checkpoint)
     if checkpoint.is_chat:
         message = "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
@@ -263,10 +263,10 @@ def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
 
 
 def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "f32", *, say: Say = lambda _: None) -> Exported:
-    """The checkpoint as a model folder without training state at `out` (None: `export/NAME` beside it; an existing folder: inside it).
+    """Write a model folder without training state to `out` (None: `export/NAME` beside the checkpoint; an existing folder: inside it).
 
     Weights, settings, tokenizer files, card and manifest are written anew and verified before the folder appears. Errors: UsageError for
-    quantised types, PositronError; then nothing is left.
+    quantised types, PositronError; no file is left then.
     """
     import torch
 
@@ -295,7 +295,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
 
 
 def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
-    """Where the folder goes. Only a folder that holds an earlier export and nothing else is replaced."""
+    """The path of the new folder. An existing one is replaced only if it holds an earlier export and nothing else."""
     path = _export_folder(checkpoint) / name if out is None else out.resolve() if out.is_symlink() else out
     if path.is_dir() and any(path.iterdir()) and not _is_export(path):
         path = path / name
@@ -306,7 +306,7 @@ def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder holds the files of its manifest and nothing else, has no training state and is not a step of a run."""
+    """Whether a folder holds exactly the files of its manifest, has no training state and is not a step of a run."""
     if not (folder / ckpt.MANIFEST).is_file() or ckpt.step_number(folder.resolve().name) is not None:
         return False
     listed = set(ckpt.read_manifest(folder)) | {ckpt.MANIFEST}
@@ -335,7 +335,7 @@ def _folder_use(checkpoint: Checkpoint) -> str:
 
 
 def _free_name(gguf_path: Path, name: str, mark: str, say: Say) -> Path:
-    """Where a file named `name` may be written beside the GGUF file: there, unless somebody else's file has that name."""
+    """The path for a file named `name` beside the GGUF file; another name if a file that is not ours has this one."""
     place = gguf_path.with_name(name)
     if not place.exists():
         return place
@@ -354,7 +354,7 @@ def _beginning(path: Path) -> str:
 
 @contextlib.contextmanager
 def _undone_on_error(paths: Sequence[Path]) -> Iterator[None]:
-    """On an error, files of `paths` and folders that were not there before vanish again. What was there is whole, old or new."""
+    """A context that, on an error, removes the files of `paths` and folders that did not exist before. Existing files stay complete."""
     new = [path for path in paths if not path.exists()]
     parents = [parent for parent in paths[0].absolute().parents if not parent.exists()]  # innermost first
     try:
@@ -364,6 +364,6 @@ def _undone_on_error(paths: Sequence[Path]) -> Iterator[None]:
             if not path.is_dir():
                 path.unlink(missing_ok=True)
         for parent in parents:
-            with contextlib.suppress(OSError):  # not made, or something of another's is in it
+            with contextlib.suppress(OSError):  # not made, or it holds somebody else's file
                 parent.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shape: one or several choices, whole or as events on the way."""
+"""Answers in OpenAI's shape: one or several choices, whole or as a stream of events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Event = dict[str, Any]
 
 
 class Choice:
-    """One of the texts of an answer, as far as it went."""
+    """One of the texts of an answer, as far as it is written."""
 
     def __init__(self, order: Order, index: int) -> None:
         self.order, self.index = order, index
@@ -25,22 +25,22 @@ class Choice:
         self.finish_reason = "length"
         self.offsets = TextOffsets(self.tokenizer)
         self.text = ""  # of a finished answer
-        self.unsent: list[Token] = []  # whose ln p has not been sent
+        self.unsent: list[Token] = []  # tokens whose ln p has not been sent
 
     def add(self, token: Token) -> None:
-        """Take the next token in."""
+        """Add the next token."""
         self.finish_reason = token.finish_reason or self.finish_reason
         if token.finish_reason != "stop" or token.id not in self.order.served.speaker.end_ids:
             self.unsent.append(token)  # the token that ends an answer is no part of its text
 
     def take_unsent(self) -> list[Token]:
-        """The tokens whose ln p has not been sent, which counts as sent now."""
+        """Return the tokens whose ln p has not been sent, and count them as sent."""
         tokens, self.unsent = self.unsent, []
         return tokens
 
 
 class Answer:
-    """An answer that grows token by token: `n` choices for each order, those of the first order first."""
+    """An answer written token by token: `n` choices for each order, those of the first order first."""
 
     kind = ""
     prefix = ""
@@ -56,7 +56,7 @@ class Answer:
         }
 
     def write(self, job: Job[Token]) -> Iterator[Token]:
-        """The tokens of all choices, numbered as these are. For the engine's thread."""
+        """Yield the tokens of all choices, each with the number of its choice. Runs in the engine's thread."""
         for k, order in enumerate(self.orders):
             for token in order.write(job):
                 yield replace(token, index=k * order.n + token.index)
@@ -71,7 +71,7 @@ class Answer:
         return {**self._head, "object": self.kind, "choices": choices, "usage": usage(self.orders), **self._times(submitted)}
 
     async def events(self, tokens: AsyncIterator[Token], submitted: float, *, with_usage: bool) -> AsyncIterator[Event]:
-        """The answer in pieces. ln p of tokens whose text is held back comes with the text."""
+        """Yield the answer in pieces. ln p of tokens whose text is held back is sent with that text."""
         none = {"usage": None} if with_usage else {}
         for choice in self.choices:
             for first in self.opening(choice):
@@ -94,15 +94,15 @@ class Answer:
         return self.kind
 
     def opening(self, choice: Choice) -> list[Event]:
-        """What events say before the first token of a choice."""
+        """The events before the first token of a choice."""
         return []
 
     def content(self, choice: Choice) -> Event:
-        """The text as it stands in the finished answer."""
+        """The text in the form of the finished answer."""
         raise NotImplementedError
 
     def delta(self, text: str) -> Event:
-        """A part of the text as it stands in an event."""
+        """A part of the text in the form of an event."""
         raise NotImplementedError
 
     def logprobs(self, choice: Choice, tokens: list[Token]) -> Event | None:
@@ -135,7 +135,7 @@ class ChatAnswer(Answer):
 
     def opening(self, choice: Choice) -> list[Event]:
         """The event that says who speaks."""
-        return [{"delta": {"role": "assistant", "content": ""}}]  # a text, for clients join what they get
+        return [{"delta": {"role": "assistant", "content": ""}}]  # a text, because clients concatenate what they receive
 
     def content(self, choice: Choice) -> Event:
         """The message."""

@@ -26,11 +26,11 @@ from positron_mini.web.state import ServerState
 
 PAGE_FOLDERS = ("static", "vendor")
 READING = ["GET", "HEAD"]
-mimetypes.add_type("text/javascript", ".mjs")  # some systems' tables lack it, and browsers refuse a module of another type
+mimetypes.add_type("text/javascript", ".mjs")  # missing on some systems; browsers refuse a module of another type
 
 
 def create_app(state: ServerState) -> FastAPI:
-    """The application that serves `state`. Answers on `/`, `/static/...` and `/vendor/...` come from memory, read now."""
+    """The application that serves `state`. The files of `/`, `/static/...` and `/vendor/...` are read into memory now."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -110,7 +110,7 @@ def _page_file(path: Path) -> PageFile:
 
 
 def _serve_page(app: FastAPI, folder: Path) -> None:
-    """Answer `/` and the page's files. Only names that were there at the start exist, so no path leads out of the folder."""
+    """Answer `/` and the page's files. Only files found at the start are served, so no path leads out of the folder."""
     files = page_files(folder)
 
     def answer(name: str, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Pages of other sites that may ask this server, because its owner named them with --allow_origin. Source: the Fetch standard's CORS."""
+"""CORS: lets pages of the sites named by --allow_origin use this server. Source: the Fetch standard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFLIGHT_S = 600  # how long a browser may remember what a preflight said
 
 
 def is_origin(text: str) -> bool:
-    """Whether a text is what browsers send as Origin: scheme, host and perhaps a port, nothing after it, no wildcard."""
+    """Whether a text is an Origin as browsers send it: scheme, host and perhaps a port, nothing after it, no wildcard."""
     try:
         parts = urlsplit(text)
         _ = parts.port
@@ -26,12 +26,12 @@ def is_origin(text: str) -> bool:
 
 
 def permission(origin: str) -> dict[str, str]:
-    """The headers of an answer that lets a page of `origin` read it."""
+    """The headers that let a page of `origin` read an answer."""
     return {"access-control-allow-origin": origin, "access-control-expose-headers": "retry-after", "vary": "origin"}
 
 
 def preflight(headers: Headers) -> dict[str, str]:
-    """What an allowed page may do next: send the headers that its preflight asks for, Authorization and those of OpenAI's client."""
+    """The headers that answer a preflight: the page may send the headers it asks for, Authorization and those of OpenAI's client."""
     answer = {"access-control-allow-methods": "GET, POST", "access-control-max-age": str(PREFLIGHT_S)}
     wanted = headers.get("access-control-request-headers", "")
     if _HEADER_NAMES.fullmatch(wanted):
@@ -42,12 +42,12 @@ def preflight(headers: Headers) -> dict[str, str]:
 
 
 def is_preflight(method: str, headers: Headers) -> bool:
-    """Whether a browser asks what a page may do, before it does it."""
+    """Whether a request is a CORS preflight."""
     return method == "OPTIONS" and "access-control-request-method" in headers
 
 
 def advice(what: str, given: Sequence[str], name_of: Callable[[str], str | None]) -> str:
-    """The flag that would allow the one name `given`; empty where it is no name, or too long to be pasted."""
+    """The flag that would allow the one name `given`; empty if it is not a name, or too long to be pasted."""
     name = name_of(given[0]) if len(given) == 1 else None
     is_plain = name is not None and re.fullmatch("[a-z0-9.:/-]{1,253}", name)
     return f"; if it is yours, start the server with --allow_{what} {name}" if is_plain else ""

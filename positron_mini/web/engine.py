@@ -1,6 +1,6 @@
-"""One computation at a time: a thread of its own, a short queue before it, and a way to stop what nobody waits for.
+"""One computation at a time: a worker thread, a short queue, and a way to cancel what nobody waits for.
 
-Everything here but `Job._work` runs on the event loop, so that there is nothing to lock.
+Everything but `Job._work` runs on the event loop, so no locks are needed.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class Stopped(PositronError):
 
 
 class _End:
-    """The last thing a job delivers: how it ended."""
+    """The last item of a job's results: how it ended."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Job(Generic[T]):
-    """A computation that was admitted. Its results come out of the iterator in order; leaving it early means `cancel` must be called."""
+    """An admitted computation. Iterate to get its results in order; call `cancel` when you stop early."""
 
     def __init__(self, engine: Engine, work: Callable[[Job[T]], Iterable[T]]) -> None:
         self._engine, self._make = engine, work
         self._results: asyncio.Queue[T | _End] = asyncio.Queue()
-        self._peeked: list[T | _End] = []  # taken out of the results, not read yet
+        self._peeked: list[T | _End] = []  # taken from the queue of results by `first`, not yet read
         self._cancelled = threading.Event()
         self.submitted = time.perf_counter()
         self.began = math.nan  # when it left the queue
 
     async def first(self) -> None:
-        """Return once there is a result to read, or the end. Errors: what the computation raised before its first result, Stopped."""
+        """Wait until there is a result to read, or the end. Errors: what the computation raised before its first result, Stopped."""
         result = await self._results.get()
         if isinstance(result, _End) and result.error is not None:
             raise result.error
@@ -66,12 +66,12 @@ class Job(Generic[T]):
         self._engine._forget(self)
 
     def check(self) -> None:
-        """Nothing. Errors: Stopped once the job is cancelled. For the thread that computes."""
+        """Raise Stopped if the job is cancelled. Called by the thread that computes."""
         if self._cancelled.is_set():
             raise Stopped("the request was cancelled")
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        """The results as they come. Errors: what the computation raised, Stopped."""
+        """Yield the results as they come. Errors: what the computation raised, Stopped."""
         while True:
             result = self._peeked.pop() if self._peeked else await self._results.get()
             if not isinstance(result, _End):
@@ -98,7 +98,7 @@ class Job(Generic[T]):
 
 
 class Engine:
-    """Admits computations, runs them one after the other in the order they came, and refuses what the queue cannot hold."""
+    """Runs computations one after the other in the order they came; refuses one when the queue is full."""
 
     def __init__(self, queue: int = QUEUE) -> None:
         self._queue = queue
@@ -106,7 +106,7 @@ class Engine:
         self._running: Job[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._closed = False
-        self._typical_s = 1.0  # how long a computation takes, the newest counting most
+        self._typical_s = 1.0  # a moving average of the seconds a computation takes
 
     @property
     def running(self) -> bool:
@@ -119,7 +119,7 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, work: Callable[[Job[T]], Iterable[T]]) -> Job[T]:
-        """A job that iterates over what `work`, told the job, returns, in the engine's thread. Errors: Busy, Stopped during shutdown."""
+        """A job that iterates over `work(job)` in the engine's thread. Errors: Busy, Stopped during shutdown."""
         if self._closed:
             raise Stopped("the server is shutting down")
         if self._running is not None and len(self._waiting) >= self._queue:
@@ -130,7 +130,7 @@ class Engine:
         return job
 
     async def run(self, work: Callable[[], R]) -> R:
-        """What `work` returns, computed in the engine's thread when its turn comes. Errors: its own, Busy, Stopped."""
+        """Run `work` in the engine's thread when its turn comes, and return its result. Errors: its own, Busy, Stopped."""
         job = self.submit(lambda _: [work()])
         try:
             async for result in job:
@@ -140,14 +140,14 @@ class Engine:
             job.cancel()
 
     def close(self) -> None:
-        """Cancel everything and admit nothing more; does not wait."""
+        """Cancel everything and admit nothing more, without waiting."""
         self._closed = True
         for job in [*self._waiting, *([self._running] if self._running else [])]:
             job.cancel()
         self._thread.shutdown(wait=False)
 
     def _next(self) -> None:
-        """Start the job that waits longest, if the thread is free."""
+        """Start the oldest waiting job if the thread is free."""
         if self._running is None and self._waiting:
             self._running = self._waiting.popleft()
             self._thread.submit(self._running._work, asyncio.get_running_loop())

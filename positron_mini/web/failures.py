@@ -1,4 +1,4 @@
-"""What an error of ours is to a client: a status and a body in OpenAI's shape."""
+"""Our errors as HTTP answers: a status and a body in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from positron_mini.web.schemas import RequestError, error_body
 
 
 class Failure(NamedTuple):
-    """An answer that is not a success."""
+    """An HTTP answer that reports an error."""
 
     status: int
     body: dict[str, Any]
@@ -18,7 +18,7 @@ class Failure(NamedTuple):
 
 
 def failure(error: PositronError) -> Failure:
-    """The answer for an error: 429 or 503 where the engine has no room, 422 for a model that computes no numbers, mostly 400."""
+    """The answer for an error: 429 or 503 if the engine has no room, 422 if the model's output is not finite, mostly 400."""
     message = error.message
     match error:
         case RequestError():
@@ -28,7 +28,7 @@ def failure(error: PositronError) -> Failure:
             return Failure(429, body, {"retry-after": str(error.retry_after_s)})
         case Stopped():
             return Failure(503, error_body(message, "server_error", code="stopped"), {"connection": "close"})
-        case NotFiniteOutput():  # not 5xx: clients ask again after one, and the answer would be the same
+        case NotFiniteOutput():  # not 5xx: clients would retry, and the answer would be the same
             return Failure(422, error_body(message, "invalid_request_error", param="model", code="not_finite"))
         case CheckpointError():
             return Failure(503, error_body(message, "server_error", code="model_unavailable"))

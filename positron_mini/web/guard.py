@@ -1,8 +1,8 @@
-"""What stands between the network and the routes: who may ask, what may be sent, and for how long.
+"""Checks between the network and the routes: who may send requests, what they may hold, how long they may take.
 
-`Guard` decides by the headers and takes in the body; `GuardedProtocol` keeps the clock and the limits of a connection, which ASGI cannot
-see. A page of another site can make a browser send requests here: the exact list of Host names stops one that has its name point
-at this machine, the check of Origin and of the content type stops the others before anything is done.
+`Guard` checks the headers and reads the body; `GuardedProtocol` enforces the deadlines and limits of a connection, which ASGI cannot see. A
+page of another site can make a browser send requests here. The exact list of Host names stops a site whose name resolves to this machine
+(DNS rebinding); the checks of Origin and content type stop the others before anything is done.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from positron_mini.web.schemas import error_body
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/", "/health"})
-PAGE_PREFIXES = ("/static/", "/vendor/")  # what `/` consists of; holds no secret
+PAGE_PREFIXES = ("/static/", "/vendor/")  # the files of `/`; they hold no secret
 HTTP_VERSIONS = frozenset({"1.0", "1.1"})
 MAX_BODY_BYTES = 1 << 20
-MAX_BRACKETS = 100_000  # lists and objects, more than any request needs; making a million of them would take a second
+MAX_BRACKETS = 100_000  # lists and objects, more than any request needs; parsing a million of them would take a second
 MAX_HEADER_BYTES = 16 << 10
-MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send before it reads why
+MAX_IGNORED_BYTES = 8 << 20  # what a refused client may still send before the connection is closed
 MAX_CONNECTIONS = 512
 REQUEST_S = 10.0  # from the first byte of a request to its last
-STALLED_S = 1.0  # a client that reads nothing for this long, with the system's buffers full, has gone
+STALLED_S = 1.0  # a client that reads nothing for this long, with the system's buffers full, is given up
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -62,10 +62,10 @@ class _Gone(Exception):
 
 
 class Guard:
-    """ASGI middleware that refuses what the module's first lines name, and gives every answer its security headers.
+    """ASGI middleware that refuses such requests, and adds security headers to every answer.
 
-    `hosts`: None for a server on loopback; else the names for this machine that are allowed besides loopback's and IP addresses.
-    `origins`: the other sites whose pages may ask.
+    `hosts`: None for a server on loopback; else the host names allowed besides loopback's and IP addresses.
+    `origins`: the other sites whose pages may send requests.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Guard:
             if scope["http_version"] not in HTTP_VERSIONS:
                 raise Refusal(505, f"this server does not speak HTTP/{scope['http_version']}", code="http_version_not_supported")
             self._check_sender(scope["path"], headers)
-            if allowed is not None and is_preflight(scope["method"], headers):  # which carries no key
+            if allowed is not None and is_preflight(scope["method"], headers):  # a preflight carries no key
                 await Response(status_code=204, headers=preflight(headers))(scope, receive, answering.send)
                 return
             self._check(scope["method"], scope["path"], headers)
@@ -103,12 +103,12 @@ class Guard:
         except Exception as error:
             report(error)
             if answering.has_begun:
-                raise  # uvicorn cuts the connection: half an answer must not look whole
+                raise  # uvicorn closes the connection: half an answer must not look complete
             message = "the server met an unexpected error; its log says where"
             await JSONResponse(error_body(message, "server_error", code="internal_error"), 500)(scope, receive, answering.send)
 
     def _check_sender(self, path: str, headers: Headers) -> None:
-        """Raise Refusal if the request is for another server, or comes from a page of another site."""
+        """Raise Refusal if the request names another host, or comes from a page of another site."""
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise Refusal(403, f"the Host header does not name this server{advice('host', hosts, host_name)}", code="host_not_allowed")
@@ -135,7 +135,7 @@ class Guard:
 
 
 class _Answering:
-    """`send` that adds the security headers, and those of `more`, and remembers whether the answer has begun."""
+    """A `send` that adds the security headers and those of `more`, and records whether the answer has begun."""
 
     def __init__(self, send: Send, more: dict[str, str]) -> None:
         self._send, self._more, self.has_begun = send, more, False
@@ -151,7 +151,7 @@ class _Answering:
 
 
 def host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case and without the port, or None when it is not a name with an optional port."""
+    """The name in a Host header, in lower case and without the port, or None if it is not a name with an optional port."""
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):  # no port, or the inside of an IPv6 address
         name, port = host, "0"
@@ -168,7 +168,7 @@ def origin_host(origin: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a host name is an IP address, which nobody can make point elsewhere."""
+    """Whether a host name is an IP address, which no DNS entry can redirect."""
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
     except ValueError:
@@ -177,7 +177,7 @@ def is_address(name: str) -> bool:
 
 
 async def _whole_body(headers: Headers, receive: Receive) -> bytes:
-    """The body of a request. Errors: Refusal when it is too large, _Gone."""
+    """The body of a request. Errors: Refusal if it is too large, _Gone."""
     declared = headers.get("content-length", "0")
     parts: list[bytes] = []
     size = int(declared) if declared.isdigit() and len(declared) < 20 else MAX_BODY_BYTES + 1
@@ -195,7 +195,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
 
 
 def _check_json(body: bytes) -> None:
-    """Nothing. Errors: Refusal for what is not JSON of a sane depth in UTF-8; NaN, lone surrogates and endless numbers are not JSON."""
+    """Raise Refusal if the body is not UTF-8 JSON of limited depth; NaN, lone surrogates and endless numbers are refused too."""
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         raise Refusal(400, f"the body holds more than {MAX_BRACKETS:,} lists and objects", code="invalid_json")
     try:
@@ -205,7 +205,7 @@ def _check_json(body: bytes) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first, then what comes after it: that the client hung up."""
+    """A `receive` that gives `body` first, then what follows: the message that the client hung up."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -215,7 +215,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def report(error: Exception) -> None:
-    """Say on stderr what failed and where; never its message, which may quote what a user wrote."""
+    """Write to stderr what failed and where, without the error's message, which may quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames[-4:]))
     sys.stderr.write(f"error: unexpected {type(error).__name__} in {where}\n")
@@ -225,7 +225,7 @@ def report(error: Exception) -> None:
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a deadline for receiving a request, limits for what a refused or stalled client may cost, JSON errors."""
+    """uvicorn's HTTP/1.1 protocol with a deadline for each request, limits for refused or stalled clients, and JSON errors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -234,7 +234,7 @@ class GuardedProtocol(H11Protocol):
         self._ignored_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection; its first request has to arrive before the deadline."""
+        """Start the deadline for the first request of a new connection."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
@@ -242,9 +242,9 @@ class GuardedProtocol(H11Protocol):
         self._set_deadline(True)
 
     def data_received(self, data: bytes) -> None:
-        """More bytes from the client."""
+        """Take more bytes from the client."""
         self._set_deadline(True)
-        if self.conn.our_state is h11.DONE:  # answered already, refused without reading it all
+        if self.conn.our_state is h11.DONE:  # already answered: it was refused before it was read completely
             self._ignored_bytes += len(data)
             if self._ignored_bytes > MAX_IGNORED_BYTES:
                 self.transport.abort()
@@ -253,43 +253,43 @@ class GuardedProtocol(H11Protocol):
             super().data_received(data)
         except h11.LocalProtocolError:
             self.transport.abort()
-        self._set_deadline(self.conn.their_state in (h11.IDLE, h11.SEND_BODY))  # until the request is whole
+        self._set_deadline(self.conn.their_state in (h11.IDLE, h11.SEND_BODY))  # until the request is complete
 
     def on_response_complete(self) -> None:
-        """An answer has been sent; the next request may be here already."""
+        """Go on after an answer; the next request may have arrived already."""
         self._ignored_bytes = 0
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self._set_deadline(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Clean up after a closed connection."""
         self._set_deadline(False)
         self.resume_writing()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not take what was sent, and the buffers are full."""
+        """Start the clock for a client that does not read while the buffers are full."""
         self._stall = self.loop.call_later(STALLED_S, self.transport.abort)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The client takes it again."""
+        """Stop that clock: the client reads again."""
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, or too much of it."""
+        """Refuse what is not HTTP, or is too large."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         if "Host: header" in str(error):
-            status = 403  # missing or given twice, as for any other that does not name this server
+            status = 403  # Host missing or given twice: as for one that does not name this server
         self._refuse(status, "the request cannot be read as HTTP/1.1" if status == 400 else str(error))
 
     def _set_deadline(self, wanted: bool) -> None:
-        """Start the clock if it stands still, or stop it."""
+        """Start the clock unless it runs, or stop it."""
         if wanted and self._deadline is None:
             self._deadline = self.loop.call_later(REQUEST_S, self._too_slow)
         elif not wanted and self._deadline is not None:

@@ -1,4 +1,4 @@
-"""The routes of the lab page alone: what it shows of a model, and the files of the runs, in small bounded answers."""
+"""The routes of the lab page: views into a model, and the files of the runs, in answers of bounded size."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AsciiJSON(JSONResponse):
     """JSON in ASCII: a run's files may hold halves of surrogate pairs, which UTF-8 cannot carry."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes of the answer. A number that is not finite is an error of ours."""
+        """The bytes of the answer. Raise ValueError for a number that is not finite."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -208,7 +208,7 @@ def _run_routes(router: APIRouter, state: ServerState) -> None:
         return {"rows": read_reference(name)}
 
 
-# --- models -----------------------------------------------------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _model_list(state: ServerState) -> list[dict[str, Any]]:
@@ -288,7 +288,7 @@ def _surprise(served: Served, text: str) -> dict[str, Any]:
 
 
 def _fitting(served: Served, text: str, most: int) -> list[int]:
-    """The ids of a text, bos first. Errors: RequestError when they are more than `most` or the context."""
+    """The ids of a text, bos first. Errors: RequestError if they are more than `most` or the context."""
     ids = [BOS, *served.speaker.tokenizer.encode(text)]
     most = min(most, served.speaker.context_len)
     if len(ids) > most:

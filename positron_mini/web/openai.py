@@ -34,7 +34,7 @@ from positron_mini.web.state import Served, ServerState
 from positron_mini.web.writing import Order, with_seed
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-STREAM: dict[str, Any] = {"text/event-stream": {"schema": {}}}  # of the events, whose data is a chunk as JSON, or [DONE]
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {}}}  # each event's data is a chunk as JSON, or [DONE]
 
 
 def openai_routes(state: ServerState) -> APIRouter:
@@ -94,7 +94,7 @@ def openai_routes(state: ServerState) -> APIRouter:
 
 
 def known_id(state: ServerState, id: str | None) -> str:
-    """The id of a model that may be asked for, the first one for None. Errors: RequestError 404; an unknown name touches no file."""
+    """The id of an available model, the first one for None. An unknown name touches no file. Errors: RequestError 404."""
     ids = state.models.ids()
     if id is None and ids:
         return ids[0]
@@ -105,7 +105,7 @@ def known_id(state: ServerState, id: str | None) -> str:
 
 
 async def find_model(state: ServerState, id: str | None) -> Served:
-    """The model `id`, read from its folder if it has to be, when the engine's turn comes. Errors: as `known_id`, Busy, CheckpointError."""
+    """The model `id`; if it is not in memory, the engine reads it from its folder. Errors: those of `known_id`, Busy, CheckpointError."""
     name = known_id(state, id)
     served = state.models.in_memory(name)
     return served if served is not None else await state.engine.run(lambda: state.models.load(name))
@@ -119,7 +119,7 @@ def _card(state: ServerState, id: str) -> dict[str, Any]:
 
 
 async def _answer(state: ServerState, answer: Answer, body: schemas.SamplingRequest, request: Request) -> Response:
-    """The response with `answer`, whose writing begins when the engine's turn comes. Errors: Busy, Stopped."""
+    """The response with `answer`, written when its turn comes in the engine. Errors: Busy, Stopped."""
     job = state.engine.submit(answer.write)
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -131,7 +131,7 @@ async def _answer(state: ServerState, answer: Answer, body: schemas.SamplingRequ
 
 @contextlib.asynccontextmanager
 async def stopped_with(receive: Receive, job: Job[Any]) -> AsyncIterator[None]:
-    """Within it, the job is cancelled as soon as the client hangs up; after it, in any case."""
+    """A context that cancels the job as soon as the client hangs up, and at its end in any case."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -147,7 +147,7 @@ async def stopped_with(receive: Receive, job: Job[Any]) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """Server-sent events made of a job's results. An error before the first one is answered like any other, a later one is an event."""
+    """Server-sent events made of a job's results. An error before the first event is answered as usual, a later one is an event."""
 
     media_type = "text/event-stream"
 

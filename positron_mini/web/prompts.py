@@ -1,4 +1,4 @@
-"""From a request to what the model reads: ids from bos on that leave room to write, or a refusal that says why."""
+"""From a request to the prompt: token ids, bos first, that leave room for the answer; or an error that says why not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from positron_mini.web.state import Served
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids from bos on, of which the first `added` were not in the request; how many tokens may follow; how many messages were left out."""
+    """Ids, bos first (the first `added` were not in the request), how many tokens may follow, and how many messages were left out."""
 
     ids: list[int]
     room: int
@@ -23,10 +23,10 @@ class Prompt:
 
 
 def chat_prompt(served: Served, request: ChatRequest, drops_oldest: bool = False) -> Prompt:
-    """What the model reads for a conversation. A base model, which knows no conversations, continues the last message as a text.
+    """The prompt for a conversation. A base model, which knows no conversations, continues the last message as a text.
 
-    A last message of the assistant is the beginning of its answer, which goes on from there. `drops_oldest` is the rule where the request
-    has none. Errors: RequestError when it does not fit the context.
+    If the last message is the assistant's, the answer continues it. `drops_oldest` applies if the request names no rule.
+    Errors: RequestError if it does not fit the context.
     """
     messages, dropped = _turns(request), 0
     drops = request.truncation == "auto" if request.truncation else drops_oldest
@@ -45,7 +45,7 @@ def chat_prompt(served: Served, request: ChatRequest, drops_oldest: bool = False
 
 
 def _turns(request: ChatRequest) -> list[Message]:
-    """The messages of a request in the roles that the format has: what a tool answered is read as something that the user says."""
+    """The messages of a request in the roles of the chat format; a tool's answer becomes a message of the user."""
     roles: dict[str, Role] = {"developer": "system", "tool": "user", "function": "user"}
     return [Message(roles.get(m.role, cast(Role, m.role)), m.text) for m in request.messages if m.content is not None]
 
@@ -72,7 +72,7 @@ def _size(served: Served, message: Message) -> int:
 
 
 def text_prompts(served: Served, request: CompletionRequest, drops_oldest: bool = False) -> list[Prompt]:
-    """What the model reads for each text or list of ids, bos first. Errors: RequestError for ids that do not exist or too many tokens."""
+    """The prompt for each text or list of ids, bos first. Errors: RequestError for unknown ids or too many tokens."""
     prompt = request.prompt
     given: list[Any] = [prompt] if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else [*prompt]
     if len(given) * (request.n or 1) > MAX_PROMPTS:
@@ -92,14 +92,14 @@ def _text_prompt(served: Served, prompt: Any, request: CompletionRequest, drops_
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
-    """Nothing. Errors: RequestError naming the first id that the vocabulary lacks."""
+    """Raise RequestError, naming the first id that the vocabulary lacks, if there is one."""
     wrong = next((index for index in ids if not 0 <= index < tokenizer.vocab_size), None)
     if wrong is not None:
         raise RequestError(f"{param}: there is no token {wrong:,}; ids go from 0 to {tokenizer.vocab_size - 1:,}", param=param)
 
 
 def _encoded(served: Served, text: str, param: str, *, drops_oldest: bool) -> list[int]:
-    """The ids of a text without bos, only the newest that fit where the oldest may be left out. Errors: RequestError for a long text."""
+    """The ids of a text without bos; if `drops_oldest`, only the newest that fit. Errors: RequestError for a long text."""
     if drops_oldest:
         return _newest(served, served.speaker.tokenizer.encode(text[-served.longest_text :]))
     _check_length(served, len(text), param)
@@ -107,19 +107,19 @@ def _encoded(served: Served, text: str, param: str, *, drops_oldest: bool) -> li
 
 
 def _newest(served: Served, ids: list[int]) -> list[int]:
-    """`ids` where the context holds them, bos and a next token, else as many of the newest as generation keeps of a full context."""
+    """`ids` if they fit the context with bos and a next token, else as many of the newest as generation keeps of a full context."""
     context = served.speaker.context_len
     return ids if len(ids) + 1 < context else ids[-(3 * context // 4) :]
 
 
 def _check_length(served: Served, characters: int, param: str) -> None:
-    """Nothing. Errors: RequestError for a text too long to fit whatever its tokens are; encoding it would take time."""
+    """Raise RequestError if a text is too long to fit whatever its tokens are, which saves encoding it."""
     if characters > served.longest_text:
         raise _too_long(served, f"{characters:,} characters", param)
 
 
 def _room(served: Served, tokens: int, param: str, *, scores_only: bool = False) -> int:
-    """Tokens that fit the context after so many. Errors: RequestError when none does."""
+    """How many tokens fit the context after `tokens`. Errors: RequestError if none does."""
     room = served.speaker.context_len - tokens
     if room < (0 if scores_only else 1):
         raise _too_long(served, f"{tokens:,} tokens", param)

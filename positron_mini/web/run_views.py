@@ -1,4 +1,4 @@
-"""What the lab shows of runs, read from their files alone, also while they train and where they are damaged."""
+"""What the lab shows of runs: read from their files alone, also during training and of damaged runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT = 4  # curves in memory
 
 
 def run_facts(state: RunState) -> dict[str, Any]:
-    """What a run is and how far it is, by its files. `damaged` says why the rest is missing."""
+    """A run's description and progress, from its files. `damaged` says why the rest is missing."""
     record = None if state.damaged else state.record
     facts: dict[str, Any] = {
         "name": state.path.name,
@@ -40,16 +40,15 @@ def run_facts(state: RunState) -> dict[str, Any]:
 
 
 class CurveChecks:
-    """Whether the loss curves of runs are normal. One is computed at a time, of each only what was added is read, and an answer is kept
-    for those who ask again before there is more."""
+    """Checks of the loss curves of runs, computed one at a time. Only new lines of a log are read; answers are kept until then."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._logs: dict[Path, GrowingLog] = {}  # the last used one last
+        self._logs: dict[Path, GrowingLog] = {}  # least recently used first
         self._answers: dict[Path, tuple[Any, list[Check]]] = {}
 
     def of(self, run: Path, facts: dict[str, Any], reference: str | None) -> list[Check]:
-        """The checks of a run, held against the shipped curve `reference` if there is one; none before its first report."""
+        """The checks of a run, also against the shipped curve `reference` if there is one; none before its first report."""
         with self._lock:
             log = self._logs.pop(run, None) or GrowingLog(log_path(run, "metrics"))
             self._logs[run] = log
@@ -66,7 +65,7 @@ class CurveChecks:
 
 
 def _checks(rows: Rows, facts: dict[str, Any], against: Rows | None) -> list[Check]:
-    """What the rules say of the reports of a run; nothing before the first."""
+    """The results of the rules for a run's reports; none before the first report."""
     if not rows:
         return []
     is_base, vocab_size = facts["kind"] == "pretrain", facts["vocab_size"] or 1

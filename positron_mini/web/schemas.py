@@ -1,4 +1,4 @@
-"""The shapes of requests and answers: OpenAI's, with the ranges that this server offers. Every list stops at its first wrong item."""
+"""Requests and answers in OpenAI's shapes, with this server's ranges. Validation of a list stops at its first wrong item."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from positron_mini.errors import PositronError
 
-MAX_TOKENS = 1 << 17  # more than any context here: clients that want no limit send such numbers, and get what the context holds
+MAX_TOKENS = 1 << 17  # more than any context here: clients that want no limit send such numbers, and get as much as the context holds
 MAX_MESSAGES = 256
 MAX_TOOL_CALLS = 128
 MAX_IDS = 1 << 18
@@ -65,7 +65,7 @@ def first_violation(errors: Sequence[Any]) -> tuple[str, str | None]:
 
 
 def _only(sentence: str) -> WrapValidator:
-    """A validator that answers every violation, of whatever member of a union, with one sentence."""
+    """A validator that reports every violation, of any member of a union, with one sentence."""
 
     def check(value: Any, inner: Callable[[Any], Any]) -> Any:
         try:
@@ -85,7 +85,7 @@ def _without_nul(text: str) -> str:
 
 
 def _integral(value: Any) -> Any:
-    """A whole number for one that is written as 32.0, as some programs write every number."""
+    """An int for a whole number written as 32.0, as some programs do."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,4 +1,4 @@
-"""The listening socket and the server that stops in time."""
+"""The listening socket, and a server that shuts down within seconds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from positron_mini.web.app import create_app
 from positron_mini.web.guard import MAX_HEADER_BYTES, GuardedProtocol
 from positron_mini.web.state import ServerState
 
-DRAIN_S = 3.0  # how long a running answer may go on after the server is told to stop
+DRAIN_S = 3.0  # how long a running answer may go on during shutdown
 BACKLOG = 128
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on `host` and `port` (0: any free one) that accepts nobody yet. Errors: UsageError when the address cannot be had."""
+    """A socket on `host` and `port` (0: any free one) that does not listen yet. Errors: UsageError if the address is not available."""
     listener: socket.socket | None = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
-        if os.name == "posix":  # a server that was just stopped leaves the port in use for a minute; elsewhere this would share it
+        if os.name == "posix":  # a stopped server leaves the port in use for a minute; on other systems this option would share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         return listener
@@ -42,7 +42,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our guard and limits. `on_start` is called once it answers."""
+    """uvicorn with our guard and limits. `on_start` is called when it accepts connections."""
 
     def __init__(self, state: ServerState, on_start: Callable[[], None] = lambda: None) -> None:
         self._state, self._on_start = state, on_start
@@ -65,21 +65,21 @@ class Server(uvicorn.Server):
         )
 
     def run_on(self, listener: socket.socket) -> None:
-        """Serve on a bound socket until a signal or `should_exit`; it is closed then. Errors: KeyboardInterrupt after Ctrl-C."""
+        """Serve on a bound socket until a signal or `should_exit`, then close it. Errors: KeyboardInterrupt after Ctrl-C."""
         gc.collect()
-        gc.freeze()  # or the collector walks all that PyTorch loaded, again and again, while a large body is parsed
+        gc.freeze()  # else the garbage collector walks all of PyTorch's objects, again and again, while a large body is parsed
         try:
             self.run(sockets=[listener])
         finally:
-            self._state.engine.close()  # a second Ctrl-C skips the orderly end
+            self._state.engine.close()  # a second Ctrl-C skips the orderly shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept."""
+        """Begin to accept connections."""
         await super().startup(sockets)
         if self.started:
             self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nobody new, let what runs finish or cancel it after DRAIN_S, then close."""
+        """Accept no new connections, cancel running answers after DRAIN_S, then close."""
         asyncio.get_running_loop().call_later(DRAIN_S, self._state.engine.close)
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""What the server holds: the models it may use, the engine that computes, and who may ask."""
+"""The server's state: the models it may use, the engine that computes, and who may send requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from positron_mini.web.engine import Engine
 if TYPE_CHECKING:
     from positron_mini.chat.model import Model
 
-MAX_LOADED = 4  # models in memory at once, besides those that stay; a page that steps through a run asks for one after the other
+MAX_LOADED = 4  # models in memory at once, besides those that stay; the lab page asks for the steps of a run one after the other
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Served:
 
     @cached_property
     def writer(self) -> GPT | Decoder:
-        """What writes tokens soonest, made at the first answer and kept: laying out the weights anew takes as long as some tokens."""
+        """The fastest decoder of the model, made at the first answer and kept: packing the weights takes as long as a few tokens."""
         return quickest(self.speaker.gpt, self.speaker.context_len)
 
     @cached_property
     def longest_text(self) -> int:
-        """Characters that the context could hold if every token were the longest piece: a longer text need not be encoded to refuse it."""
+        """Characters that fit the context if every token is the longest piece: a longer text is refused without encoding it."""
         return self.speaker.context_len * max(len(piece.text) for piece in self.speaker.tokenizer.pieces())
 
 
 def load_served(id: str, checkpoint: Checkpoint) -> Served:
-    """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError when the folder vanishes meanwhile."""
+    """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError if the folder is removed meanwhile."""
     from positron_mini.chat.model import read_model
 
     created = int(checkpoint.folder.stat().st_mtime)
@@ -51,27 +51,27 @@ def load_served(id: str, checkpoint: Checkpoint) -> Served:
 
 
 class Models:
-    """The models that clients may name: those that stay in memory, and those of the runs that `list_folders` gives.
+    """The models that clients may name: those that stay in memory, and those of the runs that `list_folders` returns.
 
-    A run `NAME` offers `NAME`, its best checkpoint when it was fine-tuned and its newest one otherwise, and `NAME@STEP` for every saved
-    step. Which ids there are is decided when the list is made: a name outside it touches no file.
+    A run `NAME` offers `NAME` (its best checkpoint if it was fine-tuned, else its newest) and `NAME@STEP` for every saved step. `refresh`
+    makes the list of ids: a name that is not in it touches no file.
     """
 
     def __init__(self, staying: Sequence[Served] = (), list_folders: Callable[[], Sequence[Path]] = list) -> None:
         self._staying = {served.id: served for served in staying}
         self._list_folders = list_folders
         self._runs: dict[str, tuple[RunFolder, list[int]]] = {}  # with the saved steps; replaced as a whole, so any thread may read it
-        self._loaded: dict[str, tuple[Path, Served]] = {}  # id -> (the folder it meant then, model), the last used one last
+        self._loaded: dict[str, tuple[Path, Served]] = {}  # id -> (the folder when it was read, model), least recently used first
         self.refresh()
 
     def refresh(self) -> list[str]:
-        """The ids after looking at the run folders again, steps left out."""
+        """Look at the run folders again and return the ids, without steps."""
         folders = [RunFolder(path) for path in self._list_folders()]
         self._runs = {run.path.name: (run, run.steps()) for run in folders}
         return self.ids()
 
     def ids(self) -> list[str]:
-        """The ids as of the last refresh, the default one first, steps left out. A run without a checkpoint has none."""
+        """The ids as of the last refresh, the default one first, without steps. A run without a checkpoint has none."""
         return [*self._staying, *(name for name, (_, steps) in self._runs.items() if steps and name not in self._staying)]
 
     def runs(self) -> dict[str, RunFolder]:
@@ -79,11 +79,11 @@ class Models:
         return {name: run for name, (run, _) in self._runs.items()}
 
     def knows(self, id: str) -> bool:
-        """Whether `id` may be asked for; looks at no file."""
+        """Whether `id` is available, without looking at any file."""
         return id in self._staying or self._find(id) is not None
 
     def created(self, id: str) -> int:
-        """Seconds since 1970 at which the model `id` was saved; 0 when it was removed meanwhile."""
+        """Seconds since 1970 at which the model `id` was saved; 0 if it was removed meanwhile."""
         if id in self._staying:
             return self._staying[id].created
         try:
@@ -92,14 +92,14 @@ class Models:
             return 0
 
     def in_memory(self, id: str) -> Served | None:
-        """The model if it need not be read. A run's own name means its newest step, which changes from one refresh to the next."""
+        """The model if it is in memory and current: a run's own name means its newest step, which may change with each refresh."""
         if id in self._staying or id not in self._loaded:
             return self._staying.get(id)
         folder, served = self._loaded[id]
         return served if folder == self._folder(id) else None
 
     def load(self, id: str) -> Served:
-        """The model, read if it has to be; for the engine's thread. Errors: CheckpointError."""
+        """The model, read if it is not in memory. Runs in the engine's thread. Errors: CheckpointError."""
         if not self.knows(id):
             raise CheckpointError(f"there is no model {id!r:.80}", f"models: {', '.join(self.ids()) or 'none yet'}")
         served = self.in_memory(id) or read_found(partial(self._open, id), partial(load_served, id))
@@ -128,7 +128,7 @@ class Models:
         return run.folder(step) if step is not None else run.path / (run.points_to("best") or step_name(self._runs[run.path.name][1][-1]))
 
     def _open(self, id: str) -> Checkpoint:
-        """The checkpoint that `id` means now; for a run's own name an earlier one where the newest is damaged."""
+        """The checkpoint that `id` means now; for a run's own name an earlier one if the newest is damaged."""
         found = self._find(id)
         if found is None or found[1] is not None:
             return open_checkpoint(self._folder(id))
@@ -138,10 +138,10 @@ class Models:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What every route may use. `api_key` None: whoever reaches the port may ask.
+    """The state that all routes share. `api_key` None: whoever reaches the port may use the server.
 
-    `hosts`: names for this machine besides loopback's; None when the server listens on loopback only. `origins`: sites whose pages may
-    ask. `drops_oldest`: what does not fit the context is left out, the oldest first, unless a request says `truncation: disabled`.
+    `hosts`: names for this machine besides loopback's; None if the server listens on loopback only. `origins`: sites whose pages may send
+    requests. `drops_oldest`: leave out the oldest text that does not fit the context, unless a request says `truncation: disabled`.
     """
 
     models: Models

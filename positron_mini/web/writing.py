@@ -1,4 +1,4 @@
-"""An answer as it is written: the job for the engine, and the numbers that go with the text."""
+"""Writing an answer: the job for the engine, and the numbers reported with the text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ R = TypeVar("R", bound=SamplingRequest)
 
 
 def with_seed(request: R) -> R:
-    """The request with a seed of its own where it leaves the choice to the server: all its texts are drawn with this one."""
+    """The request with a random seed if it names none; all its texts are drawn with this seed."""
     return request.model_copy(update={"seed": secrets.randbelow(1 << 31)}) if request.seed in ANY_SEED else request
 
 
@@ -45,14 +45,14 @@ def seed_of(request: SamplingRequest) -> int:
 
 
 def _own_seed(seed: int) -> int:
-    """A seed as `positron generate` takes it: itself where that does, else one made of its digits."""
+    """A seed in the range of `positron generate`: the same if it lies there, else one made from its digits."""
     if 0 <= seed <= OWN_SEEDS:
         return seed
     return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]) % OWN_SEEDS
 
 
 def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int | None, room: int) -> SampleConfig:
-    """The settings of a request, what is left out taken from `defaults`; it writes `wanted` tokens, at most what there is room for."""
+    """The settings of a request, those left out taken from `defaults`, for `wanted` tokens but at most `room`."""
 
     def of(name: str) -> Any:
         value = getattr(request, name)
@@ -75,8 +75,8 @@ def sample_config(request: SamplingRequest, defaults: SampleConfig, wanted: int 
 
 @dataclass
 class Order:
-    """What is to be written `n` times after one prompt, and when it happened. `top` None asks for no logprobs; `echo` scores the prompt
-    first. `seed` is the request's, of which `config` has what the generator takes."""
+    """A prompt to be continued `n` times, and the times at which that happened. `top` None: no logprobs; `echo`: score the prompt first.
+    `seed` is the request's; `config` has the one made from it for the generator."""
 
     served: Served
     prompt: Prompt
@@ -87,12 +87,12 @@ class Order:
     echo: bool = False
     scores_only: bool = False
     began: float = 0.0
-    ended: float = 0.0  # of reading, where nothing is written
+    ended: float = 0.0  # when reading ended, if nothing is written
     times: list[float] = field(default_factory=list)  # when each token was there
 
     @classmethod
     def of_chat(cls, served: Served, prompt: Prompt, request: ChatRequest) -> Order:
-        """The order that a conversation makes."""
+        """The order for a conversation."""
         wanted = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         defaults = CHAT_SETTINGS if served.speaker.is_chat else SampleConfig()
         top = (request.top_logprobs or 0) if request.logprobs else None
@@ -101,13 +101,13 @@ class Order:
 
     @classmethod
     def of_text(cls, served: Served, prompt: Prompt, request: CompletionRequest) -> Order:
-        """The order that a text makes; 80 tokens unless it says how many."""
+        """The order for a text; 80 tokens unless the request says how many."""
         wanted = SampleConfig().max_tokens if request.max_tokens is None else request.max_tokens
         config = sample_config(request, SampleConfig(), wanted, prompt.room)
         return cls(served, prompt, config, seed_of(request), request.n or 1, request.logprobs, request.echo or False, wanted == 0)
 
     def write(self, job: Job[Token]) -> Iterator[Token]:
-        """The tokens of the prompt if they are to be scored, then those of the answer; for the engine's thread."""
+        """Yield the tokens of the prompt if they are to be scored, then those of the answer. Runs in the engine's thread."""
         speaker = self.served.speaker
         self.began = time.perf_counter()
         if self.echo:
@@ -158,7 +158,7 @@ def timings(orders: Sequence[Order], submitted: float) -> dict[str, float | int]
 
 @contextlib.contextmanager
 def interruptible(model: GPT | Decoder, check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` before every layer, so that reading a long prompt can be stopped by its error too."""
+    """A context that calls `check` before every layer, so that its error can also stop the prefill of a long prompt."""
     if isinstance(model, Decoder):
         model.before_layer = check
         try:
@@ -176,7 +176,7 @@ def interruptible(model: GPT | Decoder, check: Callable[[], None]) -> Iterator[N
 
 @torch.inference_mode()
 def prompt_tokens(model: GPT, prompt: Prompt, top: int | None) -> list[Token]:
-    """The tokens that the request gave, each with ln p after those before it; 0 for a bos, which nothing precedes. `top` None: none."""
+    """The request's prompt tokens, each with its ln p given those before it; 0 for bos, which nothing precedes. `top` None: none."""
     if top is None:
         return [Token(index, "", 0.0) for index in prompt.ids[prompt.added :]]
     logprobs = model.logits(model.hidden(torch.tensor([prompt.ids])))[0].log_softmax(-1)  # (T, V)
@@ -192,7 +192,7 @@ def prompt_tokens(model: GPT, prompt: Prompt, top: int | None) -> list[Token]:
 
 
 def shown(tokenizer: Tokenizer, index: int) -> tuple[str, bytes]:
-    """A token as text, or as `bytes:\\x..` where it is a part of a character, and its bytes. A control token is shown by name."""
+    """A token as text, or as `bytes:\\x..` if it is part of a character, and its bytes. A control token is shown by name."""
     (view,) = token_views(tokenizer, [index])
     if view.text is not None:
         return view.text, view.bytes

@@ -1,6 +1,6 @@
-"""A run from asked to finished: find it, decide every setting, plan its steps, build, record; pretraining and fine-tuning.
+"""A run from command to finish: find it, decide every setting, plan its steps, build, record; for pretraining and fine-tuning.
 
-`train` is what Python programs call; the commands open a run themselves (`open_run`).
+`train` is for Python programs; the commands open a run themselves (`open_run`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def train(config: str | None = None, **settings: Any) -> Generator[StepReport, None, None]:
-    """Start or go on with a run, as `positron train` does, and report every finished step: loss in nats per token, tokens per second, ...
+    """Start or continue a run, as `positron train` does; yield a report per finished step: loss in nats per token, tokens per second, ...
 
     `config` names a preset (TinyGPT unless the run says otherwise); `settings` are the other fields of TrainConfig, such as
     dataset_path, max_steps, budget, lr, seed, out_dir. Everything is checked, and the text prepared, before this returns; the run folder
-    is made at the first step. It is saved as by the command, and also when the generator is closed, left or interrupted by Ctrl-C: the
-    same call then goes on. What the command would print is logged at level INFO. Several processes need the command. Errors: UsageError
+    is made at the first step. Checkpoints are saved as by the command, also when the generator is closed or interrupted by Ctrl-C: the same
+    call then continues. What the command would print is logged at level INFO. Several processes need the command. Errors: UsageError
     for an unknown setting or an impossible value; RunError for a folder that holds another run; every other PositronError.
     """
     from positron_mini.train.open_run import open_session
@@ -41,7 +41,7 @@ def train(config: str | None = None, **settings: Any) -> Generator[StepReport, N
 
 
 def _as_command(given: dict[str, Any]) -> str:
-    """The command that does the same, for run.json."""
+    """The equivalent command, for run.json."""
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     return command("train", *chain.from_iterable([f"--{name}"] if value is True else [f"--{name}", value] for name, value in said.items()))
 

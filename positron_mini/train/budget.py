@@ -1,4 +1,4 @@
-"""A run with a time budget: minutes become preset, vocabulary, batch and steps, and the run keeps to its time."""
+"""Runs with a time budget: choose preset, vocabulary, batch and steps for the time, and keep the run to it."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from positron_mini.train.pretrain import Pretraining
     from positron_mini.train.session import Session
 
-# pieces of a new tokenizer for each preset: with minutes to spend, a large table costs more time than its longer pieces save
+# vocabulary of a new tokenizer by preset: in minutes of training, a large table costs more time than its longer pieces save
 VOCABULARY = {"PicoGPT": 2_048, "MicroGPT": 4_096, "TinyGPT": 4_096, "SmallGPT": 8_192, "BaseGPT": 16_000}
 MIN_CONTEXT_LEN = 512  # a story and a question about it, so that the model can be fine-tuned
 TRIAL_ROWS = 4
-FIRST_GUESS = 1_000  # steps of an open-ended run that is given a budget before it has a speed; the pacer will move it
-EARLY = 0.15  # of the budget: a run that ends so long before has been ended because its text is short
+FIRST_GUESS = 1_000  # steps of an open-ended run given a budget before its speed is known; the pacer will correct it
+EARLY = 0.15  # share of the budget: a run that ends so much earlier was ended because its text is short
 
 
 class Stopwatch:
-    """Seconds since it was made, but for those in which it is stopped."""
+    """Seconds since it was made, without the pauses."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Do not count the time inside."""
+        """Pause the stopwatch inside the block."""
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
     def seconds(self) -> float:
-        """The seconds so far."""
+        """Seconds so far."""
         return time.monotonic() - self._began
 
 
 def decide(config: TrainConfig, given: frozenset[str], text: Path, processes: int, say: Say) -> TrainConfig:
-    """`config` with all that its budget decides filled in. A run that is there keeps what was decided when it began.
+    """Fill in all settings of `config` that its budget decides. An existing run keeps what was decided when it began.
 
     Errors: UsageError for a budget beside a number of steps, or for several processes.
     """
@@ -94,13 +94,14 @@ def decide(config: TrainConfig, given: frozenset[str], text: Path, processes: in
 
 
 def _disturbed(before: Usage) -> str:
-    """Whether other programs had the processor since `before`, in words."""
+    """Whether other programs used the processor since `before`, in words."""
     return disturbance(before, usage(), torch.get_num_threads(), devices.this_machine().cores)
 
 
 def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _: None) -> RunFolder | None:
-    """The run that this command goes on with: that of --out_dir, else the newest one with a default name that began with a budget and
-    agrees with the flags that were given."""
+    """The run that this command continues: that of --out_dir, else the newest one with a default name that began with a budget and agrees
+    with the given flags.
+    """
     if config.out_dir is not None:
         run = RunFolder(Path(config.out_dir))
         return run if run.read() is not None else None
@@ -113,7 +114,7 @@ def existing_run(config: TrainConfig, given: frozenset[str], say: Say = lambda _
 
 
 def measured_speed(config: TrainConfig, shape: ModelConfig, precision: str = "auto") -> float:
-    """Tokens a second that training a model of this shape would make on this machine, from a moment of it."""
+    """Tokens per second of training this shape here, measured in a short trial."""
     choice = devices.choose(devices.this_machine(), config.device, precision)
     model = GPT(shape).init_weights(0).to(devices.torch_device(choice.device))
     native = choose_kernels(config, shape, choice.device, None) == "native"
@@ -121,7 +122,7 @@ def measured_speed(config: TrainConfig, shape: ModelConfig, precision: str = "au
 
 
 def faster_precision(config: TrainConfig, shape: ModelConfig, say: Say) -> Literal["auto", "fp32", "bf16"]:
-    """bf16 on a processor that has such products, if they train this shape faster; what `config` says where the doctor knows more."""
+    """bf16 on a processor with bf16 matmuls, if it trains this shape faster; the precision of `config` where the doctor has decided."""
     machine = devices.this_machine()
     is_open = devices.choose(machine, config.device).device == "cpu" and "cpu" in machine.bf16 and machine.verdict is None
     if config.precision != "auto" or not is_open:
@@ -134,9 +135,9 @@ def faster_precision(config: TrainConfig, shape: ModelConfig, say: Say) -> Liter
 
 
 def possible(config: TrainConfig, given: frozenset[str], text_bytes: float) -> Iterator[tuple[str, ModelConfig]]:
-    """The shapes to choose from: every preset with its vocabulary here that the text is long enough for, or the one that was named.
+    """Shapes to choose from: the named preset, or every preset whose model the text is long enough for, with its vocabulary here.
 
-    A named tokenizer file decides too.
+    A named tokenizer file sets the vocabulary.
     """
     names = [name for name, known in PRESETS.items() if "config" not in given or known == preset(config.config)]
     for name in names:
@@ -162,23 +163,23 @@ def describe(budget: str, plan: Candidate, text_bytes: float) -> str:
 
 
 def worth_reading(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> int | None:
-    """The steps to train: of those that a budget has time for, not more than read the text as often as the model gains from it."""
+    """Steps that are worth training: a budget may have time for more, but the model gains from reading its text only so often."""
     if config.budget is None or config.max_steps is None or config.batch_tokens is None:
         return config.max_steps
     return min(config.max_steps, most_steps(shape, prepared, config.batch_tokens) or config.max_steps)
 
 
 def first_horizon(config: TrainConfig, recorded: RunRecord | None, horizon: int | None) -> int | None:
-    """The horizon that the pairs of the milestones are chosen by: a run with a budget moves its own on the way, and keeps to its first."""
+    """The horizon that decides the skill tests of milestones: the first one, as a budget moves the run's horizon later."""
     if config.budget is None or recorded is None:
         return horizon
     return recorded.schedules[0]["horizon"] if recorded.schedules else horizon
 
 
 def keep_to_time(session: Session, task: Pretraining, recorded: RunRecord | None, most: int | None, spent_s: float) -> None:
-    """Let `session` end on time, `spent_s` seconds of which are spent, and say what it is expected to reach.
+    """Make `session` end on time, `spent_s` seconds of which are spent, and say what loss is expected.
 
-    `most`: the steps that the text is worth.
+    `most`: number of steps that the text is worth.
     """
     config, settings = task.config, task.settings
     assert config.budget is not None
@@ -198,9 +199,9 @@ def keep_to_time(session: Session, task: Pretraining, recorded: RunRecord | None
 def expectation(
     recorded: RunRecord | None, shape: ModelConfig, horizon: int | None, step_tokens: int, prepared: Prepared
 ) -> tuple[float, str]:
-    """Bits per byte that a run is expected to end with, as it was said when the run began, and the line that says so."""
+    """Bits per byte expected at the end, as said when the run began, and the line that says so."""
     size = bytes_per_token(shape.vocab_size)
-    read = min((horizon or 0) * step_tokens, readings_of(shape, prepared) * prepared.train.count)  # more would not lower it
+    read = min((horizon or 0) * step_tokens, readings_of(shape, prepared) * prepared.train.count)  # more reading would not lower it
     worth = worth_of_text(read * size, prepared.train.count * size)
     found = recorded.expected_bpb if recorded is not None else None
     bits = found if found is not None else TINYSTORIES.bits_per_byte(shape.block_parameters, max(worth, 1.0))
@@ -208,17 +209,17 @@ def expectation(
 
 
 def horizon_asked(config: TrainConfig, run: RunFolder, recorded: RunRecord | None, most: int | None, say: Say) -> int | None:
-    """The horizon that the command asks for: that of --max_steps, or what a larger budget than before allows."""
+    """The horizon that the command asks for: --max_steps, or what a larger budget than before allows."""
     if config.max_steps is not None or config.budget is None or recorded is None:
         return config.max_steps
     return longer_horizon(run, recorded, config.budget, most, say)
 
 
 def longer_horizon(run: RunFolder, recorded: RunRecord, budget: str, most: int | None, say: Say) -> int | None:
-    """The horizon that another budget than before asks for where the pacer cannot move the run's own: of an open-ended run, and of one
-    whose rate falls already and whose budget is now larger, by the speed of its log. None to keep the horizon.
+    """The horizon for a changed budget where the pacer cannot move the run's own: in an open-ended run, and in one that is cooling down and
+    got a larger budget, by the speed in its log. None to keep the horizon.
 
-    `most`: the steps that the text is worth; `say` is told where they forbid a longer run. Errors: UsageError for a budget below the time
+    `most`: number of steps that the text is worth; `say` is told if it forbids a longer run. Errors: UsageError for a budget below the time
     that an unfinished run has trained already.
     """
     rows, schedule, before = run.metrics(), recorded.schedule_at(), recorded.config.get("budget")
@@ -246,7 +247,7 @@ def longer_horizon(run: RunFolder, recorded: RunRecord, budget: str, most: int |
 
 
 def _steps_in(rows: list[dict[str, Any]], budget_s: float, start: int | None) -> int:
-    """The step that a run reaches by `budget_s`, at the speed of its log, if it goes on from step `start` (None: from its newest)."""
+    """The step reached by `budget_s` at the logged speed, continuing from step `start` (None: the newest)."""
     first, last = rows[len(rows) // 4], rows[-1]  # without the start-up
     steps_per_s = (last["step"] - first["step"]) / max(last["elapsed_s"] - first["elapsed_s"], 1e-9)
     begin = next((row for row in reversed(rows) if start is None or row["step"] <= start), first)
@@ -254,7 +255,7 @@ def _steps_in(rows: list[dict[str, Any]], budget_s: float, start: int | None) ->
 
 
 def reached(expected_bpb: float, bpb: float, budget_s: float, elapsed_s: float) -> str:
-    """What came of the plan, in a line."""
+    """One line comparing what was expected with what was reached."""
     off = elapsed_s / budget_s - 1
     early = "; reading so short a text more often would only hurt, more text helps more than more minutes" if off < -EARLY else ""
     return (

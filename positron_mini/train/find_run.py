@@ -1,4 +1,4 @@
-"""Which run a command means: its folder, what it recorded, and every flag completed from that; two commands that differ are two runs."""
+"""Find the run that a command means, and complete every flag from what it recorded; two commands that differ are two runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from positron_mini.text.tokenizer import Tokenizer
 
 CONTROL_FLAGS = frozenset(
     {"epochs", "max_steps", "until_step", "more_steps", "resume_from_step", "finish", "cooldown_steps", "keep_awake"}
-)  # for this call alone, not recorded
+)  # apply to this call only and are not recorded
 IDENTITY_SETTINGS = (
     "batch_tokens",
     "short_steps",
@@ -36,15 +36,15 @@ IDENTITY_SETTINGS = (
     "seed",
 )
 FLAGS = {"text": "--dataset_path, or --dataset", "tokenizer": "--tokenizer_path", "data": "--sft_data", "base": "--base_ckpt"}
-FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes, of which the beginning tells enough
+FINGERPRINTS = ("text", "tokenizer", "data", "base")  # hashes: the first digits are enough to show
 
 
 def find_run(
     config: TrainConfig, given: frozenset[str], processes: Processes, say: Say
 ) -> tuple[TrainConfig, RunFolder, RunRecord | None]:
-    """The run that a pretraining command means, with `config` completed from what it recorded (None for a new run).
+    """Find the run of a pretraining command, and complete `config` from its record (None for a new run).
 
-    All that can be wrong without knowing the text is said here: preparing a text may take hours. Errors: RunError, UsageError.
+    Checks everything that can be checked without the text, as preparing it may take hours. Errors: RunError, UsageError.
     """
     run = RunFolder(Path(config.out_dir or default_out_dir(config)))
     config, recorded = merge_with_run(config, given, run, "pretrain")
@@ -54,12 +54,12 @@ def find_run(
     batch_checks(config)
     early_checks(config, run, recorded)
     if recorded is None:
-        devices.choose(devices.this_machine(), config.device, config.precision)  # a device that is not here
+        devices.choose(devices.this_machine(), config.device, config.precision)  # fails if the device is not available
     return replace(config, out_dir=str(run.path)), run, recorded
 
 
 def batch_checks(config: TrainConfig) -> None:
-    """Nothing, or UsageError when a step is smaller than one row."""
+    """Raise UsageError if a step is smaller than one row."""
     context = config.context_len or preset(config.config).context_len
     if config.batch_tokens is not None and config.batch_tokens < context:
         raise UsageError(
@@ -69,7 +69,7 @@ def batch_checks(config: TrainConfig) -> None:
 
 
 def budget_checks(config: TrainConfig, count: int) -> None:
-    """Nothing, or UsageError when more than one process (`count`) is to keep to a time: measuring and pacing are for a single one."""
+    """Raise UsageError for a budget with more than one process (`count`): measuring and pacing work for a single one."""
     if config.budget is not None and count > 1:
         raise UsageError(
             f"--budget {config.budget} is for one process, not {count:,}", "leave out --nproc, or give --max_steps in its place"
@@ -77,7 +77,7 @@ def budget_checks(config: TrainConfig, count: int) -> None:
 
 
 def forget_budget(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, say: Say) -> TrainConfig:
-    """`config` without the budget of its run where the command itself says where training ends: what is typed wins over what is stored."""
+    """Drop the recorded budget if the command itself says where training ends: flags win over the record."""
     typed = next((flag for flag in ("max_steps", "finish") if flag in given), None)
     if recorded is None or config.budget is None or "budget" in given or typed is None:
         return config
@@ -89,14 +89,14 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: str) -> tuple[Config, RunRecord | None]:
-    """The configuration completed from what `run` holds (settings not in `given` follow it), and its record, None for a new run.
+    """Complete the configuration from the record of `run` (settings not in `given` follow it); return both, None for a new run.
 
     Errors: RunError when the folder holds something else than a run of this `kind`.
     """
     recorded = run.read()
     files.check_writable(run.path)
     if recorded is None:
-        # what a process leaves that was killed before it wrote run.json does not count
+        # leftovers of a process that was killed before it wrote run.json do not count
         if run.path.exists() and any(not entry.name.startswith((".lock", ".tmp-")) for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: exists and is not a run of this program", "choose another --out_dir")
         return config, None
@@ -109,7 +109,7 @@ def merge_with_run(config: Config, given: frozenset[str], run: RunFolder, kind: 
 
 
 def for_processes(config: TrainConfig, given: frozenset[str], recorded: RunRecord | None, processes: Processes) -> TrainConfig:
-    """`config` for so many processes, which share the cores of their machine; another number than before divides them anew.
+    """Adapt `config` to the number of processes, which share the cores of their machine; another number than before divides them again.
 
     Errors: UsageError when processes are asked for that were started already, or that nobody has started.
     """
@@ -129,7 +129,7 @@ def for_processes(config: TrainConfig, given: frozenset[str], recorded: RunRecor
 
 
 def rows_for_all(rows: int, processes: Processes) -> None:
-    """Nothing, or UsageError when a step has fewer rows than there are processes."""
+    """Raise UsageError if a step has fewer rows than there are processes."""
     if rows < processes.size:
         raise UsageError(
             f"a step of {rows:,} rows cannot be shared by {processes.size:,} processes", "fewer processes, or a larger --batch_tokens"
@@ -137,19 +137,19 @@ def rows_for_all(rows: int, processes: Processes) -> None:
 
 
 def default_out_dir(config: TrainConfig) -> str:
-    """`runs/positron-mini-<N>M-v1-base` for the model that `config` asks for."""
+    """`runs/positron-mini-<N>M-v1-base` for the model of `config`."""
     path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
     vocab = Tokenizer.load(path).vocab_size if path.is_file() else wanted_vocab(config)
     return f"runs/positron-mini-{model_config(config, vocab).size_name}-v1-base"
 
 
 def wanted_vocab(config: TrainConfig) -> int:
-    """Pieces of the tokenizer that `config` asks for, where no tokenizer file decides."""
+    """Vocabulary size that `config` asks for if no tokenizer file decides."""
     return config.vocab_size or preset(config.config).vocab_size
 
 
 def pretraining_identity(config: TrainConfig, shape: ModelConfig, prepared: Prepared) -> dict[str, Any]:
-    """What makes two commands the same run."""
+    """Settings that make two commands the same run."""
     return {
         "model": asdict(shape),
         "text": prepared.content_fingerprint,
@@ -159,7 +159,7 @@ def pretraining_identity(config: TrainConfig, shape: ModelConfig, prepared: Prep
 
 
 def early_checks(config: TrainConfig, run: RunFolder, recorded: RunRecord | None) -> None:
-    """Nothing, or the error that a shape or a recorded run forbids what was asked: all that can be known before a text is prepared."""
+    """Raise an error if the shape or the recorded run rules out the command; needs no prepared text."""
     path = Path(config.tokenizer_path) if config.tokenizer_path else default_tokenizer_path(wanted_vocab(config))
     there = Tokenizer.load(path) if path.is_file() else None
     recorded_vocab = None if recorded is None else recorded.vocab_size
@@ -172,7 +172,7 @@ def early_checks(config: TrainConfig, run: RunFolder, recorded: RunRecord | None
 
 
 def _memory_check(shape: ModelConfig, device: str) -> None:
-    copies = 1 if device == "cuda" else 4  # weights are drawn on the CPU; training there adds gradient, momentum and average
+    copies = 1 if device == "cuda" else 4  # weights are initialised on the CPU; training there adds gradient, momentum and average
     needed, there = 4 * copies * shape.parameters, devices.total_memory()
     if needed > there:
         raise UsageError(
@@ -182,10 +182,10 @@ def _memory_check(shape: ModelConfig, device: str) -> None:
 
 
 def same_run(run: RunFolder, recorded: RunRecord, identity: dict[str, Any]) -> None:
-    """Nothing, or RunError naming the first difference between the recorded run and the one asked for."""
+    """Raise RunError for the first difference between the recorded run and the one asked for."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, value in identity.items():
-        there = recorded.identity.get(name, defaults.get(name))  # a run that is older than the setting had its default
+        there = recorded.identity.get(name, defaults.get(name))  # a run older than the setting used its default
         if there != value:
             flag = FLAGS.get(name, f"--{name}")
             if isinstance(value, dict) and isinstance(there, dict):

@@ -1,4 +1,4 @@
-"""Fine-tuning as a task: a base model, conversations as masked and packed rows, stories of its old text against forgetting."""
+"""Fine-tuning as a task: a base model, conversations as masked and packed rows, and replayed stories against forgetting."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FORGETTING_TOKENS = 30_000  # of validation stories, scored before and after
 
 @dataclass(frozen=True)
 class Material:
-    """What is trained on: the base model, the conversations, and the base text for replay (None where it is not there)."""
+    """Training material: the base model, the conversations, and the base text for replay (None if it is missing)."""
 
     base: ckpt.Checkpoint
     instructions: Instructions
@@ -56,17 +56,17 @@ class Material:
 def open_sft_session(
     config: SFTConfig, *, given: frozenset[str] | None = None, say: Say = lambda _: None, stop: StopFlag | None = None
 ) -> Session:
-    """The fine-tuning that `config` asks for, new or continued.
+    """Open the fine-tuning that `config` asks for, new or continued.
 
     Errors: PositronError of every kind; DataError naming file and line for conversations that cannot be used.
     """
     given = changed_fields(config) if given is None else given
 
-    # 1. Find the run: the folder that is named, or that of the base model.
+    # 1. Find the run: the named folder, or that of the base model.
     config, run = find_folder(config, say)
     config, recorded = merge_with_run(config, given, run, "sft")
 
-    # 2. Prepare the text: the base model, the conversations in its tokens, the stories that it is not to forget.
+    # 2. Prepare the text: the base model, the conversations as token ids, the stories to replay.
     config, material = read_material(replace(config, out_dir=str(run.path)), say)
 
     # 3. Decide every setting that is still open.
@@ -85,7 +85,7 @@ def open_sft_session(
 
 
 def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
-    """The base model to begin from. Errors: CheckpointError when there is none, or it was fine-tuned already."""
+    """Open the base model's checkpoint. Errors: CheckpointError when there is none, or it was fine-tuned already."""
     if path is None:
         newest = next((run for run in usable_runs(talks=False, say=say) if run.kind == "pretrain"), None)
         if newest is None:
@@ -101,7 +101,7 @@ def find_base(path: str | None, say: Say) -> ckpt.Checkpoint:
 
 
 def find_folder(config: SFTConfig, say: Say) -> tuple[SFTConfig, RunFolder]:
-    """The run folder; without one named, that of the base model, which the configuration then names. A run that is there knows its base."""
+    """The run folder; if none is named, it follows from the base model, which `config` then names. An existing run knows its base."""
     if config.out_dir is not None:
         return config, RunFolder(Path(config.out_dir))
     base = find_base(config.base_ckpt, say)
@@ -109,13 +109,13 @@ def find_folder(config: SFTConfig, say: Say) -> tuple[SFTConfig, RunFolder]:
 
 
 def default_sft_dir(base: ckpt.Checkpoint) -> str:
-    """The run folder for a base: its own name with -sft for -base, under runs/."""
+    """Run folder for a base: its own name with -sft for -base, under runs/."""
     run = base.folder.resolve().parent
     return str(Path("runs") / (run.name.removesuffix("-base") + "-sft"))
 
 
 def read_material(config: SFTConfig, say: Say) -> tuple[SFTConfig, Material]:
-    """What is trained on, and `config` with the base model's folder. `say` is told about conversations and stories."""
+    """Read the training material; also return `config` with the base model's folder. `say` is told about conversations and stories."""
     base = find_base(config.base_ckpt, say)
     ckpt.check_tokenizer(config.tokenizer_path, base)
     material = Material(base, read_instructions(config, base, say), find_stories(config, base, say))
@@ -123,7 +123,7 @@ def read_material(config: SFTConfig, say: Say) -> tuple[SFTConfig, Material]:
 
 
 def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Instructions:
-    """The conversations as masked ids; `say` is told the report. Errors: DataError naming file and line."""
+    """Read the conversations as masked ids; `say` is told the report. Errors: DataError naming file and line."""
     read = read_conversations(config.sft_data, skip_bad=config.skip_bad)
     instructions = encode_conversations(
         base.tokenizer, read, context_len=base.config.context_len, validation_share=config.val_share, skip_bad=config.skip_bad
@@ -134,7 +134,7 @@ def read_instructions(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Ins
 
 
 def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared | None:
-    """The base text, prepared with the base's tokenizer, for replay; None, with a note, where it is not there and was not named."""
+    """Prepare the base text with the base's tokenizer for replay; None, with a note, if it is missing and was not named."""
     source = config.replay_path
     if source is None:
         record = look(base.folder.resolve().parent).record
@@ -147,7 +147,7 @@ def find_stories(config: SFTConfig, base: ckpt.Checkpoint, say: Say) -> Prepared
 
 
 def sft_identity(config: SFTConfig, material: Material) -> dict[str, Any]:
-    """What makes two commands the same fine-tuning."""
+    """Settings that make two commands the same fine-tuning."""
     manifest = ckpt.read_manifest(material.base.folder)
     return {
         "base": manifest[ckpt.MODEL_FILE]["sha256"],
@@ -160,7 +160,7 @@ def sft_identity(config: SFTConfig, material: Material) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A Task: a base model learns to answer from conversations, some of its stories mixed in against forgetting."""
+    """A Task: a base model learns to answer from conversations, with some of its stories mixed in against forgetting."""
 
     config: SFTConfig
     settings: Settings
@@ -179,7 +179,7 @@ class FineTuning:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes two commands the same fine-tuning."""
+        """Settings that make two commands the same fine-tuning."""
         return sft_identity(self.config, self.material)
 
     def model(self) -> GPT:
@@ -200,16 +200,16 @@ class FineTuning:
         )
 
     def batches(self) -> BatchSource:
-        """Conversations, several in a row, and stories between them."""
+        """Packed conversations with replayed stories."""
         return self._packed
 
     @property
     def steps(self) -> int:
-        """The steps of all epochs."""
+        """Number of steps in all epochs."""
         return self.config.epochs * self._packed.steps_per_epoch
 
     def evaluate(self, model: GPT) -> Score:
-        """The loss of the held-out answers; of the first 64 conversations where none are held out."""
+        """Loss of the held-out answers; of the first 64 conversations if none are held out."""
         instructions, choice = self.material.instructions, self.settings.choice
         rows = instructions.validation or instructions.train[:64]
         return answer_score(model, rows, self.tokenizer, device=choice.device, precision=choice.precision)
@@ -225,7 +225,7 @@ class FineTuning:
             run.log("stories", {"step": step, "story_loss": score.loss, "story_bpb": score.bits_per_byte})
 
     def texts(self, run: RunFolder, step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
-        """The files of a chat model's folder."""
+        """Files of a chat model's folder."""
         base = self.material.base
         facts = {"base model": base.folder.resolve().parent.name, "conversations": Path(self.config.sft_data).name}
         facts |= {"step": f"{step:,}", "tokens read": f"{seen:,}"}
@@ -235,7 +235,7 @@ class FineTuning:
         return ckpt.model_files(base.config, self.tokenizer, chat_template=CHAT_TEMPLATE, card=card)
 
     def lines(self, run: RunFolder, trainer: Trainer, plan: Plan) -> list[str]:
-        """The first lines of a run: base, conversations, device and why, steps."""
+        """First lines of a run: base, conversations, device and why, steps."""
         config, source, base, choice = self.config, self._packed, self.material.base, self.settings.choice
         replay = f"{config.replay:.0%} of the trained tokens are stories again" if source.stories_per_step else "no stories are replayed"
         lines = [
@@ -249,7 +249,7 @@ class FineTuning:
 
 
 def answer_score(model: GPT, rows: Sequence[Encoded], tokenizer: Any, *, device: str, precision: str) -> Score:
-    """The sums over the trained tokens of conversations: nats, tokens, UTF-8 bytes of the answers, conversations."""
+    """Sums over the trained tokens of conversations: nats, tokens, UTF-8 bytes of the answers, conversations."""
     logprobs = token_logprobs(model, [row.ids for row in rows], device=device, precision=precision)
     nats, count, size = 0.0, 0, 0
     for row, values in zip(rows, logprobs, strict=True):
@@ -261,7 +261,7 @@ def answer_score(model: GPT, rows: Sequence[Encoded], tokenizer: Any, *, device:
 
 
 def story_score(model: GPT, stories: Prepared, *, device: str = "cpu", precision: str = "fp32") -> Score:
-    """How well the model still tells the stories it was pretrained on, on a fixed part of their validation documents."""
+    """Loss on a fixed part of the base text's validation documents, to see what the model forgets."""
     documents, byte_counts = validation_subset(stories, FORGETTING_TOKENS)
     return score_documents(model, documents, byte_counts, device=device, precision=precision)
 

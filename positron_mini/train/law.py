@@ -1,11 +1,11 @@
-"""What a model reaches in the time there is: a law fitted to runs of our own, and the plan that is expected to end lowest by it.
+"""The loss that a model reaches in a given time: a law fitted to our own runs, and the plan with the lowest expected loss.
 
-Bits per byte of held-out stories are a function of the weights of a model's blocks, N, and of the bytes of text it has read, D
+Bits per byte of held-out stories are a function of N, the number of weights in a model's blocks, and D, the bytes of text it has read
 (docs/results/scaling-law.md):
 
     bits per byte = floor + (size / N)^alpha + (text / D)^beta
 
-Text that is read again counts less with each time. Sources: Hoffmann et al. 2022 (arXiv 2203.15556), Muennighoff et al. 2023 (2305.16264).
+Each further reading of the same text counts less. Sources: Hoffmann et al. 2022 (arXiv 2203.15556), Muennighoff et al. 2023 (2305.16264).
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from dataclasses import dataclass
 from positron_mini.config import ModelConfig
 from positron_mini.text.prepare import Prepared
 
-STEP_S = 0.25  # a batch grows, in powers of two, as long as a step takes no longer
+STEP_S = 0.25  # a batch is doubled as long as a step takes no longer
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2_048, 32_768
-TRAINING_SHARE = 0.85  # of the time that is spent on steps; the rest goes to validation, samples, skills, saving and start-up
-REUSE = 15.4  # readings of a text beyond which more are worth next to nothing (Muennighoff et al. 2023)
-# of a text that has fewer bytes than the model has weights, more readings are learned by heart: 50 kB of stories are best read 5 times by
-# PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
+TRAINING_SHARE = 0.85  # of the time, spent on steps; the rest goes to validation, samples, skills, saving and start-up
+REUSE = 15.4  # readings of a text after which more gain next to nothing (Muennighoff et al. 2023)
+# with fewer bytes than the model has weights, further readings only memorise: 50 kB of stories are best read 5 times by PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
 FEW_READINGS, NAME_READINGS, NAME_BYTES = 5.0, 2.5, 32
-FEWEST_STEPS, LEAST_BATCH_TOKENS = 150, 512  # of a run that reads so little
+FEWEST_STEPS, LEAST_BATCH_TOKENS = 150, 512  # of a run with so few readings
 
 
 @dataclass(frozen=True)
 class Law:
-    """Bits per byte of held-out text by model and text size; see the head of this file."""
+    """Bits per byte of held-out text as a function of model and text size; see the head of this file."""
 
     floor: float
     size: float
@@ -38,34 +37,34 @@ class Law:
     beta: float
 
     def bits_per_byte(self, block_parameters: float, text_bytes: float) -> float:
-        """What a model with that many weights in its blocks reaches after that many bytes of fresh text."""
+        """Expected bits per byte of a model with that many weights in its blocks after that many bytes of fresh text."""
         return self.floor + math.pow(self.size / block_parameters, self.alpha) + math.pow(self.text / text_bytes, self.beta)
 
 
-# benchmarks/scaling_law.py fits it to the runs in docs/results/scaling-law.json
+# fitted by benchmarks/scaling_law.py to the runs in docs/results/scaling-law.json
 TINYSTORIES = Law(floor=0.5, size=69_550, alpha=0.8088, text=698_980, beta=0.4362)
 
 
 def worth_of_text(read_bytes: float, unique_bytes: float) -> float:
-    """The bytes of fresh text that are worth as much as reading `unique_bytes` until `read_bytes` are read."""
+    """Bytes of fresh text worth as much as `read_bytes` read from a text of `unique_bytes`."""
     repeats = max(0.0, read_bytes / unique_bytes - 1)
     return min(read_bytes, unique_bytes) + unique_bytes * REUSE * (1 - math.exp(-repeats / REUSE))
 
 
 def fits_text(shape: ModelConfig, text_bytes: float) -> bool:
-    """Whether a text is long enough for a model of this shape: one with more weights than it has bytes learns it by heart."""
+    """Whether a text is long enough for this shape: a model with more weights than its text has bytes memorises it."""
     return shape.block_parameters <= text_bytes
 
 
 def most_readings(shape: ModelConfig, text_bytes: float, documents: int = 0) -> float:
-    """How often a model of this shape gains from reading a text; no limit is known where the text is long enough for it."""
+    """Readings of the text from which a model of this shape still gains; infinite if the text is long enough for it."""
     if fits_text(shape, text_bytes):
         return math.inf
     return NAME_READINGS if text_bytes < NAME_BYTES * documents else FEW_READINGS
 
 
 def most_steps(shape: ModelConfig, prepared: Prepared, step_tokens: int) -> int | None:
-    """The steps of a run that reads its text as often as it gains from it; None where there is no limit."""
+    """Number of steps that read the text as often as the model gains from it; None if there is no limit."""
     readings = readings_of(shape, prepared)
     return None if math.isinf(readings) else max(1, round(readings * prepared.train.count / step_tokens))
 
@@ -76,13 +75,13 @@ def readings_of(shape: ModelConfig, prepared: Prepared) -> float:
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """Bytes of a story that one token stands for: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
+    """Bytes of story per token: 3.6 with 2,048 pieces, 3.9 with 4,096, 4.1 with 16,000 (TinyStories)."""
     return 4.15 - 0.57 * math.pow(2_048 / vocab_size, 0.9)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan for the time there is, and what it is expected to reach."""
+    """A plan for the available time, and the loss expected from it."""
 
     config: str
     shape: ModelConfig
@@ -93,12 +92,12 @@ class Candidate:
 
     @property
     def tokens(self) -> int:
-        """The tokens that it reads."""
+        """Tokens that the plan reads."""
         return self.steps * self.batch_tokens
 
 
 def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float, text_bytes: float, batch: int | None) -> Candidate:
-    """The plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step as `batch_for` says."""
+    """Plan for training `shape` for that many seconds at that speed; `batch` None: tokens per step from `batch_for`."""
     most_tokens = most_readings(shape, text_bytes) * text_bytes / bytes_per_token(shape.vocab_size)
     batch = batch or batch_for(tok_per_s, most_tokens, max(LEAST_BATCH_TOKENS, shape.context_len))
     steps = max(1, int(min(seconds * TRAINING_SHARE * tok_per_s, most_tokens) / batch))
@@ -108,7 +107,7 @@ def candidate(config: str, shape: ModelConfig, tok_per_s: float, seconds: float,
 
 
 def batch_for(tok_per_s: float, most_tokens: float = math.inf, least: int = LEAST_BATCH_TOKENS) -> int:
-    """Tokens a step at that speed: 2,048 on a slow machine, because steps are what it is short of, more where steps get too short.
+    """Tokens per step at that speed: 2,048 on a slow machine, where the number of steps is scarce, more where steps get too short.
 
     Fewer, down to `least`, where `most_tokens` in all would make fewer than FEWEST_STEPS steps.
     """
@@ -122,9 +121,9 @@ def batch_for(tok_per_s: float, most_tokens: float = math.inf, least: int = LEAS
 def choose(
     shapes: dict[str, ModelConfig], speed: Callable[[str], float], seconds: float, text_bytes: float, batch: int | None = None
 ) -> Candidate:
-    """The candidate that is expected to end lowest. Measured are the smallest, then whichever leads, until the leader has been.
+    """Choose the candidate with the lowest expected loss. Measure the smallest shape, then each leader, until the leader is measured.
 
-    The speed of one that has not been measured is taken from the nearest measured one, by operations a token.
+    The speed of an unmeasured shape is estimated from the nearest measured one, by operations per token.
     """
     measured: dict[str, float] = {}
     name = min(shapes, key=lambda n: shapes[n].flops_per_token())

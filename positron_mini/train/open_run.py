@@ -1,8 +1,8 @@
-"""From a command to a run that trains: find the run, prepare its text, decide every setting, plan the steps, build.
+"""Turn a command into a run that is ready to train: find the run, prepare its text, decide every setting, plan the steps, build.
 
-Read `open_session` from top to bottom; `finetune.open_sft_session` goes the same way with conversations, and what the two differ in is a
-`Task`. The text comes before the decisions, because its tokenizer says how large the model is. All that can be wrong is found on the way;
-nothing in the run folder has been touched when a session is returned.
+Read `open_session` from top to bottom; `finetune.open_sft_session` takes the same steps with conversations; a `Task` is what differs. The
+text comes before the decisions, because its tokenizer determines the model's size. All checks happen here; nothing in the run folder has
+been touched when a session is returned.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def open_session(
     stop: StopFlag | None = None,
     processes: Processes = ALONE,
 ) -> Session:
-    """The pretraining that `config` asks for, new or continued.
+    """Open the pretraining that `config` asks for, new or continued.
 
-    `given` names the settings that were spelled out: they must agree with a recorded run, where the others follow it. Of several
-    `processes` the first must be through before the others begin (`processes.in_turn`). Errors: PositronError of every kind.
+    `given` names the settings that were spelled out: they must agree with a recorded run; the others follow it. With several `processes`,
+    the first must finish this before the others begin (`processes.in_turn`). Errors: PositronError of every kind.
     """
     given = changed_fields(config) if given is None else given
     clock = budget.Stopwatch()
 
-    # 1. Find the run. A budget names preset and batch first, and with them the folder. A run that is there knows its settings.
+    # 1. Find the run. A budget first decides preset and batch, and with them the folder. An existing run knows its settings.
     asked = config
     config = budget.decide(config, given, Path(config.dataset_path or DEFAULT_TEXT), processes.size, say)
     config, run, recorded = find_run(config, given, processes, say)
 
-    # 2. Prepare the text: its tokenizer says how large the model is, its length how often it is worth reading.
-    with clock.stopped():  # preparing a text is no part of a budget
+    # 2. Prepare the text: its tokenizer determines the model's size, its length how often it is worth reading.
+    with clock.stopped():  # preparing a text does not count against the budget
         prepared = prepare_text(config, run, recorded, say)
     shape = model_config(config, prepared.tokenizer.vocab_size)
     config = replace(config, max_steps=budget.worth_reading(config, shape, prepared))
@@ -70,12 +70,12 @@ def open_session(
     if recorded is not None:
         same_run(run, recorded, task.identity)
 
-    # 4. Plan the steps: where this call starts, where it pauses, how the rate goes.
+    # 4. Plan the steps: where this call starts and pauses, and how the learning rate changes.
     most = most_steps(shape, prepared, settings.step_tokens)
     request = Request.of(config, budget.horizon_asked(config, run, recorded, most, say), finish=config.finish)
     plan, checkpoint = plan_run(run, recorded, request, config.warmup_steps, say)
     task = replace(task, horizon=budget.first_horizon(config, recorded, plan.schedule.horizon))
-    spent_s = clock.seconds()  # from here on the trainer's own clock counts
+    spent_s = clock.seconds()  # from here on the trainer's clock counts
 
     # 5. Build.
     session = build(task, run, recorded, plan, checkpoint, stop=stop, processes=processes)
@@ -85,7 +85,7 @@ def open_session(
 
 
 def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmup_steps: int, say: Say) -> tuple[Plan, Checkpoint | None]:
-    """Where a run starts and stops, and the checkpoint it starts from, None for the beginning. Errors: UsageError, RunError."""
+    """Plan where a run starts and stops; also return the checkpoint to start from, None for a new run. Errors: UsageError, RunError."""
     if recorded is None:
         return plan_new(request, warmup_steps), None
     newest = run.newest(training=True, say=say)
@@ -101,7 +101,7 @@ def plan_run(run: RunFolder, recorded: RunRecord | None, request: Request, warmu
 
 
 def _set_back(run: RunFolder, plan: Plan, newest: int, before: Schedule) -> str:
-    """What a person is told before a run goes back from its `newest` step: where to, and under which name that step stays."""
+    """Message for a run that goes back from its `newest` step: where to, and what that step is renamed to."""
     back = plan.say or f"going back to step {plan.start:,}"
     is_done, place = newest == before.horizon, shlex.quote(str(run.attic() / step_name(newest)))
     stays = f"{back}; {'the finished ' if is_done else ''}step {newest:,} stays as {place}, for --ckpt"
@@ -121,7 +121,7 @@ def build(
     stop: StopFlag | None = None,
     processes: Processes = ALONE,
 ) -> Session:
-    """The session of a task that is decided and planned: model, optimizer, trainer, recorder, record."""
+    """Build the session of a task whose settings and steps are decided: model, optimizer, trainer, recorder, record."""
     config, settings = task.config, task.settings
     device = settings.choice.device
     model = task.model().to(devices.torch_device(device))
@@ -158,12 +158,12 @@ def build(
 
 
 def elapsed_before(run: RunFolder, step: int) -> float:
-    """Seconds of training that led to `step`, by the run's own log."""
+    """Seconds of training up to `step`, from the run's log."""
     return max((row.get("elapsed_s", 0.0) for row in run.metrics() if row["step"] <= step), default=0.0)
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None:
-    """Put `trainer` where `checkpoint` stands. Raise CheckpointError if it does not fit, or is not of the step its folder says."""
+    """Restore `trainer` from `checkpoint`. Raise CheckpointError if it does not fit, or is not of the step its folder says."""
     if checkpoint is None:
         return
     state = load_training(checkpoint)
@@ -175,8 +175,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint | None, plan: Plan) -> None
 
 
 def record_of(task: Task, recorded: RunRecord | None, plan: Plan) -> RunRecord:
-    """The record of a run that begins, or goes on: identity, settings, device, versions, events."""
-    # events after the start did not happen: the run was set back, or its newer steps are damaged
+    """Record of a new or continued run: identity, settings, device, versions, events."""
+    # later events are void: the run was set back, or its newer steps are damaged
     events = [] if recorded is None else [event for event in recorded.events if event["step"] <= plan.start]
     if recorded is None or plan.changed:
         events.append(schedule_record(plan.schedule, plan.start, plan.asked))

@@ -1,4 +1,4 @@
-"""Keeping a run to its time: where it will end by what its steps have cost so far, and the horizon that ends it on time.
+"""Keep a run to its time: estimate its end from the cost of its steps so far, and move the horizon.
 
 A run with `--budget` has a horizon like any other; it only moves. Every move is an event in run.json, so a resumed run has the same rates.
 """
@@ -10,16 +10,16 @@ from collections import deque
 
 from positron_mini.optim import Schedule, move_horizon
 
-TOLERANCE = 0.01  # share of the budget that the end may be off before the horizon moves
-LOOKS = 50  # how often in a run the horizon is looked at
-FEWEST_STEPS = 5  # before their times say anything
-LONG_ROWS_COST = 1.08  # of a token in a whole window, in half windows: measured 1.07 (MicroGPT) and 1.08 (TinyGPT), docs/results/recipes.md
+TOLERANCE = 0.01  # share of the budget by which the end may differ before the horizon moves
+LOOKS = 50  # checks of the horizon per run
+FEWEST_STEPS = 5  # before their times are used
+LONG_ROWS_COST = 1.08  # whole windows relative to half windows, per token: 1.07 (MicroGPT), 1.08 (TinyGPT), docs/results/recipes.md
 
 
 class Pacer:
-    """Watches the clock of a run. `look` takes the reports in turn and says where the horizon has to go, if it has to move.
+    """Clock of a run. `look` takes each step's times and returns a new schedule if the horizon has to move.
 
-    All times are seconds of training (`elapsed_s`), which validation, samples and saving belong to and a closed lid does not.
+    All times are seconds of training (`elapsed_s`); they include validation, samples and saving, but not the sleep of a closed laptop.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class Pacer:
         most_steps: int | None = None,
     ) -> None:
         self.budget_s, self.short_steps, self.cooldown_steps, self.compiled = budget_s, short_steps, cooldown_steps, compiled
-        self.most_steps = most_steps  # that the text is worth, whatever time is left
-        self._times: dict[bool, deque[float]] = {True: deque(maxlen=30), False: deque(maxlen=30)}  # by "in half windows"
+        self.most_steps = most_steps  # that the text is worth, however much time is left
+        self._times: dict[bool, deque[float]] = {True: deque(maxlen=30), False: deque(maxlen=30)}  # key: whether in half windows
         self._begun: set[bool] = set()
         self._compile_s = 0.0
-        self._other_s: list[float] = []  # beside each step: validation, samples, saving
+        self._other_s: list[float] = []  # per step: validation, samples, saving
 
     def move(
         self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule, *, has_turned: bool
     ) -> Schedule | None:
-        """The schedule with another horizon where the run would not end on time, else None.
+        """A schedule with a new horizon if the run would not end on time, else None.
 
-        Where held-out loss `has_turned`, the run ends with the next step. The times are those of `look`.
+        If the held-out loss `has_turned`, the run ends with the next step. The times are those of `look`.
         """
         moved = self.look(step, step_s, other_s, elapsed_s, schedule)
         if not has_turned or schedule.horizon is None:
@@ -51,14 +51,14 @@ class Pacer:
         return move_horizon(schedule, step, step + 1) if step + 1 < schedule.horizon else None
 
     def look(self, step: int, step_s: float, other_s: float, elapsed_s: float, schedule: Schedule) -> Schedule | None:
-        """The schedule with another horizon where this run would not end on time, else None.
+        """A schedule with a new horizon if the run would not end on time, else None.
 
         `step_s` is the time of `step`, `other_s` that of validation, samples and saving after it, `elapsed_s` all training so far.
         """
         is_short = step <= self.short_steps
         if is_short in self._begun:
             self._times[is_short].append(step_s)
-        elif self.compiled:  # the first step with rows of a new width is compiled
+        elif self.compiled:  # the first step with rows of a new width includes compilation
             self._compile_s = max(self._compile_s, step_s)
         self._begun.add(is_short)
         self._other_s.append(other_s)
@@ -75,7 +75,7 @@ class Pacer:
         return None if wanted == horizon else move_horizon(schedule, step, wanted, self.cooldown_steps)
 
     def needed_s(self, step: int, horizon: int) -> float:
-        """Seconds from the end of `step` to the end of the run, by what its steps have cost so far."""
+        """Seconds from the end of `step` to the end of the run, estimated from its steps so far."""
         short = max(0, min(horizon, self.short_steps) - step)
         long = horizon - step - short
         still_to_compile = self._compile_s if False not in self._begun and long > 0 else 0.0
@@ -83,7 +83,7 @@ class Pacer:
         return steps + still_to_compile + (horizon - step) * statistics.fmean(self._other_s) + max(self._other_s)
 
     def _step_s(self, is_short: bool) -> float:
-        """Seconds of a step in half or whole windows, one kind estimated from the other where it has not been seen."""
+        """Seconds of a step in half or whole windows; a kind without data is estimated from the other."""
         if self._times[is_short]:
             return statistics.fmean(self._times[is_short])
         other = statistics.fmean(self._times[not is_short])

@@ -1,4 +1,4 @@
-"""Where a run starts and stops: what "going on" means in every case, as functions of what is recorded and what is asked."""
+"""Where a run starts and stops: every case of continuing a run, as functions of what is recorded and what is asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from positron_mini.optim import Schedule, make_schedule, move_horizon
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asks about steps."""
+    """What a command asks for: horizon, steps, cool-down."""
 
     max_steps: int | None = None
     until_step: int | None = None
@@ -22,13 +22,13 @@ class Request:
 
     @classmethod
     def of(cls, config: RunConfig, max_steps: int | None, *, finish: bool = False) -> Request:
-        """What `config` asks, with that horizon (None: the run's own, or none)."""
+        """The request of `config` with that horizon (None: the run's own, or none)."""
         return cls(max_steps, config.until_step, config.more_steps, config.resume_from_step, finish, config.cooldown_steps)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do: start at `start` with `schedule`, pause at `until`. `changed` schedules are recorded as an event at `start`."""
+    """Start at `start` with `schedule`, pause at `until`. If the schedule `changed`, an event at `start` records it."""
 
     start: int
     until: int | None
@@ -37,11 +37,11 @@ class Plan:
     rewinds: bool = False
     finished: bool = False
     say: str = ""
-    asked: int | None = None  # the cool-down steps that the schedule was made from, where they were named
+    asked: int | None = None  # requested cool-down steps, if any, which the schedule may have shortened
 
 
 def plan_new(request: Request, warmup_steps: int) -> Plan:
-    """The plan of a run that does not exist yet. Errors: UsageError."""
+    """Plan a run that does not exist yet. Errors: UsageError."""
     if request.finish or (request.resume_from_step or 0) > 0:
         flag = "--finish" if request.finish else f"--resume_from_step {request.resume_from_step}"
         raise UsageError(f"{flag}: there is no run to go on with", "name its folder with --out_dir, or leave the flag out to start one")
@@ -50,11 +50,11 @@ def plan_new(request: Request, warmup_steps: int) -> Plan:
 
 
 def plan_continuation(schedule: Schedule, newest: int, resumable: list[int], request: Request, asked: int | None = None) -> Plan:
-    """How to go on with a run that has `schedule` and whose newest usable step is `newest`. `resumable`: all steps with training state;
-    `asked`: the cool-down that was named when the schedule was made, which may have been too long for it.
+    """Plan how to continue a run with `schedule` whose newest usable step is `newest`. `resumable`: all steps with training state; `asked`:
+    the cool-down requested when the schedule was made, which may have been too long for it.
 
     Same horizon: go on. Smaller: pause there. Larger: the horizon moves, or, when the cool-down has begun, training goes back to the last
-    step of the constant rate. Another cool-down: obeyed until the rate falls. Errors: UsageError, RunError.
+    step of the constant rate. Another cool-down: used if the rate has not begun to fall. Errors: UsageError, RunError.
     """
     start, rewinds, say = newest, False, ""
     if request.resume_from_step is not None:
@@ -89,10 +89,10 @@ def _resume_step(wanted: int, newest: int, resumable: list[int]) -> int:
 
 
 def plan_finish(plan: Plan, cooldown_steps: int | None) -> Plan:
-    """The plan with a cool-down from its start on, a quarter of the steps done unless told. Errors: UsageError."""
+    """Add a cool-down from the plan's start on, by default over a quarter of the steps done. Errors: UsageError."""
     start, schedule, begins = plan.start, plan.schedule, plan.schedule.cooldown_start
     if begins is not None and (start > begins or (start == begins and cooldown_steps in (None, schedule.cooldown_steps))):
-        return plan  # already cooling down, about to, or done
+        return plan  # cooling down, about to, or done
     if start == 0:
         raise UsageError("--finish: no step is done yet, there is nothing to cool down", "train some steps first")
     if cooldown_steps == 0:
@@ -127,12 +127,12 @@ def _other_horizon(plan: Plan, request: Request, resumable: list[int]) -> Plan:
 
 
 def _other_cooldown(plan: Plan, request: Request, resumable: list[int]) -> Plan:
-    """The plan with the cool-down that is asked for, if the horizon stays and the rate has not begun to fall. Errors: UsageError."""
+    """Use the requested cool-down, if the horizon stays and the rate has not begun to fall. Errors: UsageError."""
     schedule, begins, wanted = plan.schedule, plan.schedule.cooldown_start, request.cooldown_steps
     assert wanted is not None
     if schedule.horizon is None:
         return replace(plan, say=_no_horizon(schedule, request))
-    if plan.until is not None:  # a smaller --max_steps: the cool-down that was meant may be another run's
+    if plan.until is not None:  # a smaller --max_steps is only a pause here: its cool-down may be meant for another run
         return replace(plan, say=f"{plan.say}; the cool-down stays {schedule.cooldown_steps:,} steps")
     if plan.start > (schedule.horizon - 1 if begins is None else begins):
         how = "the run has ended"
@@ -146,7 +146,7 @@ def _other_cooldown(plan: Plan, request: Request, resumable: list[int]) -> Plan:
 
 
 def _no_horizon(schedule: Schedule, request: Request) -> str:
-    """What to say about a cool-down for an open-ended run; nothing for other requests."""
+    """Message about a cool-down for an open-ended run; empty for other requests."""
     ignored = request.cooldown_steps is not None and schedule.horizon is None
     return "the run is open-ended: --cooldown_steps takes effect with --finish or --max_steps" if ignored else ""
 

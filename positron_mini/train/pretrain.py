@@ -1,4 +1,4 @@
-"""Pretraining as a task: windows of a text for rows, held-out documents for validation, story openings and skills at milestones."""
+"""Pretraining as a task: windows of a text as rows, held-out documents for validation, story openings and skills at milestones."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class TokenBatches:
     """Windows of a token file as rows; the targets are the same windows, one token later.
 
     In the first `short_steps` steps each window is read as two rows of half its length: the same tokens, but attention reaches less far,
-    which learns faster at first. Which tokens a step reads does not depend on it. Given where the `documents` begin, rows begin with
-    documents instead (`tokens.document_rows`), the short ones too.
+    which learns faster at first. The tokens of a step are the same either way. If the starts of `documents` are given, all rows begin with
+    documents instead (`tokens.document_rows`).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TokenBatches:
         self._starts = {width: tokens.document_rows(documents, len(ids), width) for width in widths} if documents is not None else {}
 
     def batch(self, step: int) -> Batch:
-        """The rows of the update after `step` finished ones, (R, T). Errors: what `check` says of the file of `ids`."""
+        """Rows of the update after `step` finished ones, (R, T). Errors: those of `check`, for the file of `ids`."""
         self.check()
         width = self.context_len // 2 if step < self.short_steps else self.context_len
         if self._starts:
@@ -77,7 +77,8 @@ class TokenBatches:
 
 
 def prepare_text(config: TrainConfig, run: RunFolder, recorded: RunRecord | None, say: Say) -> Prepared:
-    """The tokens and the tokenizer of the text that `config` names. Raise DataError without one, RunError if the run has another text."""
+    """Prepare tokens and tokenizer of the text that `config` names. Raise DataError if there is none, RunError if the run has another text.
+    """
     source = Path(config.dataset_path or DEFAULT_TEXT)
     if config.dataset_path is None and not source.exists():
         raise DataError(
@@ -103,7 +104,7 @@ class Pretraining:
     settings: Settings
     prepared: Prepared
     processes: Processes
-    horizon: int | None = None  # by which the skills are chosen that are tested at milestones; a budget moves the run's own on the way
+    horizon: int | None = None  # decides which skills milestones test; fixed, while a budget moves the run's horizon
 
     kind = "pretrain"
     momentum_warmup = MOMENTUM_WARMUP
@@ -112,21 +113,21 @@ class Pretraining:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the text."""
+        """Tokenizer of the text."""
         return self.prepared.tokenizer
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two commands the same run."""
+        """Settings that make two commands the same run."""
         return pretraining_identity(self.config, self.settings.shape, self.prepared)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The share of the targets that cost nothing: the bos after every eos."""
+        """Share of the targets that cost nothing to predict: the bos after every eos."""
         return {"bos_share": round(self.prepared.report["train_stories"] / self.prepared.train.count, 6)}
 
     def model(self) -> GPT:
-        """A new model, drawn by the seed."""
+        """A new model, initialised from the seed."""
         return GPT(self.settings.shape).init_weights(self.config.seed, self.config.embedding_std, self.config.copy_init)
 
     def batches(self) -> BatchSource:
@@ -145,16 +146,16 @@ class Pretraining:
 
     @cached_property
     def held_out(self) -> tuple[list[list[int]], list[int]]:
-        """The documents that validation reads, and their bytes: as many as 5 % of the time allow."""
+        """Validation documents and their bytes: as many as fit into 5 % of the time."""
         return validation_subset(self.prepared, int(EVALUATION_SHARE * self.settings.eval_every * self.settings.step_tokens))
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
-        """What samples begin with."""
+        """Prompts of the milestone samples."""
         return milestone_prompts([self.tokenizer.decode(document) for document in self.held_out[0]])
 
     def evaluate(self, model: GPT) -> Score:
-        """The loss of the held-out documents, each process scoring its share of them."""
+        """Loss of the held-out documents, each process scoring its share."""
         mine = slice(self.processes.rank, None, self.processes.size)
         documents, byte_counts = self.held_out
         choice = self.settings.choice
@@ -163,7 +164,7 @@ class Pretraining:
         return Score(nats, *map(int, counts))
 
     def observe(self, run: RunFolder, model: GPT, step: int, *, is_end: bool) -> None:
-        """Write samples, and what of the skills is tested at this step."""
+        """Write samples, and the skill scores that are due at this step."""
         texts = milestone_samples(model, self.tokenizer, self.prompts, SAMPLING)
         for i, (prompt, text) in enumerate(zip(self.prompts, texts, strict=True)):
             sample = {"step": step, "prompt": prompt, "text": text, "seed": SAMPLING.seed + i, "temperature": SAMPLING.temperature}
@@ -178,7 +179,7 @@ class Pretraining:
         run.log("events", {"kind": "skills", "step": step, "seconds": round(time.monotonic() - began, 3), "tokens": test.tokens})
 
     def texts(self, run: RunFolder, step: int, seen: int, report: StepReport | None) -> dict[str, bytes]:
-        """The files of a base model's folder."""
+        """Files of a base model's folder."""
         facts = {"step": f"{step:,}", "training tokens": f"{seen:,}", "text": Path(self.config.dataset_path or DEFAULT_TEXT).name}
         if report is not None and report.val_bpb is not None:
             facts["validation"] = f"{report.val_loss:.3f} nats per token, {report.val_bpb:.3f} bits per byte"
@@ -187,7 +188,7 @@ class Pretraining:
         return ckpt.model_files(shape, self.tokenizer, chat_template=None, card=card)
 
     def lines(self, run: RunFolder, trainer: Trainer, plan: Plan) -> list[str]:
-        """The first lines of a run: model, text, device and why, a step and how it is computed, the expected time."""
+        """First lines of a run: model, text, device and why, a step and how it is computed, the expected time."""
         config, shape, prepared = self.config, self.settings.shape, self.prepared
         lines = [
             f"model      {config.config}, {shape.parameters:,} parameters, {shape.vocab_size:,} pieces, context {shape.context_len}",
@@ -201,12 +202,12 @@ class Pretraining:
         return lines + time_lines(trainer.model, self.settings, plan, self.processes.size)
 
 
-@lru_cache(maxsize=1)  # made at the first milestone, kept for the others
+@lru_cache(maxsize=1)  # made at the first milestone and reused
 def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, step_tokens: int, horizon: int | None) -> RunTests:
-    """The pairs that a run is scored on at every milestone, and at its end: as many as fit the time.
+    """The pairs that score a run at every milestone and at its end: as many as fit the time.
 
-    The time is counted in tokens, not by the clock, so that going on means scoring the same pairs. A run without a horizon is planned to
-    its last named milestone, or to step 1,000.
+    The time is counted in tokens, not by the clock, so that a resumed run scores the same pairs. Without a horizon, the last named
+    milestone or step 1,000 counts as the end.
     """
     last = max({1_000} | (milestones or set())) if horizon is None else horizon
     scorings = sum(is_milestone(step, milestones) or step == horizon for step in range(last + 1))
@@ -214,7 +215,7 @@ def milestone_skills(tokenizer: Tokenizer, milestones: frozenset[int] | None, st
 
 
 def milestone_prompts(documents: Sequence[str]) -> tuple[str, ...]:
-    """What the samples of a run begin with: the prompts of stories where one of the documents is one, else the documents' first words."""
+    """Prompts of a run's samples: story prompts if one of the documents is a story, else the first words of documents."""
     is_stories = any(text.startswith(STORY) for text in documents)
     return PROMPTS if is_stories else openings(documents, len(PROMPTS)) or PROMPTS
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: validation, log lines, milestone samples and skills, checkpoints, retention."""
+"""Records of a run in training: validation, log lines, milestone samples and skills, checkpoints, retention."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from positron_mini.trainer import Trainer
 
 
 class Recorder:
-    """Watches a trainer on behalf of a run folder. It never changes what is trained.
+    """Writes the records of a trainer to its run folder. Never changes what is trained.
 
-    The step with the lowest validation loss is saved and kept. `turn` says whether that loss has turned; it and `best` are functions of
-    the log and of the steps that are there, so that a resumed run keeps what an uninterrupted one keeps.
+    The step with the lowest validation loss is saved and kept. `turn` is set once that loss has turned; it and `best` are functions of the
+    log and of the saved steps, so that a resumed run keeps what an uninterrupted one keeps.
     """
 
     def __init__(self, run: RunFolder, trainer: Trainer, task: Task, tracker: Tracker) -> None:
@@ -31,7 +31,7 @@ class Recorder:
         self.milestones = parse_milestones(task.config.milestones)
         self.saved: int | None = trainer.step if trainer.step > 0 else None
         self.last: StepReport | None = None
-        self._stay: set[int] = set()  # old steps of which was said that they are kept
+        self._stay: set[int] = set()  # old steps already reported as kept
         rows = [row for row in run.metrics() if row["step"] <= trainer.step]
         self.validations = validations(rows)
         self.turn: Turn | None = turned(self.validations)
@@ -58,11 +58,11 @@ class Recorder:
         self.trainer.clock.lap_other()
 
     def _has_scored_before(self) -> bool:
-        """Whether the score before the first step is written down: a run that was killed before its first checkpoint begins again."""
+        """Whether the score before the first step is logged: a run killed before its first checkpoint begins again."""
         return any(event.get("kind") == "before" for event in read_rows(log_path(self.run.path, "events")))
 
     def record(self, report: StepReport) -> StepReport:
-        """The report, with validation where it is due, after everything due at its step has been written."""
+        """Write everything due at the report's step; return the report, with validation where it is due."""
         step = report.step
         horizon = self.trainer.config.schedule.horizon
         if step % self.task.settings.eval_every == 0 or step == horizon:
@@ -75,7 +75,7 @@ class Recorder:
         return report
 
     def _write(self, report: StepReport, *, is_end: bool) -> None:
-        """The log line, and the samples, skills and checkpoint that are due."""
+        """Write the log line, and the samples, skills and checkpoint that are due."""
         step = report.step
         self.run.log("metrics", report.record())
         self.tracker.log(report)
@@ -90,7 +90,7 @@ class Recorder:
             self._point_best()
 
     def _is_best(self, report: StepReport) -> bool:
-        """Whether this is the lowest validation loss so far, rounded as in the log, so that a resumed run decides alike; remembers it."""
+        """Whether this is the lowest validation loss so far, rounded as in the log, so that a resumed run decides alike; remember it."""
         row = report.record()
         self._losses.append(row["loss"])
         if not math.isfinite(row.get("val_loss", math.inf)):
@@ -113,7 +113,7 @@ class Recorder:
         self.settle()
 
     def _texts(self, report: StepReport | None) -> dict[str, bytes]:
-        """The texts of a model folder. One of a model that is not the built-in one is of a type that no program takes for a Qwen3 model."""
+        """Texts of a model folder. A model that is not the built-in one gets a type of its own, so that no program takes it for Qwen3."""
         trainer = self.trainer
         texts, why = self.task.texts(self.run, trainer.step, trainer.tokens, report), changed(trainer.model)
         if not why or "config.json" not in texts:
@@ -122,15 +122,15 @@ class Recorder:
         return {**texts, "config.json": files.json_text(settings).encode()}
 
     def settle(self) -> None:
-        """Point `latest` and `best` at what is saved and apply the retention rule: the end of a save, or of one that a kill cut short."""
+        """Point `latest` and `best` at the saved steps and apply the retention rule: completes a save, also one that a kill cut short."""
         step = self.trainer.step
         self.run.point("latest", step)
-        self._point_best()  # before the one it replaces goes
+        self._point_best()  # before the old best is deleted
         for stays, names in self.run.prune(step, self.milestones, self._kept_states()).items():
             self._say_once(stays, names[0])
 
     def _say_once(self, stays: int, name: str) -> None:
-        """Say that an old step is kept for a file in it that is not ours."""
+        """Report once that an old step is kept because a file in it is not ours."""
         if stays not in self._stay:
             self._stay.add(stays)
             text = f"step {stays:,} is kept: {name} in its folder was not made by this program"
@@ -143,7 +143,7 @@ class Recorder:
         return pointed and not self.run.surplus(step, self.milestones, self._kept_states())
 
     def _best_name(self) -> str | None:
-        """The folder that `best` is to name; none in a pretraining whose held-out loss has not turned, where the newest is meant."""
+        """Folder that `best` should name; None in a pretraining whose held-out loss has not turned, where the newest step counts."""
         is_named = self.best is not None and (self.task.points_best or self.turn is not None)
         return step_name(self.best.step) if self.best is not None and is_named else None
 
@@ -156,28 +156,28 @@ class Recorder:
             self.run.unpoint("best")
 
     def _kept_states(self) -> frozenset[int]:
-        """The steps besides the newest that keep their training state."""
+        """Steps besides the newest that keep their training state."""
         cooldown_start = self.trainer.config.schedule.cooldown_start
         return frozenset(step for step in (cooldown_start, self.best.step if self.best else None) if step is not None)
 
 
 class Follower(Recorder):
-    """The recorder of a process that is not the first of its run: it takes its part in validation, and writes nothing."""
+    """Recorder of a process that is not the first of its run: takes part in validation and writes nothing."""
 
     def begin(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def _write(self, report: StepReport, *, is_end: bool) -> None:
         pass
 
     def save(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def settle(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _best_saved(run: RunFolder, found: list[Validation]) -> Validation | None:
-    """The lowest validation among the steps that are still there; None without one."""
+    """Lowest validation among the steps that still exist; None without one."""
     there = set(run.steps())
     return min((one for one in found if one.step in there), key=lambda one: one.loss, default=None)

@@ -1,7 +1,7 @@
-"""Whether a run is what it says: every file against its checksum, and steps trained again against what they left.
+"""Verify a run: check every file against its checksum, and train steps again to compare the results.
 
-Replaying happens in a folder of its own, so nothing of the run is touched. The same device, build and settings give the same bytes; where
-they were changed meanwhile, `events.jsonl` and `run.json` say so.
+Replaying happens in a temporary folder and touches nothing in the run. The same device, build and settings give the same bytes; where they
+were changed meanwhile, `events.jsonl` and `run.json` say so.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from positron_mini.store.run_logs import LOGS, STEP_LOGS, read_rows
 from positron_mini.store.run_record import RUN_JSON, Events, RunRecord
 from positron_mini.train.session import Session
 
-TIMES = ("tok_per_s", "elapsed_s")  # of a log line, which no two trainings share
+TIMES = ("tok_per_s", "elapsed_s")  # fields of a log line that differ from one training to the next
 
 
 @dataclass(frozen=True)
 class StepCheck:
-    """What one step folder holds. `problem` is empty for a step that loads."""
+    """Result of checking a step folder. `problem` is empty for a step that loads."""
 
     step: int
     files: int
@@ -38,9 +38,9 @@ class StepCheck:
 
 
 def check_step(folder: Path) -> StepCheck:
-    """The step after reading all of it: checksums, shape, tokenizer, names and values of the weights and of the training state.
+    """Check all of a step: checksums, shape, tokenizer, names and values of the weights and of the training state.
 
-    Errors: DroppedError when the process that trains the run drops it meanwhile. Where it drops the training state, the rest is read anew.
+    Errors: DroppedError when the training process deletes it meanwhile. If only the training state is deleted, the rest is read again.
     """
     step = ckpt.step_number(folder.name)
     assert step is not None, folder
@@ -62,12 +62,12 @@ def check_step(folder: Path) -> StepCheck:
 
 
 def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
-    """Every step of the run, ascending, and what else is wrong with its folder, in sentences. Errors: RunError where there is no run."""
+    """Check every step of the run, ascending; also return other faults of its folder, as sentences. Errors: RunError if there is no run."""
     if not run.path.is_dir() or (run.read() is None and not run.steps()):
         raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
     steps = []
     for step in run.steps():
-        with contextlib.suppress(DroppedError):  # by the process that trains here: it is no part of the run any more
+        with contextlib.suppress(DroppedError):  # deleted by the training process: not part of the run any more
             steps.append(check_step(run.folder(step)))
     problems = [problem for pointer in POINTERS if (problem := _pointer_problem(run, pointer))]
     for log in LOGS:
@@ -80,7 +80,7 @@ def check_run(run: RunFolder) -> tuple[list[StepCheck], list[str]]:
 
 
 def _pointer_problem(run: RunFolder, pointer: str) -> str:
-    """What is wrong with `latest` or `best`, empty when nothing is."""
+    """What is wrong with `latest` or `best`; empty if nothing is."""
     path, name = run.path / pointer, run.points_to(pointer)
     if path.is_dir() and not path.is_symlink():
         return f"{pointer} is a folder, made by a copy that does not keep links; training makes it a link again"
@@ -93,7 +93,7 @@ def _pointer_problem(run: RunFolder, pointer: str) -> str:
 
 @dataclass(frozen=True)
 class Replay:
-    """What training again from step `start` to step `end` gave: `lines` and `files` were compared, each difference is a sentence."""
+    """Result of training again from step `start` to step `end`: `lines` and `files` were compared, each difference is a sentence."""
 
     start: int
     end: int
@@ -103,8 +103,8 @@ class Replay:
 
 
 def replay(run: RunFolder, steps: int, say: Say) -> Replay:
-    """The last stretch of at most `steps` steps between two saved ones, trained again and compared byte for byte. Where no two saved steps
-    are that close, the steps that were logged after the newest suitable one, compared by their log lines.
+    """Train the last stretch of at most `steps` steps between two saved ones again, and compare byte for byte. If no saved steps are so
+    close, train the steps logged after the newest suitable one, and compare their log lines.
 
     Errors: UsageError, RunError where there is nothing to replay, and all those of training.
     """
@@ -120,7 +120,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
     start, end = stretch(run, recorded.events, steps)
     say(f"training steps {start + 1:,} to {end:,} again")
     with tempfile.TemporaryDirectory() as folder:
-        twin = RunFolder(Path(folder) / run.path.resolve().name)  # the name stands in the model card
+        twin = RunFolder(Path(folder) / run.path.resolve().name)  # the model card contains the name
         _copy(run, twin, start)
         session = _open(recorded, twin, end, say)
         if session.plan.start != start:
@@ -137,7 +137,7 @@ def replay(run: RunFolder, steps: int, say: Say) -> Replay:
 
 
 def stretch(run: RunFolder, events: Events, steps: int) -> tuple[int, int]:
-    """The steps between which to train again: no schedule was changed there. Errors: UsageError, RunError."""
+    """Steps between which to train again, with no change of schedule. Errors: UsageError, RunError."""
     if steps < 1:
         raise UsageError(f"--replay is {steps}, it must be at least 1", "--replay 10")
     saved, logged = run.steps(), {row.get("step") for row in run.metrics()}
@@ -154,7 +154,7 @@ def stretch(run: RunFolder, events: Events, steps: int) -> tuple[int, int]:
 
 
 def _copy(run: RunFolder, twin: RunFolder, start: int) -> None:
-    """The run as it stood at `start`, with links to its files where the system can: nothing is written in place."""
+    """Copy the run as it was at `start`, with hard links where possible: files are never changed in place."""
     twin.path.mkdir()
     for name in (RUN_JSON, *STEP_LOGS):
         if (run.path / name).is_file():
@@ -174,7 +174,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _open(recorded: RunRecord, twin: RunFolder, end: int, say: Say) -> Session:
-    """The session that trains the twin up to `end`, by the settings of the record."""
+    """Open the session that trains the twin up to `end`, by the settings of the record."""
     from positron_mini.train.finetune import open_sft_session
     from positron_mini.train.open_run import open_session
 
@@ -189,7 +189,7 @@ def _manifest(run: RunFolder, step: int) -> dict[str, Any]:
 
 
 def _compare_lines(run: RunFolder, twin: RunFolder, start: int, end: int) -> tuple[int, list[str]]:
-    """How many log lines were compared, and those that differ."""
+    """Number of compared log lines, and those that differ."""
 
     def lines(each: RunFolder) -> dict[int, dict[str, Any]]:
         found = {row["step"]: {k: v for k, v in row.items() if k not in TIMES} for row in each.metrics()}

@@ -1,4 +1,4 @@
-"""A run that is ready to train, of whatever kind: what a person is told first, then one report per step, then the last save."""
+"""A run that is ready to train, of either kind: its first lines, one report per step, the last save."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from positron_mini.train.recorder import Recorder
 from positron_mini.train.task import Task
 from positron_mini.trainer import StopFlag, Trainer
 
-# settings that a run may change when it goes on, and what they change
+# settings that may change when a run goes on, and what a change affects
 CHANGEABLE = dict.fromkeys(
     ("device", "precision", "micro_batch", "threads", "compile", "kernels", "nproc"), "results may differ in the last digits"
 )
@@ -43,7 +43,7 @@ CHANGEABLE |= dict.fromkeys(("on_nan", "max_skips", "grad_limit"), "which steps 
 def better_before(run: RunFolder) -> str:
     """The superseded step with the lowest validation, in words, if the newest validation of the run is worse; else empty.
 
-    A run that was set back is worse than it was until it has cooled down again.
+    A run that was set back is worse than before until it has cooled down again.
     """
     scored = [row for row in run.metrics() if "val_bpb" in row]
     older = [
@@ -59,7 +59,7 @@ def better_before(run: RunFolder) -> str:
 
 
 def changed_settings(recorded: RunRecord, record: RunRecord) -> list[dict[str, Any]]:
-    """What differs between how a run was trained so far and how it goes on, of the things that it may change, as events."""
+    """Events for the settings (device, threads, ...) that changed since the run was last trained."""
     before = {name: recorded.config.get(name) for name in CHANGEABLE}
     now = {name: record.config.get(name) for name in CHANGEABLE}
     effects = {**CHANGEABLE, "torch": "results may differ in the last digits"}
@@ -79,7 +79,7 @@ def changed_settings(recorded: RunRecord, record: RunRecord) -> list[dict[str, A
 
 @dataclass
 class Session:
-    """A run that is ready to train. `lines` tell a person what will happen; iterate `steps()` to make it happen.
+    """A run that is ready to train. `lines` is what to print first; iterate `steps()` to train.
 
     `say` is told what happens besides steps; `events.jsonl` has it too.
     """
@@ -92,10 +92,10 @@ class Session:
     recorder: Recorder
     record: RunRecord
     stop: StopFlag
-    steps_seen: list[int]  # that the run folder held when the plan was made
-    changes: list[dict[str, Any]]  # events of what is not as it was when the run was last trained
+    steps_seen: list[int]  # steps in the run folder when the plan was made
+    changes: list[dict[str, Any]]  # events for changed settings
     say: Say = lambda _: None
-    pacer: Pacer | None = None  # of a run with a budget
+    pacer: Pacer | None = None  # for a run with a budget
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -104,21 +104,21 @@ class Session:
 
     @property
     def config(self) -> RunConfig:
-        """The settings of the run."""
+        """Settings of the run."""
         return self.task.config
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model."""
+        """Tokenizer of the model."""
         return self.task.tokenizer
 
     @property
     def is_chat(self) -> bool:
-        """Whether the model is taught to answer."""
+        """Whether the run makes a chat model."""
         return self.task.kind == "sft"
 
     def steps(self) -> Generator[StepReport, None, None]:
-        """One report per finished step. The last step is saved however the loop ends, unless it ends in an error.
+        """Train, yielding one report per finished step. The last step is saved however the loop ends, unless it ends in an error.
 
         Errors: Interrupted after a clean save when `stop` was set; OutOfMemoryError, DataError and PeerError likewise; NonFiniteError with
         its evidence in events.jsonl, DiskFullError. Of several processes only the first writes; all must iterate.
@@ -139,7 +139,7 @@ class Session:
                     self._keep_to_time(report, before)
                     before = self.trainer.clock.elapsed_s
                     yield report
-            except (GeneratorExit, KeyboardInterrupt, OutOfMemoryError, DataError, PeerError):  # the steps before it are right
+            except (GeneratorExit, KeyboardInterrupt, OutOfMemoryError, DataError, PeerError):  # the steps before it are sound
                 if self.trainer.is_whole:
                     self.recorder.save()
                 raise
@@ -154,9 +154,9 @@ class Session:
             raise Interrupted(f"stopped by a signal; {what}", self.resume_command(), signal_number=self.stop.signal_number)
 
     def _keep_to_time(self, report: StepReport, before_s: float) -> None:
-        """Move the horizon of a run with a budget where it would not end on time, or where more reading only hurts.
+        """Move the horizon of a run with a budget if it would not end on time, or if more reading only hurts.
 
-        `before_s` is what the clock said before this step.
+        `before_s` is the clock's time before this step.
         """
         schedule, elapsed_s = self.trainer.config.schedule, self.trainer.clock.elapsed_s
         if self.pacer is None or schedule.horizon is None:
@@ -167,17 +167,17 @@ class Session:
         if moved is None:
             return
         self._reschedule(moved, report.step)
-        self.record.write(self.run.path)  # before it acts
+        self.record.write(self.run.path)  # before it takes effect
         why = "as more reading only hurts" if has_turned else "to end on time"
         text = f"{why}, the run now ends at step {moved.horizon:,} instead of {schedule.horizon:,}"
         if has_turned:
             self.say(text)
         self.run.log("events", {"kind": "replan", "step": report.step, "horizon": moved.horizon, "text": text})
-        if moved.cooldown_start == report.step:  # the step that a larger budget goes back to
+        if moved.cooldown_start == report.step:  # the step to go back to for a larger budget
             self.recorder.save()
 
     def _tell_turn(self, step: int) -> None:
-        """Say and log that held-out loss has turned, and which step is kept for it."""
+        """Report and log that held-out loss has turned, and which step is kept because of that."""
         turn, best = self.recorder.turn, self.recorder.best
         if turn is None or best is None:
             return
@@ -195,7 +195,7 @@ class Session:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the run folder, set back to where the plan starts; a process that is not the first leaves it alone."""
+        """Lock the run folder, set back to where the plan starts; only in the first process."""
         if not self.processes.is_first:
             yield
             return
@@ -206,9 +206,9 @@ class Session:
 
     @contextmanager
     def _evidence_kept(self) -> Iterator[None]:
-        """While inside, write the evidence of a NonFiniteError to events.jsonl before the error goes on.
+        """Write the evidence of a NonFiniteError inside the block to events.jsonl.
 
-        The loss of a step can be finite where held-out texts, samples or skills are not; that is one too.
+        This includes a non-finite value in held-out texts, samples or skills after a step with a finite loss.
         """
         try:
             yield
@@ -222,7 +222,7 @@ class Session:
             raise
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Say and log what happened besides a step; a smaller micro-batch is kept from now on."""
+        """Report and log an event besides the steps; a smaller micro-batch is recorded for the rest of the run."""
         if not self.processes.is_first:
             return
         self.say(event["text"])
@@ -232,7 +232,7 @@ class Session:
             self.record.write(self.run.path)
 
     def _settle(self) -> None:
-        """Complete the last save of a finished run, if a kill cut it short or left something; else nothing is written."""
+        """Complete the last save of a finished run if a kill cut it short; else write nothing."""
         if not self.processes.is_first:
             return
         is_tidy = self.recorder.is_settled() and not self.run.leftovers()
@@ -241,7 +241,7 @@ class Session:
                 self.recorder.settle()
 
     def _check_unchanged(self) -> None:
-        """Nothing, or RunError when another process has trained here since the plan was made, before this one held the folder."""
+        """Raise RunError if another process has trained here since the plan was made, before this one locked the folder."""
         newest = max(self.run.steps(), default=0)
         known = max(self.steps_seen, default=0)
         if newest > max(known, self.trainer.step):
@@ -249,7 +249,7 @@ class Session:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has a horizon and has reached it."""
+        """Whether the run has reached its horizon."""
         horizon = self.plan.schedule.horizon
         return horizon is not None and self.trainer.step >= horizon
 
@@ -258,7 +258,7 @@ class Session:
         self.plan = replace(self.plan, start=self.trainer.step, until=until, changed=False, rewinds=False, finished=False, say="")
 
     def cool_down(self, cooldown_steps: int | None = None) -> None:
-        """Plan the end of the run: a cool-down from here, over a quarter of the steps done unless told. Errors: UsageError at step 0."""
+        """Plan the end of the run: a cool-down from here, by default over a quarter of the steps done. Errors: UsageError at step 0."""
         self.go_on(None)
         self.plan = plan_finish(self.plan, cooldown_steps)
         if self.plan.changed:
@@ -266,11 +266,11 @@ class Session:
 
     def _write_down_plan(self) -> None:
         self.run.rewind(self.plan.start, keep_lines=self.plan.rewinds)
-        for change in self.changes:  # before run.json: a kill between them says it twice rather than never
+        for change in self.changes:  # before run.json: a kill in between repeats it rather than losing it
             self.run.log("events", {**change, "step": self.plan.start})
         self.changes = []
         self.record.write(self.run.path)
 
     def resume_command(self) -> str:
-        """The command that goes on exactly where this one ended."""
+        """Command that continues exactly where this one ended."""
         return command("sft" if self.is_chat else "train", "--out_dir", self.run.path)

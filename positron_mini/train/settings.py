@@ -1,7 +1,7 @@
-"""Every open setting of a run decided, each with its reason, and said: where it computes, what a step is, how its rows are computed.
+"""Decide every open setting of a run, each with its reason: where it computes, the size of a step, how rows are computed.
 
-What a person leaves out is decided in this order: by the recorded run (a run goes on as it began), by the flags that are given, by the
-text, by the device. Nothing is decided anywhere else.
+A setting that is left out is decided in this order: by the recorded run (a run goes on as it began), by the given flags, by the text, by
+the device. Nothing is decided anywhere else.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from positron_mini.store.run_record import RunRecord
 
 Kernels = Literal["native", "pytorch"]
 Config = TypeVar("Config", bound=RunConfig)
-SFT_ROWS = 64  # of a packed step, of which more are never computed at once
+SFT_ROWS = 64  # of a packed step, the most that are computed at once
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is trained, all decided: no field is None."""
+    """Settings of training, all decided: no field is None."""
 
     shape: ModelConfig
     choice: devices.Choice  # device and precision, with the reason
     lr: float  # peak, AdamW scale
-    batch_tokens: int  # tokens a step as asked; `rows` keeps it as nearly as whole rows can
+    batch_tokens: int  # tokens per step as requested; `rows` comes as near as whole rows can
     rows: int  # of a step, each of context_len tokens
     micro_batch: int  # rows computed at once
     short_steps: int  # first steps, in which rows are half as long
@@ -44,7 +44,7 @@ class Settings:
         return self.rows * self.shape.context_len
 
     def recorded_in(self, config: Config) -> Config:
-        """`config` as run.json holds it: what was left out is filled in, so that the run goes on by it."""
+        """`config` as run.json stores it: with the decided settings filled in, so that a resumed run uses them."""
         shared: dict[str, Any] = {
             "device": self.choice.device,
             "precision": self.choice.precision,
@@ -59,7 +59,7 @@ class Settings:
         return replace(config, **shared)
 
     def lines(self, config: TrainConfig, processes: int) -> list[str]:
-        """Where a pretraining computes and what a step of it is, for a person."""
+        """Lines for a person on the device of a pretraining and the size of its steps."""
         threads = f"{self.threads} threads" if processes == 1 else f"{processes} processes of {self.threads} threads"
         how = "native kernels" if self.kernels == "native" else f"compile {'on' if self.compile else 'off'}"
         micro_steps = -(-self.rows // self.micro_batch)
@@ -83,9 +83,9 @@ def decide(
     *,
     precision_why: str = "as asked",
 ) -> Settings:
-    """The settings of a pretraining. `text_tokens`: of the training text, None where there is none (a benchmark).
+    """Decide the settings of a pretraining. `text_tokens`: of the training text, None without one (a benchmark).
 
-    `precision_why` is the reason given for a precision that `config` names. `say` is told what cannot be had.
+    `precision_why` is the reason given for a precision that `config` names. `say` is told what is not available.
     """
     config = _where_it_was(config, recorded, machine, say)
     choice = choose_device(config, machine, recorded, say, precision_why=precision_why)
@@ -117,7 +117,7 @@ def decide(
 
 
 def decide_sft(config: SFTConfig, shape: ModelConfig, recorded: RunRecord | None, machine: devices.Machine, say: Say) -> Settings:
-    """The settings of a fine-tuning of a base of that shape. `say` is told what cannot be had."""
+    """Decide the settings of a fine-tuning of a base with that shape. `say` is told what is not available."""
     config = _where_it_was(config, recorded, machine, say)
     choice = choose_device(config, machine, recorded, say)
     memory = machine.memory_bytes
@@ -131,13 +131,13 @@ def decide_sft(config: SFTConfig, shape: ModelConfig, recorded: RunRecord | None
         short_steps=0,
         eval_every=config.eval_every,
         kernels=choose_kernels(config, shape, choice.device, recorded, say),
-        compile=False,  # rows differ in width from step to step, and each width would be compiled anew
+        compile=False,  # row widths differ from step to step, and each would be compiled again
         threads=devices.set_threads(config.threads),
     )
 
 
 def _where_it_was(config: Config, recorded: RunRecord | None, machine: devices.Machine, say: Say) -> Config:
-    """`config`, with what depends on the device open again where the run's own device is not here."""
+    """`config` with all settings that depend on the device reopened, if the run's own device is not available here."""
     if recorded is None or config.device in (*machine.devices, "auto"):
         return config
     say(f"warning: the run was on {config.device}, which is not here; results will differ in the last digits")
@@ -153,7 +153,7 @@ def choose_device(
     *,
     precision_why: str = "as asked",
 ) -> devices.Choice:
-    """Device and precision of a run; one that goes on as it was keeps its recorded reason. A precision that cannot be had is reported."""
+    """Choose device and precision; a run that goes on unchanged keeps its recorded reason. An unavailable precision is reported."""
     if machine.note:
         say(machine.note)
     choice = devices.choose(machine, config.device, config.precision, precision_why=precision_why)
@@ -168,10 +168,10 @@ def choose_device(
 def choose_kernels(
     config: RunConfig, shape: ModelConfig, device: str, recorded: RunRecord | None, say: Say = lambda _: None
 ) -> Kernels:
-    """What computes the loss and its gradients. A run that is older than the setting goes on with PyTorch's kernels, as it was."""
+    """Choose the kernels for the loss and its gradients. A run older than the setting keeps PyTorch's."""
     if config.kernels == "pytorch" or (recorded is not None and "kernels" not in recorded.config and config.kernels == "auto"):
         return "pytorch"
-    why = is_told = ""  # what cannot be seen from the flags is told of any run
+    why = is_told = ""  # reported for any run: the flags do not show it
     if device != "cpu":
         why = f"native ones are for the CPU, not for {device}"
     elif isinstance(config, TrainConfig) and config.compile == "on":
@@ -194,7 +194,7 @@ def choose_kernels(
 def _is_compiled(
     asked: str, config: TrainConfig, choice: devices.Choice, machine: devices.Machine, work: float | None, say: Say
 ) -> bool:
-    """Whether torch.compile repays its start-up for `work` floating-point operations, and works here at all."""
+    """Whether torch.compile is available and pays off for `work` floating-point operations."""
     is_compiled, why = devices.should_compile(asked, machine, choice.device, work)
     if is_compiled and choice.device == "cpu" and fast.compiler_fails():
         is_compiled, why = False, f"off, no C++ compiler works: {fast.why_not()}"

@@ -1,4 +1,4 @@
-"""How fast this machine trains a model, measured for a moment, and how long a run will take by that."""
+"""Training speed of this machine, measured in a short trial, and the time that a run will take."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from positron_mini.optim import build_optimizer
 from positron_mini.train.plan import Plan
 from positron_mini.train.settings import Settings
 
-PATIENCE_S = 4.0  # for timing one thing
+PATIENCE_S = 4.0  # for timing one candidate
 
 
 def measure_speed(model: GPT, device: str, precision: str, *, rows: int, compiled: bool = False, native: bool = False) -> float:
-    """Tokens per second of training, measured with `rows` rows for a moment, without changing the model.
+    """Tokens per second of training, measured in a short trial with `rows` rows, without changing the model.
 
-    It is measured on the plain model for `compiled` training too: what the compiler saves, the optimizer and the validations take again.
-    With `native` kernels an update by Muon counts. Rows that do not fit the memory are halved, as the first step will halve them. Errors:
+    The plain model is measured for `compiled` training too: what the compiler saves, the optimizer and the validations take again. With
+    `native` kernels a Muon update is included. Rows that do not fit the memory are halved, as the first step will halve them. Errors:
     OutOfMemoryError when a single row does not fit.
     """
     while True:
@@ -65,7 +65,7 @@ def _measure(model: GPT, device: str, precision: str, rows: int, compiled: bool,
 def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of the fastest of `calls` calls; of fewer on a slow or busy machine, as no call begins after PATIENCE_S.
 
-    `warms_up`: the first call may compile something, so the second is always made, and the time runs from its beginning.
+    `warms_up`: the first call may compile something, so a second is always made, and the limit counts from its start.
     """
     least = 2 if warms_up else 1
     marks = [clock()]
@@ -76,8 +76,8 @@ def fastest(once: Callable[[], None], calls: int = 3, *, warms_up: bool, clock: 
 
 
 def time_lines(model: GPT, settings: Settings, plan: Plan, processes: int) -> list[str]:
-    """How long the planned steps will take, by a short measurement; over an hour, also a shorter command."""
-    # the measurement is not compiled, and then needs more memory for a row than training will
+    """Expected time of the planned steps, from a short measurement; over an hour, also a shorter command."""
+    # measured without compiling, where a row needs more memory than in training
     rows = (settings.micro_batch + 1) // 2 if settings.compile else settings.micro_batch
     native, choice = settings.kernels == "native", settings.choice
     speed = processes * measure_speed(model, choice.device, choice.precision, rows=rows, compiled=settings.compile, native=native)

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning differ in: the model they begin from, their batches, how it is scored, what is written down."""
+"""What differs between pretraining and fine-tuning: first model, batches, scores, logs, files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from positron_mini.trainer import BatchSource, Trainer
 
 
 class Task(Protocol):
-    """One kind of training, of one text or of one set of conversations."""
+    """One kind of training, with its text or conversations."""
 
     @property
     def kind(self) -> str:
@@ -25,22 +25,22 @@ class Task(Protocol):
 
     @property
     def config(self) -> RunConfig:
-        """The settings as run.json holds them: nothing that was left out is open any more."""
+        """Settings as run.json stores them, with the decided ones filled in."""
         ...
 
     @property
     def settings(self) -> Settings:
-        """The settings that were decided."""
+        """Decided settings."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model."""
+        """Tokenizer of the model."""
         ...
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two commands the same run."""
+        """Settings that make two commands the same run."""
         ...
 
     @property
@@ -55,28 +55,28 @@ class Task(Protocol):
 
     @property
     def scores_first(self) -> bool:
-        """Whether the model is scored and observed before the first step too, to compare with the end."""
+        """Whether to score and observe the model before the first step too, for comparison with the end."""
         ...
 
     @property
     def points_best(self) -> bool:
-        """Whether `best` names the step with the lowest validation loss from the first one on, or once that loss has turned."""
+        """Whether `best` names the step with the lowest validation loss from the first one on, or only once that loss has turned."""
         ...
 
     def model(self) -> GPT:
-        """The model of step 0."""
+        """Model of step 0."""
 
     def batches(self) -> BatchSource:
-        """The rows of every step."""
+        """Rows of every step."""
 
     def evaluate(self, model: GPT) -> Score:
-        """Held-out loss, of all processes together."""
+        """Held-out loss, summed over all processes."""
 
     def observe(self, run: RunFolder, model: GPT, step: int, *, is_end: bool) -> None:
-        """Write samples and other measures of a milestone to the run's logs. `is_end`: the run ends at this step."""
+        """Write samples and other milestone scores to the run's logs. `is_end`: the run ends at this step."""
 
     def texts(self, run: RunFolder, step: int, tokens: int, report: StepReport | None) -> dict[str, bytes]:
-        """The files of a step's folder beside its weights; `tokens` were read until then."""
+        """Files of a step's folder beside its weights; `tokens` have been read so far."""
 
     def lines(self, run: RunFolder, trainer: Trainer, plan: Plan) -> list[str]:
-        """What a person is told before the first step."""
+        """Lines for a person before the first step."""

@@ -1,4 +1,4 @@
-"""Optional trackers behind one method. The run folder stays the truth; a tracker is a copy of its numbers."""
+"""Optional trackers with one interface. The run folder stays the truth; a tracker gets a copy of its numbers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from positron_mini.store.run_logs import StepReport
 
 
 class Tracker(Protocol):
-    """Something that takes reports."""
+    """Receives the report of every step."""
 
     def log(self, report: StepReport) -> None:
-        """Take one report."""
+        """Record one report."""
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write pending reports."""
 
 
 class NoTracker:
-    """Takes reports and forgets them."""
+    """Ignores all reports."""
 
     def log(self, report: StepReport) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class TensorBoard:
@@ -38,7 +38,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, report: StepReport) -> None:
-        """One point per curve."""
+        """Add one point per curve."""
         for name, value in report.record().items():
             if name != "step":
                 self._writer.add_scalar(name, value, report.step)
@@ -58,7 +58,7 @@ class Trackio:
         self._name, self._is_open = folder.name, False
 
     def log(self, report: StepReport) -> None:
-        """One row."""
+        """Add one row."""
         if not self._is_open:  # also after `close`, when a run goes on in the same process
             self._trackio.init(project="positron-mini", name=self._name, resume="allow")
             self._is_open = True
@@ -73,7 +73,7 @@ class Trackio:
 
 
 def open_tracker(kind: str, folder: Path) -> Tracker:
-    """The tracker of `--track kind`. Errors: UsageError when its library is not installed."""
+    """Open the tracker of `--track kind`. Errors: UsageError when its library is not installed."""
     if kind == "none":
         return NoTracker()
     try:

@@ -21,7 +21,8 @@ STEP_S = 0.25  # a batch is doubled as long as a step takes no longer
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2_048, 32_768
 TRAINING_SHARE = 0.85  # of the time, spent on steps; the rest goes to validation, samples, skills, saving and start-up
 REUSE = 15.4  # readings of a text after which more gain next to nothing (Muennighoff et al. 2023)
-# with fewer bytes than the model has weights, further readings only memorise: 50 kB of stories are best read 5 times by PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
+# of a text with fewer bytes than the model has weights, further readings only memorise: 50 kB of stories are best read 5 times by
+# PicoGPT, in small steps (2.15 bits per byte; 2.39 after 10), 32,000 surnames 2.6 times
 FEW_READINGS, NAME_READINGS, NAME_BYTES = 5.0, 2.5, 32
 FEWEST_STEPS, LEAST_BATCH_TOKENS = 150, 512  # of a run with so few readings
 

@@ -1,1 +1,1 @@
-"""What a run leaves on the disk: the record of what it is, its logs, how far it has come, and which run a command means."""
+"""Runs on disk: records, logs, checkpoints, the state of each run, and the choice of one for a command."""

@@ -1,6 +1,6 @@
-"""A checkpoint: one folder that is a Hugging Face model folder, whole or absent, with a checksum of every file.
+"""Checkpoints: a checkpoint is one folder, also a Hugging Face model folder, complete or absent, with a checksum of every file.
 
-`training/` inside it holds what is needed to go on exactly. Only safetensors and JSON are read, so loading never runs code.
+`training/` inside it holds what an exact resume needs. Only safetensors and JSON are read, so loading never runs code.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "training/state.safetensors"
 STATE_JSON = "training/state.json"
 MANIFEST = "manifest.json"
-MAX_HEADER_BYTES = 8 << 20  # the training state of a thousand layers has 40,000 tensors
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that are read
-CHANGED = "positron-mini-changed"  # the model type of a model that is not the built-in one
+MAX_HEADER_BYTES = 8 << 20  # a thousand layers have 40,000 tensors of training state
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the accepted types
+CHANGED = "positron-mini-changed"  # model type in config.json of a model that is not the built-in one
 NEEDED = ("config.json", MODEL_FILE, "tokenizer.model")
-# every file that a checkpoint's folder can hold
+# every file that a checkpoint folder can hold
 FILES = frozenset((*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"))
 FILES |= {STATE_FILE, STATE_JSON, MANIFEST}
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on from a step: tensors by name, and the numbers of `state.json`."""
+    """State for resuming a run at a step: tensors by name, and the numbers of `state.json`."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -64,14 +64,14 @@ def model_files(config: ModelConfig, tokenizer: Tokenizer, *, chat_template: str
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file's content. The same tensors give the same bytes in every process: metadata is `{"format": "pt"}` alone."""
+    """Content of a safetensors file. The same tensors give the same bytes in every process: the metadata is `{"format": "pt"}` alone."""
     from safetensors.torch import save
 
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, metadata={"format": "pt"})
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the bytes of `tensor_bytes` for fp32 tensors, one after the other: all of them at once take twice their size in memory."""
+    """Write the bytes of `tensor_bytes` for fp32 tensors, one after the other: all at once would take twice their size in memory."""
     ordered = {name: tensors[name].detach().float().cpu().contiguous() for name in sorted(tensors)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -90,7 +90,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, bytes], training: TrainingState | None) -> None:
-    """Write a checkpoint folder atomically, its manifest last. The logs beside it, which tell how it came about, are flushed first.
+    """Write a checkpoint folder atomically, its manifest last. The logs beside it are flushed first, so they reach at least this step.
 
     Errors: NonFiniteError, DiskFullError, PositronError; then nothing is left.
     """
@@ -115,7 +115,7 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], texts: dict[str, 
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Nothing, or DiskFullError when fewer than `needed` bytes (and 16 MiB to spare) are free. Looks at the nearest existing folder."""
+    """Raise DiskFullError if fewer than `needed` bytes (and 16 MiB to spare) are free. Checks the nearest existing folder."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + (16 << 20):
@@ -133,7 +133,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
-    """The content of a checkpoint's manifest, None where there is none: it tells two checkpoints apart, and one from what it was."""
+    """Content of a checkpoint's manifest, None without one: it identifies the checkpoint and changes with it."""
     try:
         return read_small(folder / MANIFEST)
     except OSError:
@@ -141,7 +141,7 @@ def manifest_bytes(folder: Path) -> bytes | None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file of a checkpoint, by name. Errors: CheckpointError when it is missing or not a manifest."""
+    """Size and sha256 of every file of a checkpoint, by name. Errors: CheckpointError when the manifest is missing or invalid."""
     path = folder / MANIFEST
     if not path.is_file():
         if not folder.is_dir():
@@ -164,10 +164,10 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: Path, *, content: bool = True) -> dict[str, dict[str, Any]]:
-    """The manifest, after checking every file against it, without `content` its size only.
+    """Check every file against the manifest (without `content` only its size) and return the manifest.
 
-    A manifest that another process replaces meanwhile, because it drops the training state, is read again. Errors: CheckpointError naming
-    the first file that differs, DroppedError.
+    If the training process deletes the training state meanwhile, and so replaces the manifest, it is read again. Errors: CheckpointError
+    naming the first file that differs, DroppedError.
     """
     while True:
         entries = read_manifest(folder)
@@ -184,7 +184,7 @@ def verify(folder: Path, *, content: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def dropped(folder: Path) -> DroppedError:
-    """The error for a checkpoint that is not there any more."""
+    """The error for a checkpoint that no longer exists."""
     return DroppedError(
         f"{folder}: no longer there; while a run is trained, only its newest steps and its milestones stay",
         f"take its newest step: --ckpt {shlex.quote(str(folder.parent))}",
@@ -192,7 +192,7 @@ def dropped(folder: Path) -> DroppedError:
 
 
 def _check_files(folder: Path, entries: dict[str, dict[str, Any]], *, content: bool) -> None:
-    """Raise CheckpointError, or the OSError of a file that vanishes, if a file is not what the manifest says."""
+    """Raise CheckpointError if a file does not match the manifest, or the OSError of a file that vanishes."""
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file() or any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
@@ -215,21 +215,21 @@ class Checkpoint:
     tokenizer: Tokenizer
     is_chat: bool
     has_training: bool
-    changed: str = ""  # what made the model that was trained another one than the built-in
+    changed: str = ""  # how the trained model differed from the built-in one
 
     @property
     def step(self) -> int | None:
-        """The step in the folder's name, or None for a folder that was renamed."""
+        """Step in the folder's name, or None for a renamed folder."""
         return step_number(self.folder.resolve().name)
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens after which the model has finished: eos, and for chat models also the end of a message."""
+        """Tokens that end the model's text: eos, and for chat models also the end of a message."""
         return frozenset({EOS, self.tokenizer.im_end_id}) if self.is_chat else frozenset({EOS})
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, with every file verified. Errors: CheckpointError."""
+    """Open the checkpoint in `folder`, verifying every file. Errors: CheckpointError."""
     entries = verify(folder)
     data = files.read_json(folder / "config.json")
     changed = ""
@@ -247,7 +247,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_tokenizer(path: str | Path | None, checkpoint: Checkpoint) -> None:
-    """Nothing, or TokenizerError when the tokenizer at `path` is not the checkpoint's own."""
+    """Raise TokenizerError if the tokenizer at `path` is not the checkpoint's own."""
     if path is None:
         return
     given, own = Tokenizer.load(path), checkpoint.tokenizer
@@ -260,7 +260,7 @@ def check_tokenizer(path: str | Path | None, checkpoint: Checkpoint) -> None:
 
 
 def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. With `expected` names and shapes, exactly these in fp32 or fp16/bf16 widened to fp32.
+    """Tensors of a safetensors file, fp16 and bf16 widened to fp32; names and shapes must be those `expected`, if given.
 
     Errors: CheckpointError for another format (a `.pt` is never unpickled), missing or extra names, other shapes, non-finite values.
     """
@@ -287,7 +287,7 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]] | None) -> dic
 
 
 def check_header(path: Path) -> None:
-    """Nothing, or CheckpointError when a safetensors header is longer than any of ours: listing a million tensors takes a gigabyte."""
+    """Raise CheckpointError if a safetensors header is longer than any of ours: listing a million tensors takes a gigabyte."""
     with open_regular(path) as handle:
         size = int.from_bytes(handle.read(8), "little")
     if size > MAX_HEADER_BYTES:
@@ -298,7 +298,7 @@ def check_header(path: Path) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is a finite number."""
+    """Whether every value is finite."""
     import torch
 
     return bool(torch.isfinite(tensor).all())
@@ -319,8 +319,9 @@ def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, 
 
 
 def load_model(checkpoint: Checkpoint) -> GPT:
-    """The model of a checkpoint on the CPU, in fp32, ready to use. Errors: CheckpointError, also when another model was trained than the
-    source now makes."""
+    """Load the model of a checkpoint, on the CPU in fp32. Errors: CheckpointError, also if a changed model was trained and the source no
+    longer has that change.
+    """
     import torch
 
     from positron_mini.fast.plain import replaced
@@ -331,7 +332,7 @@ def load_model(checkpoint: Checkpoint) -> GPT:
             f"{checkpoint.folder}: the model that was trained is not the built-in one ({checkpoint.changed})",
             "open it from Python, where positron_mini.model is changed in the same way",
         )
-    with torch.device("meta"):  # shapes only: nothing is allocated or drawn before the file has been checked
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised before the file has been checked
         model = GPT(checkpoint.config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     files.fault_point("before_load")
@@ -341,7 +342,7 @@ def load_model(checkpoint: Checkpoint) -> GPT:
 
 
 def load_training(checkpoint: Checkpoint) -> TrainingState:
-    """What a run needs to go on from this checkpoint. Errors: CheckpointError when it was kept as a model only."""
+    """Load the training state of a checkpoint. Errors: CheckpointError when only its model was kept."""
     if not checkpoint.has_training:
         raise CheckpointError(f"{checkpoint.folder}: kept as a model only, without training state", "resume from a newer step of the run")
     state = files.read_json(checkpoint.folder / STATE_JSON)
@@ -351,7 +352,7 @@ def load_training(checkpoint: Checkpoint) -> TrainingState:
 
 
 def drop_training(folder: Path) -> None:
-    """Keep `folder` as a plain model folder: first the manifest forgets `training/`, then our files in it go."""
+    """Reduce `folder` to a plain model folder: first remove `training/` from the manifest, then delete our files in it."""
     entries = {name: entry for name, entry in read_manifest(folder).items() if not name.startswith("training/")}
     files.write_json(folder / MANIFEST, {"format": FORMAT, "files": entries})
     files.fault_point("before_drop_training")
@@ -361,10 +362,10 @@ def drop_training(folder: Path) -> None:
     for path in (folder / STATE_FILE, folder / STATE_JSON):
         path.unlink(missing_ok=True)
     files.remove_leftovers(state, lambda name: f"training/{name}" in FILES)
-    with contextlib.suppress(OSError):  # somebody else's file is in it
+    with contextlib.suppress(OSError):  # it may hold a file that is not ours
         state.rmdir()
 
 
 def holds_training(folder: Path) -> bool:
-    """Whether the files of a training state stand in `folder`, listed by its manifest or not."""
+    """Whether the files of a training state are in `folder`, listed by its manifest or not."""
     return not (folder / "training").is_symlink() and any((folder / name).is_file() for name in (STATE_FILE, STATE_JSON))

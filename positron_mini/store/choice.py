@@ -1,4 +1,4 @@
-"""Which run a command means when it names none: one rule for all commands, and the words that say which it was."""
+"""Choice of a run for commands that name none: one rule for all commands, and the words that describe the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from positron_mini.store.run_state import RunState, look, run_folders
 
 
 def by_rule(states: Iterable[RunState], *, talks: bool) -> list[RunState]:
-    """The runs that can be used, the one that a command means first.
+    """Sort the usable runs, the best choice first.
 
-    Finished runs come before those that were stopped early or still train, fine-tuned ones before base ones where the command talks, then
+    Finished runs come before those that were stopped early or still train, fine-tuned ones before base ones if the command `talks`, then
     the one whose newest step was saved last. When a run was started does not matter.
     """
     usable = [state for state in states if state.steps and state.record is not None]
@@ -19,20 +19,21 @@ def by_rule(states: Iterable[RunState], *, talks: bool) -> list[RunState]:
 
 
 def runs(folder: str | Path = "runs") -> list[RunState]:
-    """The state of each run in `folder`: first those that a command that talks would choose from, then those without a saved step and
-    damaged ones, whose `damaged` says why. Only small files are read."""
+    """State of each run in `folder`: first by the rule for a command that talks, then those without a saved step and damaged ones, whose
+    `damaged` gives the reason. Reads only small files.
+    """
     states = sorted(map(look, run_folders(Path(folder))), key=lambda state: -state.active_s)
     usable = by_rule(states, talks=True)
     return [*usable, *(state for state in states if state not in usable)]
 
 
 def newest_base(root: Path = Path("runs")) -> RunState | None:
-    """The base run that fine-tuning begins from when none is named; None where there is none."""
+    """Default base run for fine-tuning; None if there is none."""
     return next(iter(by_rule((state for state in map(look, run_folders(root)) if state.kind == "pretrain"), talks=False)), None)
 
 
 def in_words(state: RunState, step: int | None = None) -> str:
-    """`fine-tuned, step 30 of 30`: what kind of model a run gives at `step` (None: the newest), and how far it is."""
+    """`fine-tuned, step 30 of 30`: kind of the run's model at `step` (None: the newest), and its progress."""
     kind = "fine-tuned" if state.is_chat else "base"
     if step is not None and step != state.step:
         return f"{kind}, step {step:,}; the run is at {state.step:,}"
@@ -40,7 +41,7 @@ def in_words(state: RunState, step: int | None = None) -> str:
 
 
 def outdated(state: RunState, base: RunState | None) -> str:
-    """What to say of a fine-tuned run whose base is not `base`, the newest one; empty for others."""
+    """Note on a fine-tuned run whose base is not `base`, the newest one; empty for others."""
     named = state.record.config.get("base_ckpt") if state.record is not None and state.is_chat else None
     if named is None or base is None or not base.is_finished:
         return ""

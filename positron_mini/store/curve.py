@@ -1,4 +1,4 @@
-"""Is my curve normal? Rules a training log is held against, and reference curves where there are some. Pure functions of log rows."""
+"""Is my curve normal? Rules that a training log should keep, and reference curves for some corpora. Pure functions of log rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from positron_mini import files
 
-# curves that ship with the package: CORPUS-PRESET.json, {"run": where it is from, "rows": lines as in a run's metrics.jsonl}
+# curves that ship with the package: CORPUS-PRESET.json, {"run": its origin, "rows": lines as in a run's metrics.jsonl}
 REFERENCE_FOLDER = Path(__file__).parent / "reference"
-FIRST_LOSS = 0.02  # a new model's loss lies within this share of ln(vocabulary)
+FIRST_LOSS = 0.02  # a new model's loss is within this share of ln(vocabulary)
 SPIKE_NATS = 0.5
-MEMORISING = 0.15  # validation above training, as a share of the latter
-ABOVE_LOWEST, NOISE_TIMES, LAST_ABOVE, FEWEST_TO_TURN = 0.02, 5.0, 3, 7  # when held-out loss has turned, see `turned`
-REFERENCE = 0.05  # another seed changes a curve less than this share of its loss
-FAR_OFF = 0.2  # above the reference at equal tokens: more than another time of cooling down explains
+MEMORISING = 0.15  # share by which validation loss exceeds training loss
+ABOVE_LOWEST, NOISE_TIMES, LAST_ABOVE, FEWEST_TO_TURN = 0.02, 5.0, 3, 7  # whether held-out loss has turned, see `turned`
+REFERENCE = 0.05  # another seed changes a curve by less than this share of its loss
+FAR_OFF = 0.2  # share above the reference at equal tokens that a different cool-down does not explain
 CAUSES = "a learning rate that does not fit the batch, a text of another kind, a tokenizer of another text, damaged text"
 
 Rows = Sequence[Mapping[str, Any]]
@@ -27,7 +27,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """One rule: its name, whether the curve keeps it (None: cannot be told yet) and the figures."""
+    """Result of one rule: name, whether the curve keeps it (None: too early to tell), figures."""
 
     name: str
     ok: bool | None
@@ -36,7 +36,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out loss at a step, in nats per token and in bits per byte, and the mean training loss since the validation before it."""
+    """Held-out loss at a step, in nats per token and bits per byte, and the mean training loss since the validation before it."""
 
     step: int
     loss: float
@@ -45,7 +45,7 @@ class Validation:
 
 
 def validations(rows: Rows) -> list[Validation]:
-    """The validations of a log."""
+    """Validations in a log."""
     found, since = [], []
     for row in rows:
         since.append(float(row["loss"]))
@@ -57,25 +57,25 @@ def validations(rows: Rows) -> list[Validation]:
 
 @dataclass(frozen=True)
 class Turn:
-    """Held-out loss that has turned: its lowest validation and the newest."""
+    """A turn of the held-out loss: its lowest validation and the newest."""
 
     best: Validation
     newest: Validation
 
 
 def turned(found: Sequence[Validation]) -> Turn | None:
-    """Where held-out loss was lowest, if it has turned since; None while it has not.
+    """The turn of the held-out loss since its lowest validation; None while it has not turned.
 
     It has turned when the last three validations all lie above the lowest by more than 2 % and by more than five times the noise of the
-    validations, while the training loss fell further: from there on the model learns its text by heart. Where both rise, as after a spike,
-    something else is wrong. The lowest is the lowest median of three, so that one lucky validation does not count. The noise is what is
-    left of three neighbouring validations without their trend, by the median, which no bend of the curve moves far.
+    validations, while the training loss fell further: from there on the model memorises its text. Where both rise, as after a spike,
+    something else is wrong. The lowest is the lowest median of three, so that one lucky validation does not count. The noise is the median
+    deviation of a validation from the line between its neighbours, which a bend in the curve hardly changes.
     """
     if len(found) < FEWEST_TO_TURN:
         return None
     losses = [one.loss for one in found]
     bends = [abs(a - 2 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
-    noise = 1.4826 * median(bends) / math.sqrt(6)  # the standard deviation behind the median of such differences
+    noise = 1.4826 * median(bends) / math.sqrt(6)  # standard deviation from the median of such second differences
     lowest = min(median(losses[i : i + 3]) for i in range(len(losses) - 2))
     if min(losses[-LAST_ABOVE:]) <= lowest + max(ABOVE_LOWEST * lowest, NOISE_TIMES * noise):
         return None
@@ -87,9 +87,9 @@ def turned(found: Sequence[Validation]) -> Turn | None:
 def curve_checks(
     rows: Rows, vocab_size: int, *, is_pretraining: bool, reference: Rows | None = None, bos_share: float = 0.0
 ) -> list[Check]:
-    """The rules for the rows of a metrics.jsonl, in the order in which a person would look.
+    """Check the rows of a metrics.jsonl against the rules, in the order in which a person would look.
 
-    `bos_share`: how many of the training targets are the bos after an eos, which costs nothing and which validation does not count.
+    `bos_share`: share of the training targets that are the bos after an eos; they cost nothing, and validation does not count them.
     """
     checks = [_starts_at_chance(rows, vocab_size)] if is_pretraining else []
     checks += [_falls(rows), _no_spikes(rows), _does_not_memorise(rows, bos_share), _keeps_its_pace(rows)]
@@ -97,18 +97,18 @@ def curve_checks(
 
 
 def reference_names() -> list[str]:
-    """The names of the curves that ship with the package."""
+    """Names of the curves that ship with the package."""
     return sorted(path.stem for path in REFERENCE_FOLDER.glob("*.json"))
 
 
 def read_reference(name: str) -> Rows:
-    """The rows {"tokens", "loss", "val_bpb"?} of a shipped curve; `name` is one of `reference_names()`."""
+    """Rows {"tokens", "loss", "val_bpb"?} of a shipped curve; `name` is one of `reference_names()`."""
     rows: Rows = files.read_json(REFERENCE_FOLDER / f"{name}.json")["rows"]
     return rows
 
 
 def reference_name(config: str, dataset_path: str | None) -> str | None:
-    """The shipped curve of the same preset on the same corpus, which is told by the name of the text; None where there is none."""
+    """Shipped curve of the same preset on the same corpus, recognised by the text's name; None if there is none."""
     stem = Path(dataset_path or "tinystories").stem.lower()
     for name in reference_names():
         corpus, _, shape = name.partition("-")
@@ -118,13 +118,13 @@ def reference_name(config: str, dataset_path: str | None) -> str | None:
 
 
 def reference_for(config: str, dataset_path: str | None) -> Rows | None:
-    """The rows of the shipped curve that fits a run; None where there is none."""
+    """Rows of the shipped curve that fits a run; None if there is none."""
     name = reference_name(config, dataset_path)
     return None if name is None else read_reference(name)
 
 
 def standing(reference: Rows, tokens: int, val_bpb: float) -> tuple[float, str] | None:
-    """The reference's bits per byte after that many tokens, and a warning where this run is far above it, else an empty text.
+    """Bits per byte of the reference after that many tokens, and a warning if this run is far above it, else an empty text.
 
     None beyond the ends of the reference.
     """
@@ -195,7 +195,7 @@ def _keeps_its_pace(rows: Rows) -> Check:
 
 
 def _follows(rows: Rows, reference: Rows) -> Check:
-    """Whether the newest losses lie where the reference had them after as many tokens."""
+    """Whether the newest losses are near the reference's after as many tokens."""
     if not rows or not reference:
         return Check("reference", None, "There is nothing to hold against each other yet.")
     newest = rows[-5:]
@@ -210,7 +210,7 @@ def _follows(rows: Rows, reference: Rows) -> Check:
 
 
 def _loss_at(reference: Rows, tokens: int) -> float:
-    """The reference's loss after `tokens`, on the line between its two nearest reports, each the mean of up to two on either side."""
+    """Loss of the reference after `tokens`, interpolated between its two nearest reports, each the mean of up to two on either side."""
 
     def smooth(i: int) -> float:
         reach = min(2, i, len(reference) - 1 - i)

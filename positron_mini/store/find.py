@@ -1,4 +1,4 @@
-"""Which checkpoint a command means: by the path it was given, or by the one rule for all commands where it was given none."""
+"""Find the checkpoint of a command: by its path, or by the one rule for all commands if none is given."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ T = TypeVar("T")
 
 
 def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Checkpoint:
-    """The checkpoint that a command was given: a step folder, a run folder, `runs/x/latest`, or `latest.pt` / `step_1000.pt` as older
-    commands spell them. Errors: CheckpointError, listing the runs there are."""
+    """Find the checkpoint at a path: a step folder, a run folder, `runs/x/latest`, or the older spellings `latest.pt` / `step_1000.pt`.
+    Errors: CheckpointError, listing the existing runs.
+    """
     given = Path(path)
     if given.is_file() and given.name not in POINTERS:
         raise CheckpointError(
@@ -42,15 +43,16 @@ def find_checkpoint(path: str | Path, *, say: Say = lambda _: None) -> ckpt.Chec
 
 
 def _meant(given: Path) -> Path:
-    """The path without the suffix of older commands, a step under the name that its folder has."""
+    """The path without the suffix of older commands; a step under its folder's name."""
     target = given if given.exists() or given.is_symlink() else given.with_suffix("") if given.suffix in (".pt", ".pth") else given
     step = ckpt.step_number(target.name)
     return target.with_name(ckpt.step_name(step)) if step is not None and not target.exists() else target
 
 
 def read_found(find: Callable[[], ckpt.Checkpoint], read: Callable[[ckpt.Checkpoint], T]) -> T:
-    """What `read` makes of the checkpoint that `find` finds. Where the process that trains the run drops the step meanwhile, it is found
-    anew: the newest one is read then. Errors: those of both; DroppedError for a step that was asked for by its own name."""
+    """Find a checkpoint and read it. If the training process deletes the step meanwhile, find again: that gives the newest. Errors: those of
+    both; DroppedError for a step that was asked for by its own name.
+    """
     gone = None
     for _ in range(TRIES):
         try:
@@ -70,14 +72,14 @@ def read_found(find: Callable[[], ckpt.Checkpoint], read: Callable[[ckpt.Checkpo
 
 
 def find_model(path: str | Path, *, say: Say = lambda _: None) -> tuple[ckpt.Checkpoint, GPT]:
-    """The checkpoint that a command was given, and its model. Errors: as `find_checkpoint`, DroppedError."""
+    """Find the checkpoint at a path and load its model. Errors: as `find_checkpoint`, DroppedError."""
     return read_found(lambda: find_checkpoint(path, say=say), lambda found: (found, ckpt.load_model(found)))
 
 
 def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
-    """The checkpoint that `latest` or `best` names; the newest undamaged one when it names none.
+    """Open the checkpoint that `latest` or `best` names; the newest undamaged one if it names none.
 
-    Where a copy without links made a folder of it, `latest` still means the newest step beside it, and `best` the step it is a copy of.
+    If a copy without links turned the pointer into a folder, `latest` still means the newest step beside it, and `best` the step it copies.
     """
     run = RunFolder(pointer.parent)
     is_copy = pointer.is_dir() and not pointer.is_symlink()
@@ -89,7 +91,7 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
             return ckpt.open_checkpoint(run.path / name)
         except PositronError as error:
             if run.points_to(pointer.name) != name:
-                return _follow(pointer, say)  # it was moved meanwhile
+                return _follow(pointer, say)  # the pointer was moved meanwhile
             say(f"warning: {error.message}; falling back to the newest complete step")
     elif (pointer / ckpt.MANIFEST).is_file():
         return ckpt.open_checkpoint(pointer)
@@ -99,8 +101,9 @@ def _follow(pointer: Path, say: Say) -> ckpt.Checkpoint:
 
 
 def _preferred(run: RunFolder, say: Say) -> ckpt.Checkpoint:
-    """What a run's own name stands for: its newest step; of a pretraining whose held-out loss has turned the one that `best` names, saying
-    so. A fine-tuning has a best step from the first one on, which has to be asked for."""
+    """Checkpoint that a run's own name stands for: its newest step; if the held-out loss of a pretraining has turned, the one that `best`
+    names, saying so. The best step of a fine-tuning has to be asked for.
+    """
     best = run.points_to("best")
     if best is None or (run.path / best / "chat_template.jinja").is_file():
         return _newest_of(run, say)
@@ -118,8 +121,9 @@ def _newest_of(run: RunFolder, say: Say) -> ckpt.Checkpoint:
 
 
 def newest_checkpoint(root: Path = Path("runs"), *, talks: bool, say: Say = lambda _: None) -> ckpt.Checkpoint:
-    """The checkpoint that a command means which names none: of the newest finished run, a fine-tuned one where the command `talks`
-    (`store.choice.by_rule`); of a fine-tuned run the best step. `say` is told of runs that cannot be used. Errors: CheckpointError."""
+    """Find the checkpoint for a command that names none: of the newest finished run, a fine-tuned one if the command `talks`
+    (`store.choice.by_rule`); of a fine-tuned run the best step. `say` is told of unusable runs. Errors: CheckpointError.
+    """
     for state in usable_runs(root, talks=talks, say=say):
         best = state.path / "best"
         try:
@@ -130,7 +134,7 @@ def newest_checkpoint(root: Path = Path("runs"), *, talks: bool, say: Say = lamb
 
 
 def usable_runs(root: Path = Path("runs"), *, talks: bool, say: Say = lambda _: None) -> list[RunState]:
-    """The runs with a saved step, the one that a command means first. `say` is told of those whose record cannot be read."""
+    """Runs with a saved step, the best choice first. `say` is told of those whose record cannot be read."""
     states = [look(path) for path in list_runs(root)]
     for state in states:
         if state.record is None:
@@ -139,7 +143,7 @@ def usable_runs(root: Path = Path("runs"), *, talks: bool, say: Say = lambda _: 
 
 
 def list_runs(root: Path = Path("runs")) -> list[Path]:
-    """The run folders under `root`, newest first."""
+    """Run folders under `root`, newest first."""
     found = {path: _modified(path / RUN_JSON) for path in run_folders(root)}
     return sorted(found, key=lambda path: found[path], reverse=True)
 
@@ -147,12 +151,12 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # just being removed
+    except OSError:  # being deleted
         return 0.0
 
 
 def readable_runs(root: Path = Path("runs"), *, say: Say = lambda _: None) -> Iterator[tuple[RunFolder, RunRecord]]:
-    """The runs under `root` with their records, newest first. `say` is told of those whose record cannot be read."""
+    """Runs under `root` with their records, newest first. `say` is told of those whose record cannot be read."""
     for path in list_runs(root):
         run = RunFolder(path)
         try:

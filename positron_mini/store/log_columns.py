@@ -1,4 +1,4 @@
-"""The metrics of a run in columns of numbers: 40 bytes a report in place of a thousand, and only what was added is read again."""
+"""Metrics of a run as columns of numbers: 40 bytes a report instead of a thousand, and only new lines are read again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEEDED = ("step", "tokens", "loss", "tok_per_s")
 
 
 class Columns(Sequence[Mapping[str, Any]]):
-    """Rows with step, tokens, loss, tok_per_s and, where there was a validation, val_loss. A row is made when it is asked for."""
+    """Rows with step, tokens, loss, tok_per_s and, after a validation, val_loss. Each row is built when asked for."""
 
     def __init__(self, columns: dict[str, array[Any]] | None = None) -> None:
         self._columns = columns or {**{name: array("q") for name in WHOLE}, **{name: array("d") for name in FRACTIONS}}
@@ -40,7 +40,7 @@ class Columns(Sequence[Mapping[str, Any]]):
         return (self[place] for place in range(len(self)))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a report; what is not one, or holds a number that is not finite, is left out."""
+        """Append a report; ignore anything else, and reports with a non-finite number."""
         if not all(_is_number(row.get(name)) for name in NEEDED) or any(type(row[name]) is not int for name in WHOLE):
             return
         for name in NEEDED:
@@ -64,11 +64,11 @@ class GrowingLog:
 
     @property
     def version(self) -> tuple[int, int, bytes]:
-        """Equal for equal content."""
+        """A value that changes when the content does."""
         return self._inode, self.offset, self._mark
 
     def refresh(self) -> Columns:
-        """The rows after reading what was added; from the beginning if the log was rewritten. A line of something else is left out."""
+        """Read the new lines and return all rows; start over if the log was rewritten. Lines that are no report are ignored."""
         if not self.path.is_file():
             self._forget()
             return self.rows
@@ -79,7 +79,7 @@ class GrowingLog:
             handle.seek(self.offset)
             while line := handle.readline(MAX_LINE_BYTES):
                 if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
-                    break  # it is being written
+                    break  # still being written
                 self.offset, self._mark = self.offset + len(line), line
                 try:
                     self.rows.add(parse_row(line))
@@ -88,7 +88,7 @@ class GrowingLog:
         return self.rows
 
     def _goes_on(self, handle: BinaryIO) -> bool:
-        """Whether the file is the one that was read, only longer: a log that was rewritten has other bytes before the offset."""
+        """Whether the file is the one read before, only longer: a rewritten log has other bytes before the offset."""
         if os.fstat(handle.fileno()).st_ino != self._inode:
             return False
         handle.seek(self.offset - len(self._mark))

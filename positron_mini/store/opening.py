@@ -1,4 +1,4 @@
-"""How a text begins: what a model is asked to continue, taken from the text that it learns."""
+"""Openings of texts, used as prompts for a model that learns these texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_WORDS = 6
 
 
 def openings(documents: Sequence[str], count: int) -> tuple[str, ...]:
-    """The first words of `count` documents, spread over all: at most six words and half of a document, or of a single word."""
+    """First words of `count` documents, spread over all: at most six words and half of a document, or of a single word."""
     chosen = [documents[i * len(documents) // count] for i in range(count)] if documents else []
     return tuple(found for text in chosen if (found := _beginning(text)))
 
@@ -29,7 +29,7 @@ def _beginning(text: str) -> str:
 
 
 def opening_of(run: Path) -> str | None:
-    """A prompt that suits the model in a run folder: the first clause of its newest sample's prompt. None where there are no samples."""
+    """A prompt that suits the model of a run: the first clause of its newest sample's prompt. None without samples."""
     with contextlib.suppress(PositronError):
         prompts = [row.get("prompt") for row in files.read_lines(run / "samples.jsonl")]
         if prompts and isinstance(prompts[0], str):
@@ -38,6 +38,6 @@ def opening_of(run: Path) -> str | None:
 
 
 def try_it(run: Path, place: str | Path, *, is_chat: bool = False) -> str:
-    """The command that lets the model of a run folder speak, which is named as `place` in it."""
+    """Command that generates text with the model of a run folder, spelled as `place` in it."""
     prompt = None if is_chat else opening_of(run)
     return command("chat" if is_chat else "generate", "--ckpt", place, *([] if prompt is None else ["--prompt", prompt]))

@@ -1,4 +1,4 @@
-"""A run folder: run.json, the logs, the step folders, `latest`.
+"""Run folders: run.json, the logs, the step folders, `latest`.
 
 The folder is the truth: everything shown about a run is read from here.
 """
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
     pass
 
 POINTERS = ("latest", "best")
-NAMES = frozenset((RUN_JSON, OWNER, "report.html", *POINTERS, *LOGS))  # that stand in a run folder, besides steps
-TRIES = 100  # how often a reader takes the newest step anew while the process that trains the run drops them
+NAMES = frozenset((RUN_JSON, OWNER, "report.html", *POINTERS, *LOGS))  # names in a run folder, besides steps
+TRIES = 100  # attempts of a reader to open the newest step while the training process deletes old ones
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run. It creates nothing until something is written."""
+    """Folder of one run. Creates nothing until something is written."""
 
     path: Path
 
     @property
     def run_json(self) -> Path:
-        """The file that says what the run is."""
+        """Path of the run's record."""
         return self.path / RUN_JSON
 
     def read(self) -> RunRecord | None:
-        """The run's record, or None for a folder without one. Errors: RunError when it is damaged or of an unknown format."""
+        """Read the run's record; None for a folder without one. Errors: RunError when it is damaged or of an unknown format."""
         return read_record(self.path)
 
     def steps(self) -> list[int]:
-        """The saved steps, ascending, without checking them."""
+        """Saved steps, ascending, unchecked."""
         return saved_steps(self.path)
 
     def folder(self, step: int) -> Path:
-        """The folder of a step."""
+        """Folder of a step."""
         return self.path / ckpt.step_name(step)
 
     def resumable(self) -> list[int]:
-        """The saved steps whose manifest lists a training state, ascending; damaged ones are left out."""
+        """Saved steps whose manifest lists a training state, ascending, without damaged ones."""
         return [step for step in self.steps() if _lists_training(self.folder(step))]
 
     def newest(self, *, training: bool, say: Say) -> ckpt.Checkpoint | None:
-        """The newest checkpoint that is complete and undamaged, or None. `say` is told of each one passed over.
+        """Open the newest complete, undamaged checkpoint; None if there is none. `say` is told of each one passed over.
 
-        A step that another process drops while it is read is none of those: the newest one is taken anew.
+        If the training process deletes the step meanwhile, the search starts again.
         """
         damaged: set[int] = set()
         for _ in range(TRIES):
@@ -73,7 +73,7 @@ class RunFolder:
         return None
 
     def _newest_but(self, damaged: set[int], *, training: bool, say: Say) -> ckpt.Checkpoint | None:
-        """The newest right checkpoint that is not among the `damaged`, which then has those passed over too. Errors: DroppedError."""
+        """Open the newest sound checkpoint that is not in `damaged`, adding those passed over to it. Errors: DroppedError."""
         for step in reversed(self.steps()):
             if step in damaged or (training and not _lists_training(self.folder(step), damaged=True)):
                 continue
@@ -87,7 +87,7 @@ class RunFolder:
         return None
 
     def point(self, pointer: str, step: int) -> None:
-        """Make `latest` or `best` name this step: a link, or where links are not allowed a text file with the name."""
+        """Point `latest` or `best` to this step: a link, or where links are not allowed a text file with the name."""
         name, place = ckpt.step_name(step), self.path / pointer
         temporary = temporary_name(place)
         temporary.unlink(missing_ok=True)
@@ -101,14 +101,14 @@ class RunFolder:
             os.replace(temporary, place)
 
     def unpoint(self, pointer: str) -> None:
-        """Take `best` away, where no step is to be preferred to the newest."""
+        """Remove `best`, when no step is preferred to the newest."""
         self._make_room(pointer)
         (self.path / pointer).unlink(missing_ok=True)
 
     def points_to(self, pointer: str) -> str | None:
-        """The folder's name that `latest` or `best` holds, or None where there is no such pointer.
+        """Folder name that `latest` or `best` holds, or None without such a pointer.
 
-        Where a program that copies no links made a folder of it: the step here that it is a copy of.
+        If a program that copies no links turned the pointer into a folder: the step here that it copies.
         """
         path = self.path / pointer
         if path.is_symlink():
@@ -121,13 +121,13 @@ class RunFolder:
             return None
 
     def _copied(self, folder: Path) -> str | None:
-        """The newest step with the same manifest as `folder`, by its name."""
+        """Name of the newest step with the same manifest as `folder`."""
         manifest = ckpt.manifest_bytes(folder)
         names = (ckpt.step_name(step) for step in reversed(self.steps()))
         return next((name for name in names if manifest is not None and ckpt.manifest_bytes(self.path / name) == manifest), None)
 
     def _make_room(self, pointer: str) -> None:
-        """Remove what stands in the place of a pointer: an empty folder, or a copy of a whole step that is here.
+        """Clear the place of a pointer: delete an empty folder, or a copy of a complete step that is here.
 
         Anything else that points to no step moves to superseded/. A link or a file with a step's name stays, to be replaced.
         """
@@ -145,7 +145,7 @@ class RunFolder:
             os.replace(path, attic / pointer)
 
     def attic(self) -> Path:
-        """The folder below superseded/ that the next set-back moves to. Errors: PositronError when superseded/ is a link."""
+        """Folder below superseded/ for the next set-back. Errors: PositronError when superseded/ is a link."""
         refuse_link(self.path / "superseded")
         return next(path for path in (self.path / "superseded" / f"{n:03d}" for n in range(1, 10_000)) if not os.path.lexists(path))
 
@@ -154,14 +154,15 @@ class RunFolder:
         run_logs.append(self.path, name, record)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All reports of the run so far. Errors: PositronError naming a line that is none."""
+        """All reports of the run so far. Errors: PositronError naming an invalid line."""
         return list(run_logs.step_rows(run_logs.log_path(self.path, "metrics")))
 
     def rewind(self, step: int, *, keep_lines: bool) -> None:
         """Make `step` the newest: later folders move to superseded/, later log lines are cut (or move there too: with `keep_lines`, or
-        when folders do). A kill on the way leaves a run whose newest step is a later one, and no line is lost."""
+        when folders do). After a kill in between, the newest step is still a later one, and no line is lost.
+        """
         later = [s for s in self.steps() if s > step]
-        last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 stand before its folder does
+        last = step if step > 0 or 0 in self.steps() else -1  # the samples of step 0 are written before its folder
         logs = {path: list(run_logs.step_rows(path)) for path in (self.path / name for name in STEP_LOGS) if os.path.lexists(path)}
         moved = {path: cut for path, rows in logs.items() if (cut := [row for row in rows if row["step"] > last]) and (keep_lines or later)}
         if moved or later:
@@ -169,7 +170,7 @@ class RunFolder:
             for path, cut in moved.items():
                 files.write_text(attic / path.name, _lines(cut))
         if later:
-            self.unpoint("best")  # it may name one of them; whoever keeps a best step points it anew
+            self.unpoint("best")  # it may name a step that goes; who keeps a best step points it again
             if self.folder(step).is_dir():
                 self.point("latest", step)
         for old in reversed(later):
@@ -181,31 +182,32 @@ class RunFolder:
             files.write_text(path, _lines([row for row in rows if row["step"] <= last]))
 
     def foreign(self, step: int) -> list[str]:
-        """The names in a step's folder that this program did not make there."""
+        """Names in a step's folder that this program did not make."""
         return foreign(self.folder(step), ckpt.FILES.__contains__)
 
     def _beyond(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
-        """The steps that hold more than the retention rule keeps: the state of all but the two newest and `keep_training`, or any model
-        but the milestones' and theirs. A `training/` that no manifest lists is what a kill left of a drop."""
+        """Steps with more than the retention rule keeps: a training state, except in the two newest and `keep_training`; a model, except in
+        these and the milestones. A `training/` that no manifest lists is left over from a killed deletion.
+        """
         spared = set(self.resumable()[-2:]) | keep_training | {newest}
         others = [step for step in self.steps() if step < newest and step not in spared]
         return [step for step in others if not is_milestone(step, milestones) or ckpt.holds_training(self.folder(step))]
 
     def surplus(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> list[int]:
-        """The steps that `prune` would change."""
+        """Steps that `prune` would change."""
         return [
             step for step in self._beyond(newest, milestones, keep_training) if is_milestone(step, milestones) or not self.foreign(step)
         ]
 
     def prune(self, newest: int, milestones: frozenset[int] | None, keep_training: frozenset[int]) -> dict[int, list[str]]:
-        """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their state, milestones their model.
+        """Apply the retention rule after saving `newest`: two newest and `keep_training` keep their training state, milestones their model.
 
-        Nothing is removed while `newest` is not whole: another step may then be the last that is. A step into whose folder somebody put
-        files of their own stays; the names of those are returned.
+        Delete nothing unless `newest` is complete: otherwise another step may be the last good one. A step folder with files that are not
+        ours stays; the names of those files are returned.
         """
         stay: dict[int, list[str]] = {}
         try:
-            ckpt.verify(self.folder(newest), content=False)  # its checksums were made a moment ago, or checked when the run was opened
+            ckpt.verify(self.folder(newest), content=False)  # its checksums were just made, or checked when the run was opened
         except PositronError:
             return stay
         for step in self._beyond(newest, milestones, keep_training):
@@ -219,12 +221,12 @@ class RunFolder:
         return stay
 
     def writer(self) -> str | None:
-        """The number of the process that writes this run, as text, or None when nobody does."""
+        """Process id, as text, of the process that trains this run; None without one."""
         return writer_of(self.path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the run for this process, which trains it, free of what a killed one left. Errors: RunError when another process has it."""
+        """Lock the run for training by this process, and delete leftovers of a killed one. Errors: RunError when another process has it."""
         with files.translate_os_errors(f"writing {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path), signed(self.path):
@@ -234,12 +236,12 @@ class RunFolder:
             yield
 
     def leftovers(self) -> list[Path]:
-        """What killed processes left half written or half removed."""
+        """Half-written and half-deleted entries of killed processes."""
         return leftovers(self.path, is_run_name)
 
 
 def is_run_name(name: str) -> bool:
-    """Whether this program gives the name to something in a run folder."""
+    """Whether a name is one that this program uses in a run folder."""
     step = ckpt.step_number(name)
     return name in NAMES or (step is not None and ckpt.step_name(step) == name)
 
@@ -253,7 +255,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _lists_training(folder: Path, *, damaged: bool = False) -> bool:
-    """Whether a manifest lists a training state; `damaged` is the answer for a manifest that cannot be read."""
+    """Whether a manifest lists a training state; `damaged` is returned for an unreadable manifest."""
     try:
         return ckpt.STATE_FILE in ckpt.read_manifest(folder)
     except PositronError:

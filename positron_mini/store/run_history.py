@@ -1,4 +1,4 @@
-"""A run as a report tells it: its record, and its logs up to a step. It only reads."""
+"""A run for reports: its record, and its logs up to a step. Only reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from positron_mini.store.steps import saved_steps, step_name
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory(RunRecord):
-    """A run up to its newest step, or up to the step that was asked for. Lists are in the order of steps."""
+    """A run up to its newest step, or up to a requested one. Lists are in the order of steps."""
 
     path: Path
     shape: ModelConfig | None
@@ -28,80 +28,80 @@ class RunHistory(RunRecord):
     samples: tuple[Sample, ...]
     skills: tuple[SkillScore, ...]
     stories: tuple[StoryScore, ...]  # how well a fine-tuned model still tells stories
-    peak_bytes: int | None  # of main memory, where the run wrote it down
-    scoring: dict[int, float]  # seconds that it took to score the skills, by step
-    happened: tuple[tuple[int, str], ...]  # step and sentence of what else happened
+    peak_bytes: int | None  # of main memory, if the run logged it
+    scoring: dict[int, float]  # seconds to score the skills, by step
+    happened: tuple[tuple[int, str], ...]  # step and sentence of each other event
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.resolve().name
 
     @property
     def place(self) -> str:
-        """The folder as a command names it: below the working directory where it is there."""
+        """Path of the folder for a command, relative to the working directory if inside it."""
         path = self.path.resolve()
         return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.path).as_posix()
 
     @property
     def is_timed(self) -> bool:
-        """Whether the run had a time to keep, so that its horizon followed the clock."""
+        """Whether the run had a time budget, so that its horizon followed the clock."""
         return self.config.get("budget") is not None
 
     @property
     def machine(self) -> str:
-        """What it ran on, in words."""
+        """Device and build, in words."""
         device, processor = self.device.get("device", "an unknown device"), self.versions.get("processor")
         return f"{device} ({processor})" if processor else str(device)
 
     @property
     def step(self) -> int:
-        """The newest step that was reported or observed."""
+        """Newest step that was reported or observed."""
         return max([0, *(row.step for row in self.reports[-1:]), *self.observed[-1:]])
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule in force at the newest step."""
+        """Schedule in force at the newest step."""
         return self.schedule_at(self.step)
 
     @property
     def validations(self) -> tuple[StepReport, ...]:
-        """The reports that hold a validation."""
+        """Reports with a validation."""
         return tuple(row for row in self.reports if row.val_loss is not None and row.val_bpb is not None and math.isfinite(row.val_loss))
 
     @cached_property
     def turn(self) -> Turn | None:
-        """Where held-out loss was lowest, if it has turned since."""
+        """The turn of the held-out loss; None while it has not turned."""
         return turned(validations([row.record() for row in self.reports]))
 
     @property
     def observed(self) -> tuple[int, ...]:
-        """The steps with samples or skills, ascending."""
+        """Steps with samples or skills, ascending."""
         return tuple(sorted({row.step for row in self.samples} | {row.step for row in self.skills}))
 
     @property
     def scoring_s(self) -> tuple[float, ...]:
-        """Seconds that each scoring of the skills took; those of steps that were trained anew count once."""
+        """Seconds of each scoring of the skills; a step that was trained again counts once."""
         return tuple(seconds for step, seconds in self.scoring.items() if step in {row.step for row in self.skills})
 
     @property
     def nats_per_bit(self) -> float | None:
-        """Nats per token for one bit per byte: the validation text has as many tokens and bytes at every step."""
+        """Nats per token for one bit per byte: a constant, as the validation text has the same tokens and bytes at every step."""
         rows = [row for row in self.validations if row.val_bpb]
         return rows[-1].val_loss / rows[-1].val_bpb if rows and rows[-1].val_loss and rows[-1].val_bpb else None
 
     def report_at(self, step: int) -> StepReport | None:
-        """The report of a step."""
+        """Report of a step."""
         return next((row for row in self.reports if row.step == step), None)
 
 
 def shown_path(text: str) -> str:
-    """A path as a report shows it to others: a relative one as it is, of an absolute one the name."""
+    """A path for readers elsewhere: a relative one unchanged, of an absolute one only the name."""
     return Path(text).name if Path(text).is_absolute() else text
 
 
 def read_run(path: Path, *, until: int | None = None) -> RunHistory:
-    """A run folder up to step `until`. Errors: RunError when it is no run, PositronError for a record or a line that does not fit."""
+    """Read a run folder up to step `until`. Errors: RunError when it is no run, PositronError for an invalid record or line."""
     record = read_record(path)
     if record is None:
         there = ", ".join(map(str, list_runs()[:8]))
@@ -128,7 +128,7 @@ def read_run(path: Path, *, until: int | None = None) -> RunHistory:
 
 
 def _shape(run: Path, record: RunRecord) -> ModelConfig | None:
-    """The model's shape; a fine-tuning has its base's, which stands in every step folder."""
+    """Shape of the model; a fine-tuning has its base's, recorded in every step folder."""
     if record.own_shape is not None:
         return record.own_shape
     for step in reversed(saved_steps(run)):

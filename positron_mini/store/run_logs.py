@@ -1,7 +1,7 @@
-"""The logs of a run as typed lines: the only place that reads or writes metrics, samples, skills, stories and events.
+"""Logs of a run as typed lines: the only place that reads or writes metrics, samples, skills, stories and events.
 
-A log is read line by line, a list of runs reads its end alone. What a crash left of a last line is dropped; any other line that does not
-fit is an error that names it.
+A log is read line by line; for lists of runs, only its end. A last line cut off by a crash is dropped; any other invalid line is an error
+that names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from positron_mini.own_files import open_regular
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "skills.jsonl", "stories.jsonl")
 LOGS = (*STEP_LOGS, "events.jsonl")  # every line file of a run
 NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tok_per_s", "elapsed_s", "val_loss", "val_bpb")
-MAX_LINE_BYTES = 1 << 20  # none of ours is longer
+MAX_LINE_BYTES = 1 << 20  # longer than any of ours
 MAX_PART_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 16
 
@@ -41,7 +41,7 @@ class StepReport:
     val_bpb: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """The line for metrics.jsonl; validation only where there was one."""
+        """The line for metrics.jsonl; validation only if there was one."""
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -57,7 +57,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the model wrote after `prompt` at a milestone."""
+    """Text written by the model after `prompt` at a milestone."""
 
     step: int
     prompt: str
@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SkillScore:
-    """The share of pairs in which the right sentence was the likelier one at a step, with its 95 % interval."""
+    """Share of pairs in which the correct sentence was the likelier one at a step, with its 95 % interval."""
 
     step: int
     skill: str
@@ -91,7 +91,7 @@ Row = TypeVar("Row", StepReport, Sample, SkillScore, StoryScore)
 
 
 def log_path(run: Path, name: str) -> Path:
-    """The file of the log `name` of a run folder."""
+    """Path of the log `name` in a run folder."""
     return run / f"{name}.jsonl"
 
 
@@ -101,7 +101,7 @@ def append(run: Path, name: str, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a log, in order; a missing file has none. Errors: PositronError naming a line that is none."""
+    """JSON objects of a log, in order; none for a missing file. Errors: PositronError naming an invalid line."""
     if not os.path.lexists(path):
         return
     damaged: PositronError | None = None
@@ -113,7 +113,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise damaged  # it was not the last line
             if not line.endswith(b"\n"):
                 if len(line) < MAX_LINE_BYTES:
-                    return  # a crash cut it off, or it is being written
+                    return  # cut off by a crash, or still being written
                 raise _bad_line(path, number, "longer than any of ours")
             try:
                 row = parse_row(line)
@@ -124,7 +124,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_row(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line. Errors: ValueError, also for a whole number of 2^63 or more; RecursionError."""
+    """Parse the JSON object in a line. Errors: ValueError, also for an integer of 2^63 or more; RecursionError."""
     if len(line) > MAX_LINE_BYTES:
         raise ValueError("longer than any of ours")
     row = json.loads(line.decode("utf-8", errors="replace"), parse_int=_whole)
@@ -140,7 +140,7 @@ def _whole(digits: str) -> int:
 
 
 def step_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log that tells of steps. Errors: PositronError naming a line without a step, or with a number that is none."""
+    """Lines of a log with a step in each. Errors: PositronError naming a line without a valid step or with an invalid number."""
     for number, row in enumerate(read_rows(path), 1):
         if not _tells_of_a_step(row):
             raise RunError(f"{path}, line {number}: not a record of a step", f"remove that line from {path}")
@@ -152,7 +152,7 @@ def _tells_of_a_step(row: Mapping[str, Any]) -> bool:
 
 
 def typed_rows(kind: type[Row], path: Path) -> Iterator[Row]:
-    """The lines of a log as records of `kind`; keys it does not have are ignored. Errors: PositronError naming a line that does not fit."""
+    """Lines of a log as records of `kind`; unknown keys are ignored. Errors: PositronError naming a line that does not fit."""
     known, is_strict = {field.name: str(field.type) for field in fields(kind)}, kind is not StepReport  # a report may have diverged
     for number, row in enumerate(numbered_rows(path), 1):
         values = {name: row[name] for name in known if name in row}
@@ -167,7 +167,7 @@ def typed_rows(kind: type[Row], path: Path) -> Iterator[Row]:
 
 
 def numbered_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log; each has a step, 0 where an event has none. Errors: PositronError naming a line whose step is none."""
+    """Lines of a log, each with a step, 0 for an event without one. Errors: PositronError naming a line with an invalid step."""
     for number, row in enumerate(read_rows(path), 1):
         if type(row.setdefault("step", 0)) is not int or row["step"] < 0:
             raise _bad_line(path, number, "its step is not a whole number")
@@ -195,7 +195,7 @@ def _bad_line(path: Path, number: int, what: str) -> PositronError:
 
 @dataclass(frozen=True)
 class LogEnd:
-    """The newest figures of a metrics.jsonl, None where there is none yet."""
+    """Newest figures of a metrics.jsonl, None where there are none yet."""
 
     step: int | None = None
     loss: float | None = None
@@ -204,13 +204,13 @@ class LogEnd:
 
 
 def log_end(run: Path) -> LogEnd:
-    """What the last lines of the metrics say, read from the end in blocks. Errors: RunError for one of them that is none."""
+    """Read the last lines of the metrics, from the end in blocks. Errors: RunError for an invalid one."""
     path, last, read_bytes = log_path(run, "metrics"), True, 0
     newest: dict[str, Any] | None = None
     scored: float | None = None
     for line in _lines_backwards(path):
         is_far, read_bytes = read_bytes > BLOCK_BYTES, read_bytes + len(line)
-        if is_far and newest is not None:  # what lies further back is only asked for the newest validation
+        if is_far and newest is not None:  # further back, only the newest validation is looked for
             if scored is not None:
                 break
             if b'"val_bpb"' not in line:
@@ -231,12 +231,12 @@ def log_end(run: Path) -> LogEnd:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The whole lines of a file, the last one first. Errors: PositronError for what is no file, or has a line longer than any of ours."""
+    """Complete lines of a file, the last one first. Errors: PositronError when it is no file, or a line is longer than any of ours."""
     if not os.path.lexists(path):
         return
     with files.translate_os_errors(f"reading {path}"), open_regular(path) as handle:
         place, held = handle.seek(0, os.SEEK_END), b""
-        is_whole = False  # what stands behind the last newline is not a line yet
+        is_whole = False  # anything after the last newline is not a line yet
         while place > 0:
             size = min(BLOCK_BYTES, place)
             place -= size
@@ -258,7 +258,7 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class LogPart:
-    """Lines of a log. The next ones begin at byte `offset`; `more` are there already. `restarted`: these are the first ones."""
+    """Lines of a log. The next ones begin at byte `offset`; `more`: some are there already. `restarted`: these are the first ones."""
 
     rows: list[Mapping[str, Any]]
     offset: int
@@ -268,9 +268,9 @@ class LogPart:
 
 
 def read_log(path: Path, offset: int, version: str) -> LogPart:
-    """The whole lines of a log from byte `offset` on, at most MAX_PART_BYTES of them; lines that are not a JSON object are left out.
+    """Read the complete lines of a log from byte `offset` on, at most MAX_PART_BYTES; lines that are not a JSON object are left out.
 
-    A log is rewritten when a run goes back to an earlier step: it then is another file, or ends before `offset`, and is read from 0.
+    When a run goes back to an earlier step its log is rewritten: it is then another file, or ends before `offset`, and is read from 0.
     """
     try:
         with open_regular(path) as handle:
@@ -283,13 +283,13 @@ def read_log(path: Path, offset: int, version: str) -> LogPart:
         return LogPart([], 0, "", more=False, restarted=offset > 0)
     end = data.rfind(b"\n") + 1
     if end == 0 and len(data) == MAX_PART_BYTES:
-        end = len(data)  # one endless line is no log line
+        end = len(data)  # a line without end is no log line
     rows = [row for line in data[:end].split(b"\n") if (row := _sendable(line)) is not None]
     return LogPart(rows, start + end, str(status.st_ino), more=start + len(data) < status.st_size, restarted=not same)
 
 
 def _sendable(line: bytes) -> Mapping[str, Any] | None:
-    """The object in a line, None where there is none or where JSON cannot carry one of its numbers."""
+    """The object in a line; None if there is none, or if JSON cannot represent one of its numbers."""
     from positron_mini.store.run_record import is_bounded
 
     try:

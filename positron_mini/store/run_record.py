@@ -1,6 +1,6 @@
-"""What run.json says, as one typed value: the only place that reads or writes it.
+"""run.json as one typed value: the only place that reads or writes it.
 
-A damaged record is an error that names what is wrong; who lists runs catches it for that run alone. Keys of a newer version are kept.
+A damaged record raises an error that names the fault; lists of runs catch it for that run alone. Keys of a newer version are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN_JSON = "run.json"
-MAX_COUNT = 10**12  # of steps and tokens in a schedule
+MAX_COUNT = 10**12  # limit for steps and tokens in a schedule
 MAX_BYTES = 64 << 20
 TYPES: dict[str, Any] = {
     "kind": str,
@@ -40,22 +40,22 @@ HINT = "restore it from a copy, or choose another --out_dir"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The content of a run.json. What an older version did not write is empty."""
+    """Content of a run.json. Fields that an older version did not write are empty."""
 
     kind: str  # pretrain or sft
-    identity: dict[str, Any] = field(default_factory=dict)  # what makes two commands the same run
+    identity: dict[str, Any] = field(default_factory=dict)  # settings that make two commands the same run
     config: dict[str, Any] = field(default_factory=dict)  # the resolved settings
     device: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     events: tuple[dict[str, Any], ...] = ()  # schedules, oldest first
-    started: str | None = None  # the day
-    command: str = ""  # that began it
-    expected_bpb: float | None = None  # of a run with a budget
-    bos_share: float | None = None  # of the training targets: those that follow an eos, cost nothing and are not in the validation
-    other: dict[str, Any] = field(default_factory=dict)  # what a newer version wrote
+    started: str | None = None  # date
+    command: str = ""  # that started it
+    expected_bpb: float | None = None  # for a run with a budget
+    bos_share: float | None = None  # share of the training targets that follow an eos: they cost nothing and are not in the validation
+    other: dict[str, Any] = field(default_factory=dict)  # keys written by a newer version
 
     def content(self) -> dict[str, Any]:
-        """The value that run.json holds, its keys in the order in which they are written."""
+        """JSON value of run.json, its keys in the order in which they are written."""
         values = {name: getattr(self, name) for name in TYPES}
         for name in ("expected_bpb", "bos_share"):
             if values[name] is None:
@@ -70,28 +70,28 @@ class RunRecord:
 
     @property
     def is_chat(self) -> bool:
-        """Whether the run makes a model that answers."""
+        """Whether the run makes a chat model."""
         return self.kind == "sft"
 
     @property
     def text(self) -> Path:
-        """The training text of a pretraining."""
+        """Path of the training text of a pretraining."""
         return Path(self.config.get("dataset_path") or DEFAULT_TEXT)
 
     @property
     def processes(self) -> int:
-        """How many processes trained it."""
+        """Number of processes that trained it."""
         return self.config.get("nproc") or 1
 
     @property
     def vocab_size(self) -> int | None:
-        """Pieces of the tokenizer; None for a fine-tuning, whose base knows."""
+        """Vocabulary size; None for a fine-tuning, whose base has it."""
         size: int | None = self.identity.get("model", {}).get("vocab_size")
         return size
 
     @property
     def own_shape(self) -> ModelConfig | None:
-        """The model's shape; None for a fine-tuning, which has its base's. Errors: RunError."""
+        """Shape of the model; None for a fine-tuning, which has its base's. Errors: RunError."""
         if "model" not in self.identity:
             return None
         try:
@@ -101,30 +101,30 @@ class RunRecord:
 
     @property
     def schedules(self) -> tuple[dict[str, Any], ...]:
-        """The events that made a schedule, oldest first."""
+        """Schedule events, oldest first."""
         return tuple(event for event in self.events if event["kind"] == "schedule")
 
     @property
     def horizon(self) -> int | None:
-        """The step at which the run ends as planned last; None for an open-ended one."""
+        """Step at which the run ends by its newest schedule; None for an open-ended one."""
         return self.schedules[-1]["horizon"] if self.schedules else None
 
     def schedule_at(self, step: int | None = None) -> Schedule:
-        """The schedule in force (at `step`). Errors: RunError when there is none."""
+        """Schedule in force (at `step`). Errors: RunError when there is none."""
         return recorded_schedule(self.events, step)
 
     # --- what changes while it trains ---------------------------------------------------------------------------------------------------
 
     def with_schedule(self, schedule: Schedule, step: int, asked: int | None = None) -> RunRecord:
-        """The record after another schedule takes effect at `step`."""
+        """The record with a new schedule from `step` on."""
         return replace(self, events=(*self.events, schedule_record(schedule, step, asked)))
 
     def with_setting(self, name: str, value: Any) -> RunRecord:
-        """The record with another value of a setting."""
+        """The record with a setting replaced."""
         return replace(self, config={**self.config, name: value})
 
     def check_complete(self, path: Path) -> None:
-        """Nothing, or RunError naming what training cannot go on without."""
+        """Raise RunError for a missing value that training cannot go on without."""
         wrong = [name for name in ("identity", "config", "device", "versions", "events", "command") if not getattr(self, name)]
         wrong += [f"device.{name}" for name in ("device", "reason") if self.device and name not in self.device]
         if self.kind == "pretrain" and self.identity and self.vocab_size is None:
@@ -134,7 +134,7 @@ class RunRecord:
 
 
 def read_record(run: Path) -> RunRecord | None:
-    """The record of a run folder, None for a folder without one. Errors: RunError naming what is damaged; PositronError."""
+    """Read the record of a run folder; None for a folder without one. Errors: RunError naming the fault; PositronError."""
     path = run / RUN_JSON
     if not os.path.lexists(path):
         return None
@@ -151,7 +151,7 @@ def read_record(run: Path) -> RunRecord | None:
 
 
 def _wrong(data: dict[str, Any]) -> list[str]:
-    """The keys that are of another type than the one they were written with, or hold a number that nothing can count to."""
+    """Keys with a wrong type or an unrepresentable number."""
     wrong = [name for name, value in data.items() if not is_bounded(value)]
     wrong += [name for name, kind in TYPES.items() if name in data and not is_of_type(data[name], kind)]
     if wrong or "kind" not in data:
@@ -167,14 +167,14 @@ def _wrong(data: dict[str, Any]) -> list[str]:
 
 @cache
 def _settings_of(kind: str) -> dict[str, Any]:
-    """The type of each setting of a kind of run."""
+    """Type of each setting of a kind of run."""
     configs = {"pretrain": TrainConfig, "sft": SFTConfig}
     return get_type_hints(configs[kind]) if kind in configs else {}
 
 
 def is_bounded(value: Any) -> bool:
-    """Whether every number in a JSON value is finite, and every whole one below 2^63."""
-    left = [value]  # not by recursion: JSON may be nested deeper than Python calls
+    """Whether every number in a JSON value is finite, and every integer below 2^63."""
+    left = [value]  # not recursive: JSON may be nested deeper than Python's call stack
     while left:
         each = left.pop()
         if isinstance(each, dict | list):
@@ -193,23 +193,23 @@ Events = list[dict[str, Any]] | tuple[dict[str, Any], ...]
 
 
 def schedule_record(schedule: Schedule, step: int, asked: int | None = None) -> dict[str, Any]:
-    """The event that records a schedule taking effect at `step`, with the cool-down that was asked for where it did not fit."""
+    """The event for a schedule that takes effect at `step`, with the requested cool-down if it did not fit."""
     is_other = asked not in (None, schedule.cooldown_steps)
     facts = {name: value for name, value in asdict(schedule).items() if schedule.bend_step is not None or not name.startswith("bend_")}
     return {"kind": "schedule", "step": step, **facts, **({"asked_cooldown_steps": asked} if is_other else {})}
 
 
 def recorded_schedule(events: Events, step: int | None = None) -> Schedule:
-    """The schedule in force according to a run's events (up to `step`). Errors: RunError when there is none."""
-    from positron_mini.optim import Schedule  # imports torch, which lists of runs do without
+    """Schedule in force according to a run's events (up to `step`). Errors: RunError when there is none."""
+    from positron_mini.optim import Schedule  # imports torch, which lists of runs avoid
 
     event = schedule_event(events, step)
-    known = {each.name for each in fields(Schedule)}  # a bend is absent in runs that began before horizons could bend
+    known = {each.name for each in fields(Schedule)}  # runs from before horizons could bend have no bend
     return Schedule(**{name: value for name, value in event.items() if name in known})
 
 
 def schedule_event(events: Events, step: int | None = None) -> dict[str, Any]:
-    """The newest event (up to `step`) that made a schedule. Errors: RunError when there is none, or when an event is damaged."""
+    """Newest schedule event (up to `step`). Errors: RunError when there is none, or when an event is damaged."""
     if not (isinstance(events, list | tuple) and all(map(_is_event, events))):
         raise RunError("the events in run.json are damaged", HINT)
     found = [event for event in events if event["kind"] == "schedule" and (step is None or event["step"] <= step)]
@@ -219,7 +219,7 @@ def schedule_event(events: Events, step: int | None = None) -> dict[str, Any]:
 
 
 def _is_event(event: Any) -> bool:
-    """Whether this is an event of run.json; a schedule among them must be one that can be followed."""
+    """Whether this is an event of run.json; a schedule event must have valid numbers."""
     if not (isinstance(event, dict) and isinstance(event.get("kind"), str) and _is_count(event.get("step"))):
         return False
     warmup, cooldown, horizon = (event.get(name) for name in ("warmup_steps", "cooldown_steps", "horizon"))

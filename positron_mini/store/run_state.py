@@ -1,6 +1,6 @@
-"""How far runs are, by their small files: what `positron`, `positron runs`, the lab and the choice of a model look at.
+"""Progress of runs, from their small files: for `positron`, `positron runs`, the lab and the choice of a model.
 
-A run whose files are damaged says so in its own state; the others are not touched by it.
+A damaged run says so in its own state and does not affect the others.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class RunState:
     steps: tuple[int, ...]  # saved, ascending
     record: RunRecord | None = None
     end: LogEnd = field(default_factory=LogEnd)
-    writer: str | None = None  # the process that trains in it
+    writer: str | None = None  # id of the process that trains in it
     damaged: str = ""
 
     @property
     def step(self) -> int:
-        """The newest saved step: what a command that takes a checkpoint gets."""
+        """Newest saved step, which commands read."""
         return self.steps[-1] if self.steps else 0
 
     @property
     def trained(self) -> int:
-        """The newest step that the log tells of, which may not be saved yet."""
+        """Newest step in the log, which may not be saved yet."""
         return max(self.step, self.end.step or 0)
 
     @property
     def kind(self) -> str | None:
-        """pretrain, sft, or None for a damaged record; a folder of a saved step tells without it."""
+        """pretrain, sft, or None if unknown; with a damaged record, the folder of a saved step tells."""
         if self.record is not None:
             return self.record.kind
         return "sft" if self.steps and (self.path / step_name(self.step) / "chat_template.jinja").is_file() else None
@@ -50,7 +50,7 @@ class RunState:
 
     @property
     def horizon(self) -> int | None:
-        """The step at which it ends as planned last; None for an open-ended one."""
+        """Step at which it ends by its newest schedule; None for an open-ended one."""
         return None if self.record is None else self.record.horizon
 
     @property
@@ -60,7 +60,7 @@ class RunState:
 
     @property
     def active_s(self) -> float:
-        """When its newest step was saved, in seconds since 1970; when its record was written, where none is."""
+        """Time of its newest saved step, or else of its record, in seconds since 1970."""
         for path in (self.path / step_name(self.step) / "manifest.json", self.path / RUN_JSON):
             try:
                 return path.stat().st_mtime
@@ -70,7 +70,7 @@ class RunState:
 
     @property
     def progress(self) -> str:
-        """`step 400 of 3,266`, and how far the log is where that is further."""
+        """`step 400 of 3,266`, and the newest logged step if that is further."""
         goal = "" if self.horizon is None else f" of {self.horizon:,}"
         if self.trained == self.step:
             return f"step {self.step:,}{goal}"
@@ -78,7 +78,7 @@ class RunState:
 
 
 def look(run: Path) -> RunState:
-    """The state of a run folder. Nothing in it makes this fail."""
+    """Read the state of a run folder. Never fails because of its content."""
     state = RunState(run, (), writer=writer_of(run))
     try:
         state = replace(state, steps=tuple(saved_steps(run)))
@@ -87,9 +87,9 @@ def look(run: Path) -> RunState:
     except PositronError as error:
         return replace(state, damaged=error.message)
     except OSError as error:
-        return replace(state, damaged=f"{run}: {error.strerror or error}")  # just being removed
+        return replace(state, damaged=f"{run}: {error.strerror or error}")  # being deleted
 
 
 def run_folders(root: Path) -> list[Path]:
-    """The run folders under `root`, in no order."""
+    """Run folders under `root`, in no order."""
     return [path.parent for path in root.glob(f"*/{RUN_JSON}")] if root.is_dir() else []

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run folder: it holds a lock, which no dead process can hold. Is somebody training here?
+"""One training process per run folder: a lock, which the system releases when its process dies.
 
 A lock file that is a link is not opened: older versions of filelock empty the file that it points to.
 """
@@ -17,14 +17,14 @@ from positron_mini.errors import FULL_DISK, PositronError, RunError
 from positron_mini.own_files import refuse_link
 
 LOCK, OWNER = ".lock", ".lock.json"
-LOOKS_S = 0.3  # a program that only looks whether somebody trains here holds the lock for less
+LOOKS_S = 0.3  # a program that only checks for a training process holds the lock for less
 
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Keep other processes from writing a run folder; nothing in it is changed. Errors: RunError naming the process that has it.
+    """Lock a run folder against other processes; change nothing in it. Errors: RunError naming the process that has it.
 
-    On a disk so full that not even an empty lock file fits, nobody can have the folder: there is no such file.
+    On a disk too full for even an empty lock file, nobody can lock the folder: the lock file does not exist.
     """
     from filelock import FileLock, Timeout
 
@@ -56,7 +56,7 @@ def _busy(run: Path) -> RunError:
 
 @contextlib.contextmanager
 def signed(run: Path) -> Iterator[None]:
-    """Leave this process's number in a run folder that it holds, for `writer_of`."""
+    """Write this process's id into a run folder that it has locked, for `writer_of`."""
     owner = run / OWNER
     try:
         files.write_json(owner, {"pid": os.getpid()})
@@ -66,14 +66,14 @@ def signed(run: Path) -> Iterator[None]:
 
 
 def writer_of(run: Path) -> str | None:
-    """The number of the process that trains in a run folder, as text, or None when nobody does. Nothing is written."""
+    """Id of the process that trains in a run folder, as text; None without one. Writes nothing."""
     if not (run / OWNER).is_file() or not _is_held(run / LOCK):
-        return None  # nobody, or one that was killed
+        return None  # nobody, or a process that was killed
     return owner_of(run)
 
 
 def owner_of(run: Path) -> str:
-    """The process that took the run last, by its own word."""
+    """Id of the last process that locked the run, as it wrote it."""
     try:
         pid = files.read_json(run / OWNER)["pid"]
     except (PositronError, TypeError, KeyError):
@@ -82,7 +82,7 @@ def owner_of(run: Path) -> str:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether another holds the lock. It is asked for a share, so that those who only look are never taken for a training."""
+    """Whether another process holds the lock. Asks for a shared lock, so that two programs that only check never see each other."""
     if sys.platform == "win32":
         from filelock import FileLock, Timeout
 

@@ -1,1 +1,1 @@
-"""Conversations: reading them, packing them into training rows, holding one."""
+"""Conversations: read them, pack them into training rows, hold one."""

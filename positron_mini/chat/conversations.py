@@ -1,7 +1,7 @@
 """Instruction data: files of rows to conversations, checked row by row, and conversations to ids, split for validation.
 
-Every row is used or named: one that cannot be used stops the reading with its line and what was expected or, with `skip_bad`, is listed.
-What a row may look like: `instruction_formats.py`.
+Every row is used or named: an unusable one stops the reading with its line and what was expected or, with `skip_bad`, is listed.
+`formats.py` says what a row may look like.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from positron_mini.text.corpus.rows import read_rows, way_to_convert
 from positron_mini.text.corpus.split import normalised_key
 from positron_mini.text.tokenizer import Tokenizer
 
-_LONG_QUESTION_WORDS = 40  # a question with its own text to read: it, not the answer, says what the row is about
-_TELLING_ANSWER_WORDS = 4  # shorter answers ("Yes.", "A red ball.") are shared by rows that have nothing else in common
+_LONG_QUESTION_WORDS = 40  # a question that includes a text to read: the text, not the answer, is its topic
+_TELLING_ANSWER_WORDS = 4  # shorter answers ("Yes.", "A red ball.") are shared by unrelated rows
 _LISTED = 10
 
 
@@ -45,17 +45,17 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What a file holds."""
+    """Counts of what a file holds."""
 
     lines: int  # without blank ones
-    shapes: dict[str, int]  # usable lines by the field that gives their shape away
+    shapes: dict[str, int]  # usable lines by the field that identifies their format
     bad: tuple[BadLine, ...]
-    left_out: dict[str, int]  # fields that say something which is not used -> rows that carry them
+    left_out: dict[str, int]  # non-empty fields that are not used -> number of rows with them
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """The usable lines of `path`, in its order."""
+    """Usable lines of `path`, in its order."""
 
     path: Path
     conversations: tuple[Conversation, ...]
@@ -64,7 +64,7 @@ class Conversations:
 
 @dataclass(frozen=True)
 class InstructionReport:
-    """What will be trained on. `tokens` and `trained_tokens` are those of the training rows, one epoch."""
+    """Counts of what will be trained on. `tokens` and `trained_tokens` are those of the training rows, one epoch."""
 
     path: str
     lines: int
@@ -77,12 +77,12 @@ class InstructionReport:
     trained_tokens: int
     longest: int  # tokens of the longest row
     too_long: int
-    bad: tuple[BadLine, ...]  # all lines left out, those that were too long included
-    left_out: dict[str, int]  # fields that say something which is not used -> rows that carry them
+    bad: tuple[BadLine, ...]  # all lines left out, including those that were too long
+    left_out: dict[str, int]  # non-empty fields that are not used -> number of rows with them
 
     @property
     def trained_share(self) -> float:
-        """The share of the tokens that the model learns to write."""
+        """Share of the tokens that the model learns to write."""
         return self.trained_tokens / max(self.tokens, 1)
 
 
@@ -96,10 +96,10 @@ class Instructions:
 
 
 def read_conversations(path: Path | str, *, skip_bad: bool = False) -> Conversations:
-    """The conversations in a file, one a row, each of one of `FORMATS`; fields that are not used are counted.
+    """Read the conversations in a file, one a row, each of one of `FORMATS`; unused fields are counted.
 
-    Errors: DataError for a file that cannot be read or has no usable row, and for the first row that cannot be used, unless `skip_bad`
-    counts and lists those instead.
+    Errors: DataError for an unreadable file, for one without usable rows, and for the first unusable row, unless `skip_bad` counts and
+    lists those instead.
     """
     path = Path(path)
     found: list[Conversation] = []
@@ -141,7 +141,7 @@ def _nothing_usable(path: Path, bad: Sequence[BadLine]) -> DataError:
 def encode_conversations(
     tokenizer: Tokenizer, read: Conversations, context_len: int, *, skip_bad: bool = False, validation_share: float = 0.05
 ) -> Instructions:
-    """The conversations as ids with masks, split into training and validation (see `split_conversations`), and the report.
+    """Encode conversations as ids with masks, split them into training and validation (see `split_conversations`), and report.
 
     Errors: DataError for a conversation of more than `context_len` tokens, unless `skip_bad` counts and lists it, and when nothing is left.
     """
@@ -188,7 +188,7 @@ def _report(
 
 
 def report_lines(report: InstructionReport) -> list[str]:
-    """The report as lines of text, the first ten lines that were left out included."""
+    """The report as lines of text, with the first ten lines that were left out."""
     shapes = ", ".join(f"{count:,} {name}" for name, count in sorted(report.shapes.items()))
     lines = [
         f"{report.path}: {report.examples:,} conversations ({shapes}), longest {report.longest:,} tokens",
@@ -203,7 +203,7 @@ def report_lines(report: InstructionReport) -> list[str]:
 
 
 def left_out_lines(report: ReadReport | InstructionReport) -> list[str]:
-    """The fields that are not used and the first ten lines that were left out, as lines of text."""
+    """Unused fields and the first ten lines that were left out, as lines of text."""
     lines = []
     if report.left_out:
         named = sorted(report.left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -218,13 +218,13 @@ def left_out_lines(report: ReadReport | InstructionReport) -> list[str]:
 
 
 def split_conversations(conversations: Sequence[Conversation], share: float = 0.05) -> list[bool]:
-    """For each conversation whether it is held out for validation: about `share` of them, at least one, decided by their texts alone.
+    """Whether each conversation is held out for validation: about `share` of them, at least one, decided by their texts alone.
 
-    Conversations that ask or teach the same never stand on both sides, or validation would measure memory. Equal are: first questions,
+    Conversations that ask or teach the same stay on one side, or validation would measure memory. Compared are: first questions,
     up to case, punctuation and spacing; the answers of short single-turn rows, because "What is gravity?" and "Explain gravity." with one
     answer are one fact asked twice; and the longest paragraph of long questions, because two questions about one story share that story.
-    Answers of fewer than four words ("Yes.") say too little to count, and an answer or paragraph that more than 20 rows and a twentieth
-    of all share is a phrase, not a fact. Groups are taken in the order of a hash, those that would overshoot the share passed over.
+    Answers of fewer than four words ("Yes.") say too little to count, and an answer or paragraph in more than 20 rows and a twentieth of
+    all is a phrase, not a fact. Groups are taken in the order of a hash; those that would overshoot the share are passed over.
     """
     groups = _groups(conversations)
     if share <= 0 or len(groups) < 2:
@@ -258,7 +258,7 @@ def _groups(conversations: Sequence[Conversation]) -> list[list[int]]:
 
 
 def _find(parent: dict[bytes, bytes], key: bytes) -> bytes:
-    """The smallest key that `key` is joined with; paths are halved on the way."""
+    """Root of `key` in the union-find forest, halving paths on the way."""
     parent.setdefault(key, key)
     while parent[key] != key:
         parent[key] = parent[parent[key]]
@@ -267,7 +267,7 @@ def _find(parent: dict[bytes, bytes], key: bytes) -> bytes:
 
 
 def _first_question(conversation: Conversation) -> int:
-    """The first user message after the turns that are only read: what the first learned answer is about."""
+    """First user message after the turns that are not learned: the question of the first learned answer."""
     messages = conversation.messages
     learned = next(at for at, message in enumerate(messages) if message.role == "assistant" and message.learned)
     read = max((at for at in range(learned) if messages[at].role == "assistant"), default=-1)
@@ -276,7 +276,7 @@ def _first_question(conversation: Conversation) -> int:
 
 
 def _topic(conversation: Conversation) -> bytes:
-    """A key of what a row is about besides its question, or nothing."""
+    """Key of a row's topic besides its question; empty if there is none."""
     at = _first_question(conversation)
     question = conversation.messages[at].content
     if len(question.split()) >= _LONG_QUESTION_WORDS:

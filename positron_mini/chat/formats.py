@@ -1,6 +1,6 @@
-"""One row of fine-tuning data to one conversation: the formats as a table, and what is obeyed in all of them.
+"""One row of fine-tuning data to one conversation: a table of formats, and the rules that all of them share.
 
-Every field is obeyed, or it is named: `Reading.left_out` lists what a row carries besides. What is unclear is refused.
+Every field is used or reported: `Reading.left_out` lists the fields that are not used. Ambiguous rows are refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from positron_mini.text.corpus.rows import is_message, kind_of_value
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of row. The field `key` gives it away: it holds the turns or, where there are fields for `answers`, the question."""
+    """A kind of row, identified by the field `key`: it holds the turns or, if there are fields for `answers`, the question."""
 
     key: str
-    answers: tuple[str, ...] = ()  # the first that is there counts
-    about: tuple[str, ...] = ()  # what the question is about; stands before it
+    answers: tuple[str, ...] = ()  # the first existing one counts
+    about: tuple[str, ...] = ()  # context of the question, put before it
     used_by: str = ""
 
     @property
@@ -53,12 +53,12 @@ TOOL_ROLES = frozenset(
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 HISTORY = "history"
-# a flag of a turn, or of a row for all of its turns; what true says about being learned
+# flags of a turn, or of all turns of a row, and whether true means that it is learned
 FLAGS = {"weight": True, "train": True, "loss": True, "mask": False, "masked": False}
 
 
 class WrongRow(Exception):
-    """Why a row cannot be used; `program` makes rows of its file that can be (jq)."""
+    """Reason why a row cannot be used; `program` is a jq program that converts its file."""
 
     def __init__(self, what: str, program: str = "") -> None:
         super().__init__(what)
@@ -66,7 +66,7 @@ class WrongRow(Exception):
 
 
 class Reading(NamedTuple):
-    """A conversation; the key of its format; the fields that say something which is not used."""
+    """A conversation, the key of its format, and its non-empty fields that are not used."""
 
     shape: str
     messages: tuple[Message, ...]
@@ -74,7 +74,7 @@ class Reading(NamedTuple):
 
 
 def read_row(row: Any) -> Reading:
-    """The conversation in a row. Errors: WrongRow."""
+    """Parse the conversation in a row. Errors: WrongRow."""
     if isinstance(row, list) and row and is_message(row[0]):  # nanochat: a row is the list itself
         row = {"messages": row}
     if not isinstance(row, dict):
@@ -99,20 +99,20 @@ def read_row(row: Any) -> Reading:
 
 
 def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
-    """The first of the fields that holds a value, else the first that is there."""
+    """First of the fields with a value, else the first existing one."""
     present = [name for name in names if name in row]
     return next((name for name in present if row[name] is not None), present[0] if present else None)
 
 
 def _saying(item: dict[str, Any]) -> list[str]:
-    """The fields that hold something."""
+    """Fields that are not empty."""
     return [name for name, value in item.items() if value not in (None, "", [], {})]
 
 
 def join_input(instruction: str, text: str) -> str:
-    """The question that an instruction and its input make: the input first, so that what is asked stands right before the answer.
+    """Question from an instruction and its input: the input first, so that the question is right before the answer.
 
-    A small model then has to look back only a few tokens for the question, though it read the input without knowing it.
+    A small model then has to look back only a few tokens for the question, though it reads the input without knowing it.
     """
     return trimmed(f"{trimmed(text)}\n{trimmed(instruction)}")
 
@@ -129,7 +129,7 @@ def trimmed(text: str) -> str:
 
 
 def _asked_and_answered(row: dict[str, Any], key: str, about: str | None, answer: str) -> tuple[list[Message], list[str]]:
-    """The turns of a question and an answer, each a text or a list of turns (TRL), of which only those of the answer are learned."""
+    """Turns of a question and an answer, each a text or a list of turns (TRL); only those of the answer are learned."""
     asked, extra = _as_turns(row[key], key, "user")
     if about is not None:
         if len(asked) > 1:
@@ -145,7 +145,7 @@ def _asked_and_answered(row: dict[str, Any], key: str, about: str | None, answer
 
 
 def _answer_field(found: Format, row: dict[str, Any]) -> str:
-    """The field with the answer. Errors: WrongRow where there is none."""
+    """Name of the field with the answer. Errors: WrongRow if there is none."""
     name = _first(found.answers, row)
     if name is None:
         names = '" or "'.join(found.answers)
@@ -156,13 +156,13 @@ def _answer_field(found: Format, row: dict[str, Any]) -> str:
 
 
 def _chosen(row: dict[str, Any]) -> str:
-    """The jq program that makes rows of preference pairs, or nothing where the prompt is somewhere in the answer."""
+    """A jq program that converts preference pairs; empty if the prompt is repeated inside the answer."""
     is_whole = isinstance(row["chosen"], list) and not isinstance(row.get("prompt"), list)
     return "{messages: .chosen}" if is_whole else "{prompt, completion: .chosen}" if "prompt" in row else ""
 
 
 def _as_turns(value: Any, name: str, role: Role) -> tuple[list[Message], list[str]]:
-    """The turns in a field that holds a text or a list of them."""
+    """Turns in a field that holds a text or a list of them."""
     if isinstance(value, list) and value and is_message(value[0]):
         return _turns(value, f'field "{name}"')
     text = _text(value, f'field "{name}"')
@@ -170,7 +170,7 @@ def _as_turns(value: Any, name: str, role: Role) -> tuple[list[Message], list[st
 
 
 def _system(row: dict[str, Any], own: list[Message]) -> list[Message]:
-    """The system message: that of the turns, or the one that a field of the row makes."""
+    """System message: that of the turns, or one made from a field of the row."""
     texts = {name: _text(row[name], f'field "{name}"') for name in SYSTEM_FIELDS if row.get(name) is not None}
     made = {name: Message("system", text) for name, text in texts.items() if text}
     if len(made) + len(own) > 1:
@@ -179,7 +179,7 @@ def _system(row: dict[str, Any], own: list[Message]) -> list[Message]:
 
 
 def _history(row: dict[str, Any]) -> tuple[list[Message], list[str]]:
-    """The turns before the question: a list of pairs, or of turns."""
+    """Turns before the question: a list of pairs, or of turns."""
     history = row.get(HISTORY)
     if history in (None, "", []):
         return [], []
@@ -192,7 +192,7 @@ def _history(row: dict[str, Any]) -> tuple[list[Message], list[str]]:
 
 
 def _unknown(row: dict[str, Any]) -> WrongRow:
-    """The error for a row of no format, with the way to make rows of it where there is one."""
+    """The error for a row of no format, with a way to convert the file if there is one."""
     names = ", ".join(json.dumps(name[:30]) for name in list(row)[:8]) or "no fields"
     lists = [name for name, value in row.items() if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
     if "chosen" in row:
@@ -209,7 +209,7 @@ def _unknown(row: dict[str, Any]) -> WrongRow:
 
 
 def _turns(value: Any, where: str) -> tuple[list[Message], list[str]]:
-    """The turns in a list of them, and the fields that say something which is not used. Empty system texts are none."""
+    """Turns in a list, and their non-empty fields that are not used. Empty system texts are dropped."""
     if not isinstance(value, list):
         raise WrongRow(f'{where} is {kind_of_value(value)}, a list of {{"role", "content"}} is expected')
     messages, extra = [], []
@@ -246,7 +246,7 @@ def _turn(item: Any, at: int) -> tuple[Message, list[str]]:
 
 
 def _content(value: Any, where: str) -> str:
-    """The text of a turn: a string, or a list of parts of type text, which are joined."""
+    """Text of a turn: a string, or a list of parts of type text, which are joined."""
     if not isinstance(value, list):
         return _text(value, where)
     parts = []
@@ -260,13 +260,14 @@ def _content(value: Any, where: str) -> str:
 
 
 def _flag(item: dict[str, Any], where: str, *, is_strict: bool) -> tuple[bool, set[str]]:
-    """Whether the flags of a turn or row let it be learned, and which they are. A value that is no yes or no is refused if `is_strict`."""
+    """Whether the flags of a turn or row let it be learned, and which they are. With `is_strict`, values that are not yes or no are refused.
+    """
     found: dict[str, bool] = {}
     for name, says_learned in FLAGS.items():
         value = item.get(name)
         if value is None:
             continue
-        if value in (0, 1) and not isinstance(value, str):  # true and false are 1 and 0
+        if value in (0, 1) and not isinstance(value, str):  # true and false equal 1 and 0
             found[name] = bool(value) == says_learned
         elif is_strict:
             raise WrongRow(f'the "{name}" of {where} is neither 0 nor 1, true nor false')
@@ -274,7 +275,7 @@ def _flag(item: dict[str, Any], where: str, *, is_strict: bool) -> tuple[bool, s
 
 
 def _mark(messages: list[Message], is_learned: bool) -> list[Message]:
-    """The messages, their answers learned only if `is_learned` and if there was a question: a greeting that nobody asked for is read."""
+    """The messages, with answers learned only if `is_learned` and after a question: a greeting that nobody asked for is only read."""
     first = next((at for at, message in enumerate(messages) if message.role == "user"), len(messages))
     return [
         replace(message, learned=message.learned and is_learned and at > first) if message.role == "assistant" else message
@@ -283,7 +284,7 @@ def _mark(messages: list[Message], is_learned: bool) -> list[Message]:
 
 
 def _checked(messages: list[Message]) -> tuple[Message, ...]:
-    """The messages, if anything can be learned from them, without turns after the last answer that is."""
+    """The messages up to the last learned answer. Raise WrongRow if nothing can be learned from them."""
     if not any(message.role == "assistant" for message in messages):
         raise WrongRow("nothing to train on: there is no assistant message, and only those are learned")
     roles = [message.role for message in messages]
@@ -296,7 +297,7 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
 
 
 def _text(value: Any, where: str) -> str:
-    """The text of a field, trimmed."""
+    """Text of a field, trimmed."""
     if not isinstance(value, str):
         raise WrongRow(f"{where} is {kind_of_value(value)}, a string is expected")
     try:

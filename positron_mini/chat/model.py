@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A model in memory and what is needed to use it. `pm.load` makes one; a model of your own needs a name, itself and a tokenizer.
+    """A model in memory with its tokenizer. `pm.load` makes one; a model of your own needs a name, the model and a tokenizer.
 
     `name` says where it came from: the checkpoint's folder. `is_chat`: it was taught to answer. `end_ids` are the tokens that end a text.
     """
@@ -38,7 +38,7 @@ class Model:
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """Shape of the model."""
         return self.gpt.config
 
     @property
@@ -48,17 +48,17 @@ class Model:
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint, on the CPU, which is the fastest place for one small stream. Errors: CheckpointError."""
+    """Load the model of a checkpoint on the CPU, the fastest device for one small stream. Errors: CheckpointError."""
     from positron_mini.store.checkpoint import load_model
 
     return Model(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
 
 
 def load(path: str | Path | None = None) -> Model:
-    """The model in a checkpoint: a step folder, a run folder, `runs/x/latest`, or `latest.pt` as older commands spell it.
+    """Load the model of a checkpoint: a step folder, a run folder, `runs/x/latest`, or `latest.pt` as older commands spell it.
 
-    Without a path it is that of the newest finished run in `runs`, as for `positron generate`. Where a damaged step is passed over, a
-    warning is logged. Errors: CheckpointError, whose `hint` names the runs there are.
+    Without a path, the newest finished run in `runs` is used, as for `positron generate`. If a damaged step is passed over, a warning is
+    logged. Errors: CheckpointError, whose `hint` names the existing runs.
     """
     from positron_mini.store.find import find_checkpoint, newest_checkpoint, read_found
 
@@ -67,7 +67,7 @@ def load(path: str | Path | None = None) -> Model:
 
 
 def generate(model: Model, prompt: str | Sequence[int], **settings: Any) -> Generation:
-    """The continuation of `prompt`: a text, read as bos and its tokens, or ids that begin with bos.
+    """Continue `prompt`: a text, read as bos and its tokens, or ids that begin with bos.
 
     `settings` are the fields of SampleConfig: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
     frequency_penalty, seed, stop. The same seed gives the same text. Of a prompt longer than the context, bos and the newest three
@@ -77,7 +77,7 @@ def generate(model: Model, prompt: str | Sequence[int], **settings: Any) -> Gene
 
 
 def chat(model: Model, messages: str | Sequence[Message | Mapping[str, str]], **settings: Any) -> Generation:
-    """The answer to a question, or to a conversation: messages such as {"role": "user", "content": "Hello"}, the oldest first.
+    """Answer a question, or a conversation: messages such as {"role": "user", "content": "Hello"}, the oldest first.
 
     `settings` as for `generate`; max_tokens is 30, temperature 0.3 and top_p 0.8 unless given, and at most as many tokens are written as
     the context has left. Errors: UsageError for a base model and for a conversation that fills the context; DataError for a wrong role.

@@ -1,4 +1,4 @@
-"""Conversations as training rows: several in a row, each in a segment of its own, so that attention never crosses from one to another.
+"""Conversations as training rows: several per row, each in its own segment, so that attention never crosses from one to another.
 
 Legend: R rows a step, T tokens of a row. A conversation of n tokens, up to its last trained one, is n - 1 inputs and their n - 1 targets.
 Batches are a pure function of (seed, step): nothing is remembered, so a resumed run or a validation cannot disturb them.
@@ -19,13 +19,13 @@ from positron_mini.text.tokenizer import PAD
 from positron_mini.text.tokens import Ids, Indices, epoch_order
 from positron_mini.trainer import Batch
 
-WIDTH_STEP = 64  # rows are a multiple of this wide: few shapes, so that memory and kernels are reused
+WIDTH_STEP = 64  # row widths are a multiple of this: few shapes, so that memory and kernels are reused
 PADDING_SEGMENT = 0  # conversations and stories count from 1
-_STORY_DRAWS = 0x5701  # keeps the draws of stories apart from the order of an epoch, which uses (seed, epoch)
+_STORY_DRAWS = 0x5701  # separates the random draws of stories from the order of an epoch, which uses (seed, epoch)
 
 
 class Piece(NamedTuple):
-    """What one segment reads and is asked for, (n,) each."""
+    """Inputs and targets of one segment, (n,) each."""
 
     ids: NDArray[np.int64]
     targets: NDArray[np.int64]  # IGNORED where nothing is predicted
@@ -36,11 +36,11 @@ class Stories(NamedTuple):
 
     ids: Ids
     documents: Indices
-    check: Callable[[], None] = lambda: None  # raises when the file is no longer the one that was opened
+    check: Callable[[], None] = lambda: None  # raises if the file was changed since it was opened
 
 
 class PackedBatches:
-    """The rows of fine-tuning, a BatchSource: each conversation once an epoch, in an order that (seed, epoch) gives.
+    """Rows of fine-tuning, a BatchSource: each conversation once an epoch, in an order that depends on (seed, epoch).
 
     An epoch has `steps_per_epoch` steps of at most `batch_size` conversations, equal up to one, so that none is left with a few.
     `replay` is the share of trained tokens that come from whole `stories`, spread evenly over the steps, against forgetting.
@@ -65,7 +65,7 @@ class PackedBatches:
 
     @property
     def examples(self) -> int:
-        """The number of conversations."""
+        """Number of conversations."""
         return len(self._pieces)
 
     @property
@@ -74,24 +74,24 @@ class PackedBatches:
         return -(-self.examples // self.batch_size)
 
     def chosen(self, step: int) -> list[int]:
-        """The conversations of this step."""
+        """Indices of this step's conversations."""
         epoch, part = divmod(step, self.steps_per_epoch)
         first, end = (part * self.examples // self.steps_per_epoch, (part + 1) * self.examples // self.steps_per_epoch)
         return [int(index) for index in epoch_order(self.seed, epoch, self.examples)[first:end]]
 
     def batch(self, step: int) -> Batch:
-        """The rows of the update after `step` finished ones, (R, T); R and T depend on what there is to pack."""
+        """Rows of the update after `step` finished ones, (R, T); R and T depend on the lengths to pack."""
         return _batch([self._pieces[index] for index in self.chosen(step)] + self._replayed(step), self.context_len)
 
     def _story_rate(self, replay: float) -> float:
-        """Stories a step, so that `replay` of all trained tokens are theirs in the long run."""
+        """Stories per step that make up the share `replay` of all trained tokens in the long run."""
         assert self._stories is not None
         trained = sum(int((piece.targets != IGNORED).sum()) for piece in self._pieces) / self.steps_per_epoch
         lengths = np.minimum(self._stories.documents[:, 1] - self._stories.documents[:, 0] - 1, self.context_len)
         return replay / (1 - replay) * trained / float(lengths.mean())
 
     def _replayed(self, step: int) -> list[Piece]:
-        """The stories of this step: number j of the run where step <= j / stories_per_step < step + 1, each drawn by (seed, j)."""
+        """Stories of this step: number j of the run where step <= j / stories_per_step < step + 1, each drawn by (seed, j)."""
         if self._stories is None or not self.stories_per_step:
             return []
         self._stories.check()
@@ -100,7 +100,7 @@ class PackedBatches:
 
 
 def _conversation_piece(row: Encoded, context_len: int) -> Piece:
-    """Inputs and targets up to the last trained token: nothing is learned from what follows it."""
+    """Inputs and targets up to the last trained token: nothing is learned after it."""
     assert any(row.trained), "a conversation with nothing to train on"
     last = len(row.trained) - 1 - row.trained[::-1].index(True)
     assert 1 <= last <= context_len, f"{last} tokens, a context of {context_len}"
@@ -118,7 +118,7 @@ def _story_piece(stories: Stories, seed: int, number: int, context_len: int) -> 
 
 
 def _batch(pieces: Sequence[Piece], context_len: int) -> Batch:
-    """The pieces packed into rows, each row filled up with padding that is a segment of its own."""
+    """Pack segments into rows, each row filled up with padding that is a segment of its own."""
     rows, width = pack([len(piece.ids) for piece in pieces], context_len)
     shape = (len(rows), width)
     ids, targets, segments = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64), np.full(shape, PADDING_SEGMENT, np.int64)
@@ -132,7 +132,7 @@ def _batch(pieces: Sequence[Piece], context_len: int) -> Batch:
 
 
 def pack(lengths: Sequence[int], context_len: int) -> tuple[list[list[int]], int]:
-    """The pieces of each row, and the width that all rows have: a multiple of 64 or the context, chosen for the least computed tokens.
+    """Indices of the segments of each row, and the width of all rows: a multiple of 64 or the context, with the fewest computed tokens.
 
     Among equals the narrower one, because attention costs the square of it. No length may exceed `context_len`.
     """

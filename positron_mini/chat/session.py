@@ -1,6 +1,6 @@
-"""A conversation with a checkpoint: what the model reads, what it answers, what is remembered. No terminal here: `cli/repl` has it.
+"""A conversation with a checkpoint: what the model reads, answers and remembers. No terminal here: that is `cli/repl`.
 
-A chat model reads the system text and the newest turns that its context holds, in the one chat format. A base model reads every line by
+A chat model reads the system text and the newest turns that fit its context, in the one chat format. A base model reads every line by
 itself and continues it as a story.
 """
 
@@ -25,7 +25,7 @@ from positron_mini.text.tokenizer import BOS
 FORMAT = 1
 MAX_FILE_BYTES = 16 << 20
 RIVALS = 4
-MAX_EXPONENT = 709.0  # exp of more overflows
+MAX_EXPONENT = 709.0  # larger arguments of exp overflow
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ MAX_EXPONENT = 709.0  # exp of more overflows
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and what the model answered. `is_complete` says whether the model ended the answer itself."""
+    """A question and the model's answer. `is_complete`: the model ended the answer itself."""
 
     question: str
     answer: str
@@ -42,7 +42,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads for a question: ids from bos on. The `dropped` oldest turns did not fit; it may write `room` tokens."""
+    """Input of the model for a question: ids from bos on. The `dropped` oldest turns did not fit; there is `room` for so many new tokens.
+    """
 
     ids: list[int]
     dropped: int
@@ -51,7 +52,7 @@ class Prompt:
 
 @dataclass
 class Answer:
-    """An answer as far as it went: drawn tokens, their text, ln p of each under the model itself, seconds of wall-clock."""
+    """An answer, complete or not: drawn tokens, their text, ln p of each under the model itself, seconds of wall-clock."""
 
     question: str
     prompt: Prompt
@@ -64,14 +65,14 @@ class Answer:
 
     @property
     def tok_per_s(self) -> float:
-        """Tokens per second, the reading of the prompt included."""
+        """Tokens per second, including prefill."""
         return len(self.token_ids) / max(self.elapsed_s, 1e-9)
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean -ln p of the tokens: between how many equally likely ones the model chose. 1 for an empty answer.
+        """exp of the mean -ln p of the tokens: the number of equally likely choices at each token. 1 for an empty answer.
 
-        Infinity where no float holds it: weights can be so large that a drawn token has ln p -10,000.
+        Infinity if a float cannot hold it: weights can be so large that a drawn token has ln p -10,000.
         """
         nats = -math.fsum(self.logprobs) / max(len(self.logprobs), 1)
         return math.exp(nats) if nats < MAX_EXPONENT else math.inf
@@ -97,8 +98,9 @@ class ChatSession:
         self._attempt = 0
 
     def prompt(self, question: str, turns: list[Turn] | None = None) -> Prompt:
-        """What the model would read for `question` after `turns` (default: all so far). At least a quarter of the context is left to write
-        in, or max_tokens if that is less. Errors: UsageError when the question alone does not fit."""
+        """Input for `question` after `turns` (default: all so far). At least a quarter of the context, or max_tokens if less, is left for the
+        answer. Errors: UsageError when the question alone does not fit.
+        """
         speaker, wanted = self.speaker, self.settings.max_tokens
         if not speaker.is_chat:
             return Prompt([BOS, *speaker.tokenizer.encode(question)], 0, wanted)
@@ -124,12 +126,13 @@ class ChatSession:
         return Prompt(ids, dropped, min(wanted, speaker.context_len - len(ids)))
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """The pieces of the answer as they are drawn. What was drawn when the iterator is closed becomes a turn. Errors: as `prompt`."""
+        """Yield the answer in pieces of text as they are drawn. Closing the iterator makes a turn of what was drawn. Errors: as `prompt`.
+        """
         prompt, self._attempt = self.prompt(question), 0
         return self._answer(question, prompt)
 
     def retry(self) -> Generator[str, None, None]:
-        """The pieces of another answer to the last question, which replaces the one there is. Errors: UsageError without a question."""
+        """Yield another answer to the last question, which replaces the first. Errors: UsageError without a question."""
         if not self.turns:
             raise UsageError("there is no question to ask again", "type a question first")
         question = self.turns[-1].question
@@ -154,13 +157,13 @@ class ChatSession:
                 if token.text:
                     yield token.text
         finally:
-            if answer.token_ids:  # stopped before the first token, nothing has happened
+            if answer.token_ids:  # stopped before the first token: the turns stay as they were
                 kept = self.turns[: len(self.turns) - replaces]
                 self.turns = [*kept, Turn(question, answer.text, answer.finish_reason == "stop")]
                 self.last = answer
 
     def undo(self) -> Turn:
-        """The last turn, which is forgotten. Errors: UsageError when there is none."""
+        """Forget the last turn and return it. Errors: UsageError when there is none."""
         if not self.turns:
             raise UsageError("there is no turn to take back", "type a question first")
         self.last = None
@@ -175,13 +178,13 @@ class ChatSession:
         self.speaker, self.last = speaker, None
 
     def twin(self, speaker: Model) -> ChatSession:
-        """A session with another speaker who stands where this one stood before the last question."""
+        """A session with another speaker and the turns before the last question."""
         other = ChatSession(speaker, self.settings)
         other.system, other.turns, other._attempt = self.system, self.turns[:-1], self._attempt
         return other
 
     def meter(self) -> str:
-        """How full the context was at the end of the last answer, and how many turns no longer fit, in words."""
+        """How full the context was after the last answer, and how many turns no longer fit, in words."""
         if self.last is None:
             return f"context: 0 of {self.speaker.context_len:,} tokens"
         prompt, written = self.last.prompt, len(self.last.token_ids)
@@ -196,7 +199,7 @@ class ChatSession:
         return f"{text}, {turns}; the oldest {f'{prompt.dropped:,} ' if prompt.dropped > 1 else ''}dropped out"
 
     def choices(self) -> Iterator[Choice]:
-        """Each token of the last answer with its rivals, computed anew the way it was drawn. Errors: UsageError without an answer."""
+        """Each token of the last answer with its rivals, recomputed as it was drawn. Errors: UsageError without an answer."""
         import torch
 
         from positron_mini.generate import Reader
@@ -214,7 +217,7 @@ class ChatSession:
             history = torch.cat((history, torch.tensor([[token]])), dim=1)
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON. Errors: DataError when another kind of file stands there, PositronError for the disk's."""
+        """Write the conversation as JSON. Errors: DataError when another kind of file has that name, PositronError for disk errors."""
         if path.exists():
             try:
                 _record(path)
@@ -227,9 +230,9 @@ class ChatSession:
         )
 
     def load(self, path: Path) -> str:
-        """The name of the checkpoint that a saved conversation was held with; turns, system text and settings become those of the file.
+        """Restore turns, system text and settings from a file; return the name of the checkpoint of that conversation.
 
-        Errors: DataError naming what is wrong in the file.
+        Errors: DataError naming the fault in the file.
         """
         saved = _record(path)
         system, settings, turns = saved.get("system"), saved.get("settings"), saved["turns"]
@@ -282,7 +285,7 @@ def _recorded_settings(path: Path, recorded: dict[str, Any]) -> SampleConfig:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The content of a saved conversation, its outline checked."""
+    """Content of a saved conversation, its structure checked."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", "name a file that /save wrote")
     try:
@@ -295,5 +298,5 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a JSON value is a text that can be encoded: a lone surrogate, which JSON can spell, cannot."""
+    """Whether a JSON value is a string that can be encoded: a lone surrogate, which JSON allows, cannot."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

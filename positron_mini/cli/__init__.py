@@ -1,4 +1,4 @@
-"""`positron COMMAND`: finds the command, runs it, and turns errors into one sentence, a hint and an exit code.
+"""`positron COMMAND`: find the command, run it, and turn errors into one sentence, a hint and an exit code.
 
 The top-level help is static and every command imports only its own parts, so that help and errors answer at once.
 """
@@ -35,7 +35,7 @@ def top_help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of a command line: 0 done, 1 failed, 2 usage, 3 non-finite, 4 disk full, 5 out of memory, 130/143 stopped."""
+    """Run a command and return its exit code: 0 done, 1 failed, 2 usage, 3 non-finite, 4 disk full, 5 out of memory, 130/143 stopped."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _show("stopped by Ctrl-C", "", 130, is_error=False)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; do not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe; do not complain at exit
         return 0
     except Exception as error:
         if debug:
@@ -88,7 +88,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _show(message: str, hint: str, code: int, *, is_error: bool = True) -> int:
-    """`code`, after writing to stderr what is wrong, or that the work was stopped; a damaged file may have chosen a name in it."""
+    """Write to stderr what is wrong, or that the work was stopped, and return `code`. The message may quote a damaged file."""
     sys.stdout.flush()
     first, second = ("error: ", "  hint: ") if is_error else ("", "  go on: ")
     sys.stderr.write(f"{first}{here(marked(message))}\n" + (f"{second}{here(marked(hint))}\n" if hint else ""))

@@ -123,7 +123,7 @@ def _prepare(flags: BenchFlags) -> dict[str, Any]:
     from positron_mini.doctor.bench import bench_prepare
 
     text = None if flags.text is None else Path(flags.text)
-    # the story world has not the words for more pieces
+    # the story world has too few words for more pieces
     vocab = preset(flags.config).vocab_size if text is not None else min(preset(flags.config).vocab_size, 2_048)
     return bench_prepare(vocab, text=text, stories=flags.stories, threads=flags.threads or 0, say=note)
 

@@ -1,4 +1,4 @@
-"""`positron bootstrap`: from nothing to a model in one command; started again it goes on, never over."""
+"""`positron bootstrap`: from nothing to a model in one command; started again, it continues."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CPU_BUDGET = "10m"
 CPU_BATCH_TOKENS = 2_048
 CPU_PRESET = "MicroGPT"
-# a story of the story world depends on its names; these settings let a small model learn to copy them within minutes on a CPU
-# (docs/results/recipes.md). A story fits into half a context, and rows stay that short: a longer one would show the story before it
+# stories of the story world repeat their names; with these settings a small model learns to copy them within minutes on a CPU
+# (docs/results/recipes.md). A story fits into half a context, and rows stay that short: longer ones would include the previous story
 STORYWORLD_SETTINGS: dict[str, Any] = {
     "embedding_std": 0.3,
     "copy_init": 0.2,
@@ -32,7 +32,7 @@ STORYWORLD_SETTINGS: dict[str, Any] = {
     "short_steps": 1_000_000,
 }
 STORYWORLD_CPU_SETTINGS: dict[str, Any] = {"config": "PicoGPT", "vocab_size": 3_072, "context_len": 512}
-CPU_STORIES = 20_000  # a CPU with minutes needs no 2.2 GB of TinyStories
+CPU_STORIES = 20_000  # enough for minutes on a CPU, instead of 2.2 GB of TinyStories
 GPU_STEPS = 5_000
 
 
@@ -51,10 +51,10 @@ class BootstrapFlags(TrainConfig):
 
 
 def choose_dataset(dataset: str) -> str:
-    """The data set to use: for `auto` TinyStories where the hub answers, else the story world, saying so in one line."""
+    """The data set to use: for `auto` TinyStories if the hub answers, else the story world, with a note."""
     if dataset != "auto":
         return dataset
-    for name in ("tinystories", "storyworld"):  # what an earlier start brought here is used again, with or without a network
+    for name in ("tinystories", "storyworld"):  # use what an earlier start fetched, with or without a network
         if Path(f"data/{name}.json").is_file():
             return name
     from positron_mini.text.corpus.hub import hub_reachable
@@ -66,12 +66,12 @@ def choose_dataset(dataset: str) -> str:
 
 
 def for_data_set(flags: BootstrapFlags, given: frozenset[str], device: str) -> tuple[BootstrapFlags, frozenset[str]]:
-    """The flags with the data set chosen and, for the story world, its settings where none was given; and what is settled now."""
+    """The flags with the data set chosen and, for the story world, its settings unless given; and the names of flags now settled."""
     if flags.dataset_path is None:
         flags = replace(flags, dataset=choose_dataset(flags.dataset))
     if (flags.dataset if flags.dataset_path is None else Path(flags.dataset_path).stem) != "storyworld":
         return flags, given
-    chooses_shape = device == "cpu" and "config" not in given  # a preset that was asked for keeps its vocabulary and context
+    chooses_shape = device == "cpu" and "config" not in given  # a preset that was given keeps its vocabulary and context
     decided = given | ({"vocab_size"} if "tokenizer_path" in given else frozenset())
     settings = {**STORYWORLD_SETTINGS, **(STORYWORLD_CPU_SETTINGS if chooses_shape else {})}
     settings = {name: value for name, value in settings.items() if name not in decided}
@@ -79,7 +79,7 @@ def for_data_set(flags: BootstrapFlags, given: frozenset[str], device: str) -> t
 
 
 def fill_defaults(flags: BootstrapFlags, device: str) -> BootstrapFlags:
-    """How long to train where nothing was said: TinyGPT for 5,000 steps on a GPU, the best model of ten minutes on a CPU."""
+    """The flags with a default length of training: TinyGPT for 5,000 steps on a GPU, the best model of ten minutes on a CPU."""
     steps = flags.max_steps if flags.steps is None else flags.steps
     if steps is not None or flags.budget is not None or flags.finish:
         return replace(flags, max_steps=steps)
@@ -87,14 +87,14 @@ def fill_defaults(flags: BootstrapFlags, device: str) -> BootstrapFlags:
 
 
 def small_steps(flags: Any, given: frozenset[str], device: str) -> Any:
-    """The flags with the preset and the tokens of a step that suit a CPU, where none were given and this is one."""
+    """The flags with the preset and tokens per step that suit a CPU, if this is one and none were given."""
     if device != "cpu":
         return flags
     return replace(flags, config=flags.config if "config" in given else CPU_PRESET, batch_tokens=flags.batch_tokens or CPU_BATCH_TOKENS)
 
 
 def train_flags(flags: TrainConfig, text: Path) -> TrainConfig:
-    """The flags of `positron train` in those of bootstrap."""
+    """Bootstrap's flags as those of `positron train`."""
     values = {field.name: getattr(flags, field.name) for field in fields(TrainConfig)}
     return TrainConfig(**{**values, "dataset_path": str(text)})
 
@@ -113,7 +113,7 @@ def run(argv: Sequence[str]) -> int:
     flags = fill_defaults(flags, choice.device)
 
     def find_run() -> RunFolder | None:
-        """The run that is there; without a budget also the one that would begin."""
+        """The existing run; without a budget also the one that would begin."""
         if flags.budget is not None:
             return existing_run(flags, given)
         return RunFolder(Path(flags.out_dir or default_out_dir(small_steps(flags, given, choice.device))))
@@ -135,7 +135,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def find_text(flags: Any, recorded: RunRecord | None, device: str) -> Path:
-    """The text to train on: that of a run which goes on, else what `--dataset` or `--dataset_path` names, fetched or made if need be."""
+    """The text to train on: that of a run to continue, else the one of `--dataset` or `--dataset_path`, fetched or made if necessary."""
     from positron_mini.text.corpus.sources import obtain
 
     if flags.dataset_path is not None:

@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _open(flags: ChatFlags) -> ChatSession:
-    """The session that the flags ask for."""
+    """The chat session for the flags."""
     from positron_mini.device import set_threads
 
     speaker = open_model(flags.ckpt, read_model, talks=True, is_terse=bool(flags.question))
@@ -87,6 +87,6 @@ def _open(flags: ChatFlags) -> ChatSession:
 
 
 def _answer(session: ChatSession, question: str) -> int:
-    """Write the answer, and nothing else, to stdout as it is drawn."""
+    """Write the answer alone to stdout, token by token."""
     Repl(session, PlainKeyboard(is_silent=True), is_terminal=False).answer(session.ask(question), question)
     return 0

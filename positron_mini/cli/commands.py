@@ -1,8 +1,8 @@
-"""The commands that there are, and those with a help of their own below one of them."""
+"""The commands, and the subcommands that have their own help."""
 
 from __future__ import annotations
 
-# command -> (module of this package, what it does); `positron --help` is made of this
+# command -> (module of this package, what it does); the source of `positron --help`
 COMMANDS: dict[str, tuple[str, str]] = {
     "new": ("new", "your own text: a report, advice, and the command that trains a model of it"),
     "prepare": ("prepare", "fetch or make a text, clean it, turn it into tokens, report on it"),

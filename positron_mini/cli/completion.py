@@ -1,4 +1,4 @@
-"""`positron completion bash|zsh|fish`: a script that completes commands and flags, to be read by that shell."""
+"""`positron completion bash|zsh|fish`: a script with which that shell completes commands and flags."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def all_flags() -> dict[str, list[str]]:
 
 
 def flags_in(text: str) -> list[str]:
-    """The flags that a help explains; one that stands at the beginning of a line by chance is not meant."""
+    """The flags that a help text explains, without those that begin a line by chance."""
     return sorted(set(re.findall(r"^[│ ] (--[a-z][a-z0-9_]*)", text, re.M)))
 
 
 def help_of(command: str) -> str:
-    """What `positron COMMAND -h` prints."""
+    """The output of `positron COMMAND -h`."""
     said, (name, *rest) = io.StringIO(), command.split()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module(f"positron_mini.cli.{COMMANDS[name][0]}").run([*rest, "-h"])

@@ -1,4 +1,4 @@
-"""A loss curve in letters, for terminals."""
+"""A loss curve drawn in text, for terminals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def curve_lines(
 ) -> list[str]:
     """The curve through `points` (step, value) as lines of text; values in one column are averaged. Nothing for fewer than two.
 
-    With `floor` the axis is the line at that value, with its name, and the bars stand on it.
+    With `floor` (value, name) the axis is the line at that value.
     """
     if len(points) < 2:
         return []
@@ -44,7 +44,7 @@ def curve_lines(
 
 
 def print_curve(run: RunFolder) -> None:
-    """Print the loss curve; for a story-world text it stands on the line of the generator's entropy, in nats per token."""
+    """Print the loss curve in nats per token; for a story-world text its axis is the generator's entropy."""
     from positron_mini.store.run_logs import StepReport, log_path, typed_rows
     from positron_mini.text.corpus.note import generator_entropy
 

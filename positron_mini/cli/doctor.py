@@ -1,4 +1,4 @@
-"""`positron doctor`: proves that this machine computes right, measures how fast, and remembers both for `--device auto`."""
+"""`positron doctor`: test whether this machine computes correctly, measure its speed, and store both for `--device auto`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def check_computer() -> None:
-    """Nothing, or UsageError with the one sentence for a computer that PyTorch has no build for."""
+    """Raise UsageError if PyTorch has no build for this computer."""
     from importlib.metadata import version
 
     from positron_mini.device import unsupported
@@ -72,7 +72,7 @@ def check_computer() -> None:
 
 
 def remember(report: Report, *, is_whole: bool) -> str | None:
-    """The file in which the verdict is kept; None when it is not: of one device only, of a busy machine, or not to be written."""
+    """Store the verdict and return its file; None if it is of one device only or of a busy machine, or cannot be written."""
     from positron_mini import device as devices
 
     path = devices.verdict_path(report.machine.key, report.machine.system)
@@ -90,7 +90,7 @@ def remember(report: Report, *, is_whole: bool) -> str | None:
 
 
 def show(report: Report, kept: str | None) -> None:
-    """The result for a person, on stdout."""
+    """Print the result for a person."""
     from positron_mini import fast as native
     from positron_mini.doctor.report import upstream_report
 

@@ -1,4 +1,4 @@
-"""`positron eval`: how good a checkpoint is, on a text or a suite of tasks."""
+"""`positron eval`: measure a checkpoint on a text or a suite of tasks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def evaluate_suite(flags: EvalFlags) -> int:
 
 
 def _result(flags: EvalFlags, checkpoint: Checkpoint, model: GPT) -> dict[str, Any]:
-    """What the suite that was asked for finds."""
+    """The result of the suite."""
     if flags.suite == "skills":
         from positron_mini.evaluate.skills import skills_suite
 
@@ -97,7 +97,7 @@ def _result(flags: EvalFlags, checkpoint: Checkpoint, model: GPT) -> dict[str, A
 
 
 def _pairs(items: int | None) -> int:
-    """Pairs of each skill. Errors: UsageError for a number that cannot be."""
+    """Pairs of each skill. Errors: UsageError for an impossible number."""
     from positron_mini.evaluate.pairs import PAIRS
 
     if items is not None and (items > PAIRS or items % 2):
@@ -106,7 +106,7 @@ def _pairs(items: int | None) -> int:
 
 
 def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
-    """The text that the model was trained on, by --text or by its run folder; None, with a note, where it is not here."""
+    """The model's training text, by --text or its run folder; None, with a note, if it is not on this machine."""
     from positron_mini.store.run_state import look
     from positron_mini.text.prepare import prepare_corpus
 
@@ -122,7 +122,7 @@ def _training_text(flags: EvalFlags, checkpoint: Checkpoint) -> Prepared | None:
 
 
 def _story_lines(result: dict[str, Any]) -> list[str]:
-    """The mean figures of the stories of a model, beside those of held-out stories where they were measured."""
+    """The mean figures of a model's stories, beside those of held-out stories if measured."""
     measures, held_out = result.get("measures", {}), result.get("held_out", {})
     lines = [f"{name.replace('_', ' '):<20} {value:8.2f}" for name, value in measures.items()]
     if held_out:

@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def next_steps(checkpoint: Checkpoint, done: Exported, format: str) -> list[str]:
-    """Commands that open what was exported, ready to be pasted."""
+    """Commands that open the export, ready to be pasted."""
     from positron_mini.export.model_files import ollama_name
 
     say, path = "Who are you?" if checkpoint.is_chat else "Once upon a time", shlex.quote(str(done.path))

@@ -1,4 +1,4 @@
-"""Flags from dataclasses, the same way for every command: snake_case shown, kebab-case accepted, exit code 2 for what cannot be read."""
+"""Flags from dataclasses, alike for every command: snake_case shown, kebab-case accepted, exit code 2 if they cannot be parsed."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
 
 
 def _for_help(kind: type[T]) -> type[T]:
-    """A twin of `kind` whose help shows `--threads INT` where tyro would say `{None}|INT` and `(default: None)`: the field's own text says
-    what happens without the flag, and the flags of its own come before those that it shares."""
+    """A copy of `kind` whose help shows `--threads INT` instead of tyro's `{None}|INT` and `(default: None)`: the field's help says what
+    happens without the flag. The command's own flags come before those it shares with others."""
     import tyro
 
     hints = get_type_hints(kind, include_extras=True)
@@ -52,20 +52,20 @@ def _for_help(kind: type[T]) -> type[T]:
     shown = {name: Annotated[hints[name], tyro.conf.arg(metavar=_metavar(hints[name]), help_behavior_hint="")] for name in open_fields}
     body = {"__annotations__": shown, "__doc__": kind.__doc__, **dict.fromkeys(open_fields)}
     twin: Any = dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), body))
-    own = vars(kind).get("__annotations__", {})  # shown before what the kind shares with others
+    own = vars(kind).get("__annotations__", {})  # shown before the shared ones
     fields = twin.__dataclass_fields__
     twin.__dataclass_fields__ = {name: fields[name] for name in (*own, *fields)}
     return cast(type[T], twin)
 
 
 def _metavar(hint: Any) -> str:
-    """What stands behind an optional flag in its help: STR, INT, or {a,b} for a choice."""
+    """The placeholder after an optional flag in its help: STR, INT, or {a,b} for a choice."""
     (inner,) = (part for part in get_args(hint) if part is not type(None))
     return f"{{{','.join(get_args(inner))}}}" if get_origin(inner) is Literal else inner.__name__.upper()
 
 
 def flag_words(flags: Any, given: frozenset[str]) -> list[str]:
-    """The command line that says `flags`: those in `given`, and all that are not at their default."""
+    """The command line for `flags`: those in `given`, and all that differ from their default."""
     words = []
     for field in dataclasses.fields(flags):
         value = getattr(flags, field.name)
@@ -76,7 +76,7 @@ def flag_words(flags: Any, given: frozenset[str]) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """What tyro says in a box of several lines, which is drawn with dashes where the terminal is not UTF-8, as one sentence."""
+    """One sentence from tyro's error box (drawn with dashes on a terminal that is not UTF-8)."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
     said = dropwhile(_is_divider, lines)
     text = " ".join(takewhile(lambda line: not _is_divider(line), said)).rstrip(".")
@@ -91,7 +91,7 @@ def _is_divider(line: str) -> bool:
 
 
 def _nearest_flag(sentence: str, kind: Any) -> str | None:
-    """The flag that an unknown one in `sentence` was probably meant to be."""
+    """The existing flag most similar to the unknown one in `sentence`."""
     unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
     names = [field.name for field in dataclasses.fields(kind)]
     near = get_close_matches(unknown[1].replace("-", "_"), names, 1) if unknown else []
@@ -104,5 +104,5 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line of progress to stderr, commands in it as they work here; results alone go to stdout."""
+    """Write a line of progress to stderr, with its commands spelled to work here; only results go to stdout."""
     print(here(text), file=sys.stderr, flush=True)

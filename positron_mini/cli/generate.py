@@ -1,4 +1,4 @@
-"""`positron generate`: a prompt goes in, its continuation comes out as it is drawn."""
+"""`positron generate`: print the continuation of a prompt, token by token."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _prompt(given: str | None, checkpoint: Checkpoint) -> str:
-    """The text to continue: the one that was given, on the command line or on stdin, else one that suits the model."""
+    """The text to continue: from the command line or stdin, else a default that suits the model."""
     if given == "-":
         return read_stdin().replace("\r\n", "\n").replace("\r", "\n")
     if given is not None:
@@ -94,7 +94,7 @@ def _prompt(given: str | None, checkpoint: Checkpoint) -> str:
 
 
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, flags: GenerateFlags, end_ids: frozenset[int]) -> int:
-    """Print the prompt and its continuation as it is drawn; 0 when done."""
+    """Print the prompt and its continuation, token by token; 0 when done."""
     from positron_mini.generate import stream
     from positron_mini.text.tokenizer import BOS
 

@@ -1,4 +1,4 @@
-"""`positron incremental`: training in chunks; after each one a short report, and a person decides what comes next."""
+"""`positron incremental`: train in chunks; after each, show a short report and ask the person what to do next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class IncrementalFlags(TrainConfig):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train chunk by chunk until the person finishes or quits; without a terminal one chunk."""
+    """Train chunk by chunk until the person finishes or quits; one chunk without a terminal."""
     words = list(argv)
     if words and words[0].isdigit():  # ./train_incremental.sh 500
         words[:1] = ["--chunk", words[0]]
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _chunk_by_chunk(session: Session, flags: IncrementalFlags, again: str) -> int:
-    """Train and ask in turn; 0 when the person quits or the run is done. `again` is the command that goes on."""
+    """Train and ask in turn; 0 when the person quits or the run is done. `again`: the command to continue with."""
     while True:
         before = session.trainer.step
         _train_chunk(session, flags)
@@ -88,7 +88,7 @@ def _chunk_by_chunk(session: Session, flags: IncrementalFlags, again: str) -> in
 
 
 def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
-    """The session to train, by the same policy for data and device as bootstrap's."""
+    """The session to train, with data and device chosen as by bootstrap."""
     from positron_mini import device as devices
     from positron_mini.store.run_folder import RunFolder
     from positron_mini.train.find_run import default_out_dir
@@ -102,13 +102,13 @@ def _open(flags: IncrementalFlags, given: frozenset[str]) -> Session:
     text = find_text(flags, recorded, choice.device)
     newest = max(run_folder.resumable(), default=0) if flags.resume_from_step is None else flags.resume_from_step
     is_counted = not flags.finish and flags.budget is None
-    until = _end_of_chunk(newest, flags.chunk) if is_counted else None  # so that the first lines tell the time of the chunk
+    until = _end_of_chunk(newest, flags.chunk) if is_counted else None  # so that the first lines show the time of the chunk
     config = replace(train_flags(flags, text), out_dir=str(run_folder.path), until_step=until, budget=None)
     return open_session(config, given=(given | {"dataset_path"}) - {"budget"}, say=note, stop=StopFlag())
 
 
 def _end_of_chunk(step: int, chunk: int) -> int:
-    """The next multiple of the chunk, so that an interrupted chunk is completed, not shifted."""
+    """The next multiple of `chunk`, so that an interrupted chunk is completed, not shifted."""
     return (step // chunk + 1) * chunk
 
 
@@ -129,7 +129,7 @@ def _train_chunk(session: Session, flags: IncrementalFlags) -> None:
 
 
 def _show(session: Session, before: int) -> None:
-    """Print the short form of the report: the loss so far, what the model writes, and what it learned since step `before`."""
+    """Print the short report: the loss so far, samples, and the skills learned since step `before`."""
     from positron_mini.cli.terminal import printable
     from positron_mini.report.short import short_form
 
@@ -141,7 +141,7 @@ def _show(session: Session, before: int) -> None:
 
 
 def _choose(session: Session) -> str:
-    """What the person wants next: continue, finish or quit; questions are answered on the way."""
+    """Ask the person until they choose continue, finish or quit; questions to the model are answered meanwhile."""
     while True:
         try:
             answer = input(QUESTION).strip().lower()
@@ -157,7 +157,7 @@ def _choose(session: Session) -> str:
 
 
 def _ask(session: Session) -> None:
-    """Let the model, as it would be saved now, continue a line; what cannot be asked ends nothing."""
+    """Let the model, as it would be saved now, continue a line; an error is shown and the session goes on."""
     from positron_mini.cli.terminal import printable
     from positron_mini.generate import stream
     from positron_mini.text.tokenizer import BOS

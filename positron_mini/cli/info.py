@@ -1,4 +1,4 @@
-"""`positron info`: the table of presets, or what a checkpoint is."""
+"""`positron info`: the table of presets, or the shape of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`positron lab`: the page that looks inside all models of a folder, opened in the browser."""
+"""`positron lab`: a page in the browser that looks inside all models of a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LabFlags(NetworkFlags):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Serve until Ctrl-C; 0 then."""
+    """Serve until Ctrl-C, then return 0."""
     flags = parse(LabFlags, argv, "lab")
     check_extra()
     from positron_mini.store.choice import in_words, newest_base, outdated, runs
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _open_browser(address: str) -> None:
-    """Open the page, in a thread because some browsers return only when they are closed."""
+    """Open the page in a thread: some browsers return only when they are closed."""
     import threading
     import webbrowser
 

@@ -1,4 +1,4 @@
-"""One command, several processes: torchrun starts and watches them, and each finds its place here."""
+"""One command, several processes: torchrun starts and watches them, and each joins the process group here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from positron_mini.errors import Interrupted
 if TYPE_CHECKING:
     from positron_mini.distributed import Processes
 
-LINGER_S = 2.0  # what a process that lost the first one waits for it to say why
+LINGER_S = 2.0  # how long a process that lost the first one waits, so that the first can report why
 
 
 def launched() -> bool:
@@ -25,7 +25,7 @@ def launched() -> bool:
 
 
 def launch(words: Sequence[str], count: int) -> int:
-    """The exit code of `positron WORDS` as `count` processes on this machine: of the first that failed, 0 when none did."""
+    """Run `positron WORDS` as `count` processes on this machine; return the exit code of the first that failed, else 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -33,14 +33,14 @@ def launch(words: Sequence[str], count: int) -> int:
     from positron_mini.device import children
 
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo asks for the address of the host's name, which not every host knows
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo resolves the host's name, which fails on some hosts
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes report their own errors
     python, *rest = children.python("positron_mini", *words)
     try:
         torchrun(["--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(count), "--no-python", python, "-u", *rest])
     except ChildFailedError as error:
         code: int = error.failures.get(0, error.get_first_failure()[1]).exitcode
-        if code == -signal.SIGTERM:  # by torchrun, which ends the others when one has failed
+        if code == -signal.SIGTERM:  # sent by torchrun, which ends the others when one has failed
             return 1
         return code if code > 0 else 128 - code
     except SignalException as stopped:
@@ -50,7 +50,7 @@ def launch(words: Sequence[str], count: int) -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """This process's place in its run while inside. The first process alone says what all of them meet."""
+    """A context in which this process is a member of its run's process group. Only the first process reports a common error."""
     from positron_mini import device as devices
     from positron_mini.distributed import ALONE, PeerError, join
 
@@ -62,7 +62,7 @@ def joined(device: str) -> Iterator[Processes]:
     processes = join(kind)
     try:
         yield processes
-    except Exception as error:  # connections end with the process, not before: the first to end is the one that tells why
+    except Exception as error:  # connections close only when a process ends, so the first to end must be the one that reports the cause
         known = processes.explain(error) or error
         if isinstance(known, PeerError | Interrupted) and not processes.is_first:
             time.sleep(LINGER_S)

@@ -1,4 +1,4 @@
-"""`positron new NAME TEXTS`: a look at your own text, what a model of it would be, and the exact command that makes one."""
+"""`positron new NAME TEXTS`: examine your own text, advise on a model of it, and print the exact command that trains it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from positron_mini.errors import UsageError, command
 if TYPE_CHECKING:
     from positron_mini.text.prepare import Prepared
 
-READINGS = 20  # of a text that is long enough for its model, after which little more is learned from it
+READINGS = 20  # epochs after which little more is learned, for a text that is long enough for its model
 MOST_MINUTES = 10  # to begin with
-# bytes of text below which so many pieces are enough
+# (bytes of text, pieces): below that many bytes so many pieces are enough
 PIECES = ((100_000, 512), (1_000_000, 1_024), (4_000_000, 2_048), (math.inf, 4_096))
 LEARNED_BY_HEART = "; more often it would learn it by heart, so it ends early: more text helps more than more minutes"
 EXPECTATIONS = (
@@ -75,12 +75,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def pieces_for(text_bytes: int) -> int:
-    """Pieces of a tokenizer for so much text: each should occur often enough to be learned."""
+    """Vocabulary size for a text of that size: each piece should occur often enough to be learned."""
     return next(pieces for limit, pieces in PIECES if text_bytes < limit)
 
 
 def advise(name: str, text: Path, size: int, tokenizer: Path, prepared: Prepared) -> dict[str, Any]:
-    """Preset, minutes, what to expect, and the command, for a text of `size` bytes."""
+    """Preset, minutes, expected result and command for a text of `size` bytes."""
     from positron_mini.config import PRESETS, TrainConfig, model_config
     from positron_mini.train.budget import measured_speed
     from positron_mini.train.law import fits_text, readings_of

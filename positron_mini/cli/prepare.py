@@ -1,4 +1,4 @@
-"""`positron prepare`: a data set becomes a text, the text becomes tokens, and a report says what is in it."""
+"""`positron prepare`: turn a data set into a text, the text into tokens, and report what it holds."""
 
 from __future__ import annotations
 

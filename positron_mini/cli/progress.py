@@ -1,4 +1,4 @@
-"""How a training run looks while it goes: a bar on a terminal, plain lines in a pipe or a log file."""
+"""The progress of a training run: a bar on a terminal, plain lines in a pipe or a log file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINE_EVERY_S = 15.0
 
 
 def plain_line(report: StepReport, end: int | None) -> str:
-    """`[step 500/5000]  loss=6.234  lr=3.00e-04  7,200 tok/s`, with validation where there was one."""
+    """`[step 500/5000]  loss=6.234  lr=3.00e-04  7,200 tok/s`, with validation if there was one."""
     goal = f"/{end}" if end is not None else ""
     validation = "" if report.val_loss is None else f"  val_loss={report.val_loss:.3f}  bits_per_byte={report.val_bpb:.3f}"
     return f"[step {report.step}{goal}]  loss={report.loss:.3f}  lr={report.lr:.2e}  {report.tok_per_s:,.0f} tok/s{validation}"
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def end(self) -> int | None:
-        """The step at which this call will stop, as planned now: a budget may move it."""
+        """The step at which this call will stop, as planned now (a budget may move it)."""
         plan = self.session.plan
         return min((e for e in (plan.until, plan.schedule.horizon) if e is not None), default=None)
 
@@ -78,7 +78,7 @@ class Progress:
         self._bar.start()
 
     def show(self, report: StepReport) -> None:
-        """Take one report."""
+        """Show one report."""
         self.last = report
         if report.val_loss is not None:
             self.validated = report
@@ -96,7 +96,7 @@ class Progress:
             print(plain_line(report, self.end), file=sys.stderr, flush=True)
 
     def _compare(self, report: StepReport) -> None:
-        """Say once, and write to events.jsonl, that the curve is far above that of a shipped run of the same preset and corpus."""
+        """Report once, also in events.jsonl, if the curve is far above that of a shipped run of the same preset and corpus."""
         if self._reference is None or report.val_bpb is None or self._has_warned:
             return
         found = standing(self._reference, report.tokens, report.val_bpb)
@@ -105,14 +105,14 @@ class Progress:
             self.session.trainer.tell({"kind": "curve", "step": report.step, "reference_bpb": round(found[0], 4), "text": found[1]})
 
     def _watch_speed(self, report: StepReport) -> None:
-        """Say, and write to events.jsonl, that training has slowed down, or is as fast again."""
+        """Report, also in events.jsonl, that training has slowed down or recovered."""
         remark = self._speed.look(report.tokens - self._tokens, report.tok_per_s)
         self._tokens = report.tokens
         if remark:
             self.session.trainer.tell({"kind": "speed", "step": report.step, "is_slow": self._speed.is_slow, "text": remark})
 
     def _better(self) -> list[str]:
-        """What is better than the newest step, and how to get at it."""
+        """Lines that name a better step than the newest, and how to use it."""
         recorder, found = self.session.recorder, better_before(self.session.run)
         lines = [f"better     {found}"] if found else []
         if recorder.turn is not None and recorder.best is not None:
@@ -124,7 +124,7 @@ class Progress:
         return lines
 
     def summary(self) -> list[str]:
-        """What was reached, and what to type next."""
+        """Lines with the result and the next command."""
         if self.last is None:
             return []
         session, path = self.session, self.session.run.path

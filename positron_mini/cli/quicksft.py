@@ -1,4 +1,4 @@
-"""`positron quicksft`: a base model becomes one that answers, in one command, with three questions before and after."""
+"""`positron quicksft`: turn a base model into a chat model in one command, with three questions before and after."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MIXED = Path("data/sft_quickstart.jsonl")
 SAMPLE_TIMES, SHORT_CHARS = 4, 400
-HISTORY_SHARE, TWO_BEFORE = 0.4, 1 / 3  # of the rows of one question; of those, how many have two turns before and not one
-GENTLER = 2 / 3  # of the base model's rate: at the whole of it stories are forgotten by more than a tenth (docs/results/fine-tuning.md)
+HISTORY_SHARE, TWO_BEFORE = 0.4, 1 / 3  # share of one-question rows that get earlier turns; share of those that get two instead of one
+GENTLER = 2 / 3  # of the base model's rate: at its full rate the story loss rises by more than a tenth (docs/results/fine-tuning.md)
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def gentle_lr(flags: QuickFlags) -> float:
-    """The peak learning rate that suits the base model: in proportion to the one that it was trained with, where that is known."""
+    """The peak learning rate: at most a fixed share of the base model's, if that is recorded."""
     from positron_mini.store.run_state import look
 
     base = find_base_of(flags)
-    record = look(base.folder.resolve().parent).record  # a damaged one says nothing
+    record = look(base.folder.resolve().parent).record  # None if damaged
     rate = None if record is None else record.config.get("lr")
     return min(flags.lr, round(GENTLER * rate, 6)) if isinstance(rate, float) else flags.lr
 
 
 def find_base_of(flags: QuickFlags) -> Checkpoint:
-    """The base model: the one named, that of the run which goes on, or the newest."""
+    """The base model: the one named, that of the run to continue, or the newest."""
     from positron_mini.store.run_state import look
     from positron_mini.train.finetune import find_base
 
@@ -87,10 +87,10 @@ def find_base_of(flags: QuickFlags) -> Checkpoint:
 
 
 def mix(sample: Path, rows: int, seed: int, base: Checkpoint) -> int:
-    """The number of rows of `sample`, after writing them and `rows` story-world rows to data/sft_quickstart.jsonl.
+    """Write the rows of `sample` and `rows` story-world rows to data/sft_quickstart.jsonl; return the number of rows of `sample`.
 
-    Short conversations of the sample are written SAMPLE_TIMES times: each says something else, and seeing it once is too little.
-    HISTORY_SHARE of all rows of one question stand after other such rows, which are read and not learned.
+    Short conversations of the sample are written SAMPLE_TIMES times, because each is unique and seeing it once is too little.
+    HISTORY_SHARE of the one-question rows follow other such rows, which are read but not learned.
     """
     from positron_mini.chat.conversations import read_conversations
     from positron_mini.chat.formats import read_row
@@ -109,11 +109,11 @@ def mix(sample: Path, rows: int, seed: int, base: Checkpoint) -> int:
 def with_history(
     rows: Sequence[Turns], sources: Sequence[Sequence[Turns]], seed: int, tokenizer: Tokenizer, context_len: int
 ) -> list[Turns]:
-    """The rows, HISTORY_SHARE of those of one question with one or two others before it, from either source, where the context holds them.
+    """The rows; HISTORY_SHARE of those with one question get one or two others, of either source, before it if they fit the context.
 
-    Whatever was said before, an answer then depends on the last question: without such rows a model that tells stories only at the very
-    start of a conversation learns that this is where stories stand. The turns before are not learned, so that each answer is learned as
-    often as its row is there, and never from a row that is held out for validation.
+    This teaches the model to answer the last question whatever came before; without such rows it learns to tell stories only at the start
+    of a conversation. The earlier turns are not learned, so each answer is learned as often as its row occurs, and never from a row held
+    out for validation.
     """
     from positron_mini.text.chat_format import encode_chat
 

@@ -1,4 +1,4 @@
-"""The chat loop: reads lines, obeys commands, shows answers as they are drawn. An error is one sentence, and the session goes on."""
+"""The chat loop: reads lines, runs commands, shows answers token by token. An error is one sentence, and the session goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "❓ Your question: "
 WORKING = "🤖 Generating response..."
 DIALOG = ("max_tokens", "temperature", "top_p")
 
-# command -> (what follows it, what it does); /help is made of this
+# command -> (its arguments, what it does); the source of /help
 COMMANDS: dict[str, tuple[str, str]] = {
     "/help": ("", "this list"),
     "/set": ("[NAME=VALUE ...]", "change settings, or show them all"),
@@ -39,15 +39,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class Repl:
-    """One conversation. On a terminal everything is shown on stdout; elsewhere answers alone go there, and notes to stderr."""
+    """One conversation. On a terminal everything goes to stdout; elsewhere only answers do, and notes go to stderr."""
 
     def __init__(self, session: ChatSession, keyboard: Keyboard, *, is_terminal: bool, is_batch: bool = False) -> None:
         self.session, self.keyboard = session, keyboard
-        self.is_terminal, self.is_batch = is_terminal, is_batch  # batch: every question begins a conversation of its own
+        self.is_terminal, self.is_batch = is_terminal, is_batch  # batch: every question begins a new conversation
         self.questions = self.errors = 0
 
     def run(self) -> int:
-        """The number of errors that were shown, once the user leaves or the input ends."""
+        """Run until the user leaves or the input ends; return the number of errors shown."""
         if self.is_terminal:
             print(TITLE)
         while True:
@@ -67,11 +67,11 @@ class Repl:
         return self.errors
 
     def note(self, text: str) -> None:
-        """Write a line about the conversation, which is not part of an answer."""
+        """Write a line that is not part of an answer."""
         print(printable(text), file=sys.stdout if self.is_terminal else sys.stderr, flush=True)
 
     def _handle(self, line: str) -> bool:
-        """Answer a question or obey a command; False to leave."""
+        """Answer a question or run a command; return False to leave."""
         text = without_quotes(line)
         word, _, rest = text.partition(" ")
         if not text:
@@ -91,11 +91,11 @@ class Repl:
         return True
 
     def answer(self, pieces: Generator[str, None, None], question: str) -> None:
-        """Show an answer as it is drawn. Ctrl-C ends it; what is there stays."""
+        """Show an answer token by token. Ctrl-C ends it; the part shown stays."""
         if self.is_terminal:
             print(WORKING, flush=True)
             if not self.session.speaker.is_chat:
-                print(printable(question), end="", flush=True)  # a story reads better whole
+                print(printable(question), end="", flush=True)  # a base model's continuation reads better together with its beginning
         elif self.questions:
             print()
         self.questions += 1
@@ -124,7 +124,7 @@ class Repl:
         return self.session.meter() + reasons[last.finish_reason]
 
     def _settings(self) -> None:
-        """Ask for the three settings that matter most; Enter keeps a value, Ctrl-C or Ctrl-D keeps the rest."""
+        """Ask for the three most important settings; Enter keeps a value, Ctrl-C or Ctrl-D keeps the rest."""
         with contextlib.suppress(EOFError, KeyboardInterrupt):
             for name in DIALOG:
                 self._ask_setting(name)
@@ -261,7 +261,7 @@ class Repl:
         return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), read_model)
 
     def _table(self, headers: list[str], rows: list[list[str]]) -> None:
-        """Show cells of untrusted text in columns that fit the terminal."""
+        """Show a table of untrusted text in columns that fit the terminal."""
         from rich.box import SIMPLE
         from rich.console import Console
         from rich.table import Table

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _folder(given: str | None) -> Path:
-    """The run that was named, also by one of its steps or `latest`; the newest one, with a note, when none was. Errors: RunError."""
+    """The run named, also by one of its steps or `latest`; if none is named the newest, with a note. Errors: RunError."""
     from positron_mini.store.find import list_runs
 
     if given is not None:

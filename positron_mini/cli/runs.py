@@ -1,4 +1,4 @@
-"""`positron runs`: the runs there are, how far they came, how large they are, what they are doing; `runs prune`: what can go."""
+"""`positron runs`: list the runs with progress, size and state; `runs prune`: remove what is no longer needed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """State, steps, horizon, last loss and validation, minutes and size of a run; a damaged one says so in its state, and why."""
+    """State, steps, horizon, last loss and validation, minutes and size of a run; for a damaged one also why."""
     from positron_mini.store.run_state import look
 
     found = look(path)
@@ -107,7 +107,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def prune(flags: PruneFlags) -> int:
-    """Show what can go, and with --yes remove it; 0 when done."""
+    """Show what can be removed, and with --yes remove it; 0 when done."""
     from positron_mini.store.find import list_runs
     from positron_mini.store.run_folder import RunFolder
     from positron_mini.store.writer import held
@@ -120,7 +120,7 @@ def prune(flags: PruneFlags) -> int:
         if pid is not None:
             note(f"{run.path}: process {pid} is training in this folder; left alone")
             continue
-        with held(run.path) if flags.yes else contextlib.nullcontext():  # what is shown is what goes
+        with held(run.path) if flags.yes else contextlib.nullcontext():  # so that exactly what is shown is removed
             there = removable(run, flags.keep)
             if flags.yes:
                 for each in there:
@@ -131,7 +131,7 @@ def prune(flags: PruneFlags) -> int:
 
 
 def show(flags: PruneFlags, found: Sequence[Removable]) -> None:
-    """Print what could go, or has gone."""
+    """Print what can be removed, or was removed."""
     total = sum(each.bytes for each in found)
     if flags.json:
         rows = [{"path": str(each.shown), "why": each.why, "bytes": each.bytes} for each in found]
@@ -147,7 +147,7 @@ def show(flags: PruneFlags, found: Sequence[Removable]) -> None:
 
 @dataclass(frozen=True)
 class Removable:
-    """Something of a run that can go. `shown` is where it really lies, if a link leads there."""
+    """A file or folder of a run that can be removed. `shown`: its real path if a link leads there."""
 
     path: Path
     why: str
@@ -156,12 +156,12 @@ class Removable:
 
     @classmethod
     def of(cls, path: Path, why: str) -> Removable:
-        """What stands at `path`; a link stands for itself."""
+        """The entry at `path`; a link counts as itself."""
         real = path.parent.resolve() / path.name
         return cls(path, why, path if real == Path.cwd().resolve() / path else real, size_of(path))
 
     def remove(self) -> None:
-        """Remove it, out of sight first."""
+        """Rename it to a hidden name, then remove it."""
         if self.path.is_dir() and not self.path.is_symlink() and not self.path.name.startswith(".tmp-"):
             files.discard(self.path)
         else:
@@ -169,9 +169,9 @@ class Removable:
 
 
 def removable(run: RunFolder, keep: int | None) -> list[Removable]:
-    """What the run can do without: leftovers and superseded steps, and with `keep` its older steps.
+    """What can be removed from the run: leftovers and superseded steps, and with `keep` its older steps.
 
-    What holds a file that this program did not make stays, and is named.
+    A folder with a file that this program did not make stays, and is named.
     """
     from positron_mini.store.checkpoint import FILES
 
@@ -188,7 +188,7 @@ def removable(run: RunFolder, keep: int | None) -> list[Removable]:
 
 
 def superseded(run: RunFolder) -> list[Path]:
-    """The folders in superseded/ to which steps were moved. Other things there stay and are named; a link is not followed."""
+    """The folders in superseded/ that hold moved steps. Anything else there stays and is named; links are not followed."""
     folder = run.path / "superseded"
     if folder.is_symlink():
         note(f"{folder} is a link, which was not made by this program; left alone")
@@ -202,7 +202,7 @@ def superseded(run: RunFolder) -> list[Path]:
 
 
 def is_superseded(name: str) -> bool:
-    """Whether this program gives the name to a file below superseded/NNN: log lines, and files of steps and of what was a pointer."""
+    """Whether this program uses the name below superseded/NNN: for log lines, files of steps, and old pointers."""
     from positron_mini.store import checkpoint as ckpt
     from positron_mini.store.run_folder import POINTERS
     from positron_mini.store.run_logs import LOGS
@@ -212,7 +212,7 @@ def is_superseded(name: str) -> bool:
 
 
 def old_steps(run: RunFolder, keep: int) -> list[int]:
-    """The steps besides the newest `keep`, those that `latest` and `best` name, the last before the cool-down, the newest undamaged."""
+    """All steps except the newest `keep`, those of `latest` and `best`, the last before the cool-down, and the newest undamaged."""
     from positron_mini.store import checkpoint as ckpt
 
     right = run.newest(training=True, say=lambda _: None) or run.newest(training=False, say=lambda _: None)

@@ -1,4 +1,4 @@
-"""`positron score`: the log-probability of every line of stdin, as JSON lines."""
+"""`positron score`: print the log-probability of every line of stdin as JSON lines."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def run(argv: Sequence[str]) -> int:
     set_threads(flags.threads)
     lines = read_stdin().split("\n")
     if lines[-1] == "":
-        lines.pop()  # the end of the last line, not a line of its own
+        lines.pop()  # the text ends with a newline: no further line
     stats = ReadStats()
-    lines = [clean_text(line.removesuffix("\r"), stats) for line in lines]  # what `prepare` mends in a training text is mended here too
+    lines = [clean_text(line.removesuffix("\r"), stats) for line in lines]  # the same cleaning as for a training text
     for line, (logprob, count) in zip(lines, line_logprobs(model, checkpoint.tokenizer, lines), strict=True):
         print_json({"text": line, "logprob": logprob, "tokens": count})
     return 0

@@ -1,4 +1,4 @@
-"""`positron serve`: a checkpoint behind the interface that OpenAI's clients speak, and the lab page at the same address."""
+"""`positron serve`: a checkpoint behind OpenAI's HTTP interface, and the lab page at the same address."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NetworkFlags:
         self._check_origins()
 
     def _check_origins(self) -> None:
-        """Raise UsageError for what no browser sends as Origin."""
+        """Raise UsageError if an --allow_origin is not an Origin as browsers send it."""
         from positron_mini.web.cors import is_origin
 
         wrong = next((origin for origin in self.allow_origin if not is_origin(origin)), None)
@@ -80,14 +80,14 @@ class NetworkFlags:
 
     @property
     def hosts(self) -> frozenset[str] | None:
-        """Names besides loopback's that requests may be sent to; None where the network cannot reach the server."""
+        """Allowed host names besides loopback's; None if the network cannot reach the server."""
         if self.host in LOOPBACK_HOSTS and not self.allow_host:
             return None
         return frozenset(name.lower() for name in (self.host, *self.allow_host))
 
 
 def _key_in(path: str) -> str:
-    """The key in a file, without white space around it. Errors: UsageError."""
+    """The key in a file, without surrounding white space. Errors: UsageError."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_KEY_BYTES + 1)
@@ -109,7 +109,7 @@ class ServeFlags(NetworkFlags):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Serve until Ctrl-C; 0 then."""
+    """Serve until Ctrl-C, then return 0."""
     flags = parse(ServeFlags, argv, "serve")
     check_extra()
     from positron_mini.web.state import Models, load_served
@@ -125,7 +125,7 @@ def run(argv: Sequence[str]) -> int:
     def models() -> Models:
         checkpoint, served = open_model(flags.ckpt, read, talks=True)
         run_folder = run_of(checkpoint)
-        _ = served.writer  # made now rather than at the first request
+        _ = served.writer  # built now rather than at the first request
         kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"
         note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {served.id!r}")
         return Models([served], lambda: [run_folder] if run_folder is not None else [])
@@ -134,7 +134,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def check_extra() -> None:
-    """Nothing, or PositronError where the libraries of the extra `web` are missing."""
+    """Raise PositronError if the libraries of the extra `web` are missing."""
     from importlib.util import find_spec
 
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
@@ -146,7 +146,7 @@ def check_extra() -> None:
 
 
 def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callable[[str], None] = lambda _: None) -> int:
-    """Serve until Ctrl-C; 0 then. The port is taken before the models are read; `opened` gets the page's address once it answers."""
+    """Serve until Ctrl-C, then return 0. The port is bound before the models are read; `opened` gets the page's address at the start."""
     from positron_mini.device import set_threads
     from positron_mini.web.server import Server, address_of, bind
     from positron_mini.web.state import ServerState
@@ -160,10 +160,10 @@ def serve(flags: NetworkFlags, make_models: Callable[[], Models], opened: Callab
             address = address_of(listener)
             print(address, flush=True)
             note(f"API for OpenAI's clients: {address}/v1{'  (with the API key)' if flags.key else ''}; stop with Ctrl-C")
-            # a browser's address stands in the list of processes: only a key that stands there already is put into it
+            # other users see a browser's command line: put a key into the address only if our own command line holds it already
             opened(address + (f"/#api_key={quote(flags.api_key, safe='')}" if flags.api_key else ""))
 
-        with suppress(KeyboardInterrupt):  # uvicorn has closed everything and mostly raises the signal again
+        with suppress(KeyboardInterrupt):  # uvicorn closes everything and then mostly raises the signal again
             Server(state, started).run_on(listener)
         note("stopped")
     return 0

@@ -1,4 +1,4 @@
-"""`positron sft`: fine-tuning on conversations, with what it changed said at the end."""
+"""`positron sft`: fine-tune on conversations, and report at the end what changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
-    """The run folder after fine-tuning by `config`, of which the flags in `given` were spelled out."""
+    """Fine-tune by `config` and return the run folder. `given`: the flags that were typed."""
     from positron_mini.cli.train import watch
     from positron_mini.train.finetune import open_sft_session
     from positron_mini.trainer import StopFlag
@@ -39,7 +39,7 @@ def finetune(config: SFTConfig, given: frozenset[str]) -> RunFolder:
 
 
 def changes(run: RunFolder) -> list[str]:
-    """Validation loss and story loss before and after, as lines."""
+    """Lines with validation loss and story loss before and after."""
     from positron_mini.store.run_logs import StoryScore, log_path, read_rows, typed_rows
 
     lines = []

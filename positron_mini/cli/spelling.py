@@ -1,4 +1,4 @@
-"""Commands as they work where the person is: `positron` may not be on the path, and the folder another one."""
+"""Commands spelled so that they work when pasted: `positron` may not be on the path, and the user may be in another folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from positron_mini.cli.commands import COMMANDS
 
-CALLED_FROM = "POSITRON_CALLED_FROM"  # set by the scripts, which change the folder, to the one that the person is in
+CALLED_FROM = "POSITRON_CALLED_FROM"  # the user's folder; set by the scripts, which change the current one
 
 
 def here(text: str) -> str:
-    """The text with every `positron COMMAND` in it spelled so that it works when pasted; what is quoted stays as it is."""
+    """The text with every `positron COMMAND` spelled so that it works when pasted; quoted parts stay unchanged."""
     names = "|".join([*COMMANDS, "--help", "--version"])
     wanted = rf"(?<!\w)'[^']*'|(?<![\w./-])positron(?= (?:{names})(?![\w-])|  )"
     return re.sub(wanted, lambda found: program() if found[0] == "positron" else found[0], text)
 
 
 def program() -> str:
-    """What starts this program: `positron` where that finds it, else the path of it, else `python -m positron_mini`."""
+    """How to start this program: `positron` if it is on the path, else its path, else `python -m positron_mini`."""
     own = shutil.which("positron", path=sysconfig.get_path("scripts"))
     on_path = shutil.which("positron")
     if own is None:

@@ -1,4 +1,4 @@
-"""What may be written to a terminal, and how a line is read from one."""
+"""Safe output to a terminal, and reading lines from one."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from positron_mini.errors import DataError
 MAX_LINE_BYTES = 1 << 20
 QUOTES = '"""'
 
-# A text may otherwise move the cursor, change colours, type for the user, or show its letters in another order than it has them
-# (CVE-2021-42574). Whole escape sequences need no parsing: without its first character each is plain text, even when it comes in parts.
+# Unfiltered, a text can move the cursor, change colours, type for the user, or show its letters in another order
+# (CVE-2021-42574). Escape sequences need no parsing: without its first character each is plain text, even if it comes in parts.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 _BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _LINES = [0x2028, 0x2029]
 _DROPPED = dict.fromkeys(code for code in (*_CONTROLS, *_BIDI, *_LINES, *range(0xD800, 0xE000)) if chr(code) not in "\n\t")
-# The same characters as JSON spells them, so that what a program reads is valid and nothing is lost.
+# The same characters in JSON's spelling, so that the output stays valid JSON and nothing is lost.
 _SPELLED = {code: f"\\u{code:04x}" for code in _DROPPED}
 
 
 def open_streams() -> None:
-    """Make stdout and stderr take every character: a pipe or a file gets UTF-8, a terminal keeps its own, ? for the rest.
+    """Make stdout and stderr accept every character: UTF-8 for a pipe or file; a terminal keeps its encoding, with ? for the rest.
 
-    Left alone, Python takes the encoding of the system for a file too (cp1252 on Windows, ASCII where LANG=C).
+    By default Python uses the system's encoding for files too (cp1252 on Windows, ASCII with LANG=C).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             is_terminal = stream.isatty()
             stream.reconfigure(encoding=None if is_terminal else "utf-8", errors="replace" if is_terminal else "backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        with contextlib.suppress(io.UnsupportedOperation):  # something has been read from it already
+        with contextlib.suppress(io.UnsupportedOperation):  # the stream has been read from already
             sys.stdin.reconfigure(errors="replace")
 
 
 def print(*values: object, sep: str = " ", end: str = "\n", file: Any = None, flush: bool = False) -> None:
-    """Print as the built-in one does, with what a terminal would obey spelled out: the escape character is shown as \\u001b.
+    """Print like the built-in function, but spell out what a terminal acts on: the escape character is shown as \\u001b.
 
-    All of the command line prints by it. In JSON, where such a character can only stand in a string, the spelling means the character.
+    The whole command line prints with it. In JSON, where such a character occurs only in strings, the spelling means the character.
     """
     builtins.print(sep.join(map(str, values)).translate(_SPELLED), end=end, file=file, flush=flush)
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey: control characters, bidirectional overrides, lone surrogates. Newlines and tabs stay.
+    """The text without what a terminal acts on: control characters, bidirectional overrides, lone surrogates. Newlines and tabs stay.
 
-    It works character by character, so a text may be passed in parts, cut anywhere.
+    It works character by character, so a text may be passed in parts.
     """
     return text.translate(_DROPPED)
 
 
 def marked(text: str) -> str:
-    """The text with U+FFFD for every character that a terminal would obey or not show, so that it is seen to be there. Newlines stay."""
+    """The text with U+FFFD for every character that a terminal acts on or does not show. Newlines stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def read_stdin() -> str:
-    """All of stdin, without the byte-order mark that editors on Windows begin a file with. Errors: DataError when it is not UTF-8."""
+    """All of stdin, without the byte-order mark of Windows editors. Errors: DataError if it is not UTF-8."""
     data = sys.stdin.buffer.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError("stdin is UTF-16, not UTF-8", "convert it first: iconv -f UTF-16 -t UTF-8 FILE | positron ...")
@@ -71,16 +71,16 @@ def read_stdin() -> str:
 
 
 class Keyboard(Protocol):
-    """Where lines come from. Errors of both: EOFError when nothing will come, KeyboardInterrupt for Ctrl-C."""
+    """A source of lines. Errors of `read` and `answer`: EOFError at the end of input, KeyboardInterrupt for Ctrl-C."""
 
     def read(self, prompt: str) -> str:
         """A question or command, which may have several lines."""
 
     def answer(self, prompt: str) -> str:
-        """One line, which is not offered again."""
+        """One line, not kept in the history."""
 
     def remember(self, line: str) -> None:
-        """Offer `line` when the user asks for earlier ones."""
+        """Add `line` to the history."""
 
 
 class PlainKeyboard:
@@ -90,7 +90,7 @@ class PlainKeyboard:
         self._is_silent = is_silent
 
     def read(self, prompt: str) -> str:
-        """The next line or block; the prompt goes to stderr. Bytes that are no UTF-8 become U+FFFD. Errors: DataError for a huge line."""
+        """The next line or block; the prompt goes to stderr. Invalid UTF-8 becomes U+FFFD. Errors: DataError for a huge line."""
         text = self.answer(prompt)
         while is_open_block(text):
             try:
@@ -113,11 +113,11 @@ class PlainKeyboard:
         return data.decode("utf-8", errors="replace").removeprefix("\ufeff").rstrip("\r\n")
 
     def remember(self, line: str) -> None:
-        """Nothing: there is no recall here."""
+        """Do nothing: there is no history here."""
 
 
 class TerminalKeyboard:
-    """A line editor: arrows, history (of this session only, nothing is written), Tab for commands, pasting of several lines.
+    """A line editor: arrows, history (this session only, nothing is written), Tab for commands, pasting of several lines.
 
     Enter sends; Alt-Enter, and Enter in an open block of triple quotes, begin a new line.
     """
@@ -155,7 +155,7 @@ class TerminalKeyboard:
         self._answers: PromptSession[str] = PromptSession(history=InMemoryHistory())
 
     def read(self, prompt: str) -> str:
-        """What was typed or pasted, up to Enter."""
+        """The text typed or pasted, up to Enter."""
         return self._questions.prompt(prompt)
 
     def answer(self, prompt: str) -> str:
@@ -163,7 +163,7 @@ class TerminalKeyboard:
         return self._answers.prompt(prompt)
 
     def remember(self, line: str) -> None:
-        """Offer `line` on the up key."""
+        """Add `line` to the history of the up key."""
         self._history.append_string(line)
 
 

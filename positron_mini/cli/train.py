@@ -1,4 +1,4 @@
-"""`positron train`: a new run or one that goes on, with its progress on the terminal."""
+"""`positron train`: begin or continue a run, with its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def train(config: TrainConfig, given: frozenset[str]) -> RunFolder:
-    """The run after training by `config`, of which the flags in `given` were spelled out, to the end of the planned steps."""
+    """Train by `config` to the end of the planned steps and return the run. `given`: the flags that were typed."""
     from positron_mini.cli.launch import joined
 
     with joined(config.device) as processes:
@@ -61,15 +61,15 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes) -> 
 
 
 def _silent(_: str) -> None:
-    """Nothing: of what all processes see, the first one alone tells."""
+    """Say nothing: only the first process speaks."""
 
 
 def watch(session: Session) -> None:
-    """Train the session, showing first lines, progress and summary; a finished one only says so, and what to type next."""
+    """Train the session with first lines, progress and summary; for a finished one print only that, and the next command."""
     from positron_mini.cli.progress import Progress
 
     if session.plan.finished:
-        list(session.steps())  # nothing but the end of a save that was cut short
+        list(session.steps())  # only completes a save that was interrupted
         note(session.plan.say)
         note(f"  try it: {try_it(session.run.path, session.run.path, is_chat=session.is_chat)}")
         return
@@ -85,7 +85,7 @@ def watch(session: Session) -> None:
 
 @contextmanager
 def stop_signals(stop: Any, say: Say = note) -> Iterator[None]:
-    """While inside, Ctrl-C and SIGTERM set `stop` and change nothing else; a second one is patient too, so that a save is never cut."""
+    """A context in which Ctrl-C and SIGTERM only set `stop`; a second one does too, so that a save is never interrupted."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.signal_number is None:

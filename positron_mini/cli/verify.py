@@ -1,4 +1,4 @@
-"""`positron verify RUN`: every file of a run against its checksum, and with --replay steps trained again, byte for byte."""
+"""`positron verify RUN`: check every file of a run against its checksum, and with --replay train steps again, byte for byte."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VerifyFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Verify; 0 when all is as it should be."""
+    """Verify; 0 if everything is correct."""
     flags = parse(VerifyFlags, argv, "verify")
     from positron_mini.store.run_folder import RunFolder
     from positron_mini.train.replay import check_run, replay
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def show_steps(steps: Sequence[StepCheck], problems: Sequence[str]) -> None:
-    """Print a line per step, then what else is wrong."""
+    """Print a line per step, then the other problems."""
     for step in steps:
         verdict = step.problem or ("undamaged, can be resumed from" if step.has_training else "undamaged")
         print(f"step {step.step:>9,}  {step.files:>2} files  {step.bytes / 1e6:>9,.1f} MB  {verdict}")
@@ -61,7 +61,7 @@ def show_steps(steps: Sequence[StepCheck], problems: Sequence[str]) -> None:
 
 
 def show_replay(again: Replay) -> None:
-    """Print what training again gave."""
+    """Print the result of training again."""
     print(f"steps {again.start + 1:,} to {again.end:,} trained again: {again.lines:,} log lines and {again.files} files compared")
     for difference in again.differences:
         print(f"  {difference}")
@@ -70,7 +70,7 @@ def show_replay(again: Replay) -> None:
 
 
 def _raise_for(run: RunFolder, steps: Sequence[StepCheck], again: Replay | None) -> None:
-    """Nothing, or the error that ends a verification that found something wrong."""
+    """Raise the error of a verification that found something wrong."""
     damaged = [step.step for step in steps if step.problem]
     if damaged:
         whole = [step.step for step in steps if not step.problem and step.has_training]

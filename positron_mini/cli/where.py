@@ -1,4 +1,4 @@
-"""`positron` alone: where you are. The runs that are here, how far each is, and the command that comes next."""
+"""`positron` alone: the runs in this folder, their progress, and the next command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 5  # runs, the newest
 
 
 def where_you_are(root: Path = Path("runs")) -> str:
-    """The newest runs and what to do next, in a few lines. Nothing is loaded but their small files."""
+    """The newest runs and what to do next, in a few lines. Only small files are read."""
     found = sorted(map(look, run_folders(root)), key=lambda run: run.active_s, reverse=True)
     if not found:
         return (
@@ -29,7 +29,7 @@ def where_you_are(root: Path = Path("runs")) -> str:
 
 
 def _talking(found: list[RunState]) -> list[str]:
-    """The command that asks a model, with the one that will answer, and whether a newer base has not been taught yet."""
+    """The chat command, which model it uses, and whether a newer base model is not fine-tuned yet."""
     usable = by_rule(found, talks=True)
     if not usable:
         return []
@@ -40,7 +40,7 @@ def _talking(found: list[RunState]) -> list[str]:
 
 
 def _words(run: RunState) -> str:
-    """What a run is and how far; a damaged one says what is wrong."""
+    """A run's kind and progress; for a damaged one, what is wrong."""
     if run.damaged:
         return f"damaged: {run.damaged}; {command('verify', run.path)} looks at every file"
     score = f", {run.end.val_bpb:.3f} bits per byte" if run.end.val_bpb is not None and not run.is_chat else ""
@@ -48,7 +48,7 @@ def _words(run: RunState) -> str:
 
 
 def next_steps(runs: list[RunState]) -> list[str]:
-    """The commands that make sense now: go on, fine-tune, ask, look."""
+    """The commands that make sense now: continue, fine-tune, chat, look."""
     steps = []
     whole = [run for run in runs if not run.damaged]
     paused = next((run for run in whole if not run.is_finished and run.writer is None), None)

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def open_model(ckpt: str | None, read: Callable[[Checkpoint], T], *, talks: bool = False, is_terse: bool = False) -> T:
-    """What `read` makes of the checkpoint that was named, else of that of the newest finished run, a fine-tuned one where the command
-    `talks`; a note then says which it is, with `is_terse` only where that may be another than a person expects. Errors: CheckpointError.
+    """`read` of the checkpoint named, else of the newest finished run's, with a note which it is. `talks`: prefer a fine-tuned run;
+    `is_terse`: a note only if the choice may surprise. Errors: CheckpointError.
     """
     from positron_mini.store.find import find_checkpoint, newest_checkpoint, read_found
 
@@ -29,7 +29,7 @@ def open_model(ckpt: str | None, read: Callable[[Checkpoint], T], *, talks: bool
 
 
 def with_model(checkpoint: Checkpoint) -> tuple[Checkpoint, GPT]:
-    """A checkpoint and its model, to `read` both."""
+    """A checkpoint and its model, for `open_model`."""
     from positron_mini.store.checkpoint import load_model
 
     return checkpoint, load_model(checkpoint)

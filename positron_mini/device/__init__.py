@@ -1,7 +1,7 @@
-"""Where and how to compute: device, precision, batch, memory. The only package that names a backend; its decisions are pure functions.
+"""Device, precision, batch and memory. The only package that names a backend; its decisions are pure functions.
 
-What this machine offers is a `Machine`, what was measured on it a `Verdict`; everything else follows from the two, so that tests can
-decide for machines they do not have. `machine` asks and acts, `policy` decides, `verdict` remembers, `power` watches sleep and heat.
+A `Machine` describes the hardware, a `Verdict` what was measured on it; all decisions follow from these two, so tests can decide for
+machines they do not have. `machine` queries and acts, `policy` decides, `verdict` stores, `power` handles sleep and heat.
 """
 
 from positron_mini.device.machine import (

@@ -1,4 +1,4 @@
-"""This machine: what it offers, and the few things that are done differently on each backend."""
+"""This machine: its hardware, and the few operations that differ between backends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hardware, the system and the PyTorch build offer, and what the doctor found on it."""
+    """The hardware, the system, the PyTorch build, and the doctor's verdict on them."""
 
     devices: tuple[DeviceName, ...]  # the fastest first
-    bf16: tuple[DeviceName, ...]  # devices with fast bf16 products
+    bf16: tuple[DeviceName, ...]  # devices with fast bf16 matmuls
     memory_bytes: int  # of the best device; shared with the system on a Mac
     cores: int
     has_compiler: bool
@@ -37,16 +37,16 @@ class Machine:
     torch: str = ""
     vector: str = ""  # the widest instructions of the processor, as PyTorch names them
     verdict: Verdict | None = None
-    note: str = ""  # why a verdict that is there is not used
+    note: str = ""  # why an existing verdict is not used
 
     @property
     def key(self) -> dict[str, str]:
-        """What a verdict holds for: another PyTorch, system or chip needs another one."""
+        """The PyTorch, system and chip that a verdict is valid for."""
         return {"torch": self.torch, "system": f"{self.system} {self.os_version}", "chip": self.chip}
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on, with the doctor's verdict if there is one. Imports torch."""
+    """The machine of this process, with the doctor's verdict if there is one. Imports torch."""
     import torch
 
     devices: list[DeviceName] = []
@@ -75,11 +75,11 @@ def this_machine() -> Machine:
 
 
 def prepare_environment(environ: Mapping[str, str], system: str) -> dict[str, str]:
-    """Settings to make before torch is imported, which reads them then and never again; none but on a Mac.
+    """Environment settings that torch reads once, at its import; none except on a Mac.
 
-    An operation that MPS lacks is to be an error, not a silent detour over the CPU. And memory beyond what Metal recommends is to be
-    an error too: by default the limit is 1.7 times as high, which a Mac fills by swapping. Both watermarks go together: the lower one
-    (1.4 by default) is where unused buffers are given back. A person's own watermarks stay.
+    An operation that MPS lacks must be an error, not silently run on the CPU. Memory beyond what Metal recommends must be an error too:
+    PyTorch's limit is 1.7 times as high, which a Mac reaches by swapping. Both watermarks are set together: at the lower one (1.4 by
+    default) unused buffers are freed. A user's own watermarks stay.
     """
     if system != "Darwin":
         return {}
@@ -90,7 +90,7 @@ def prepare_environment(environ: Mapping[str, str], system: str) -> dict[str, st
 
 
 def processor_name() -> str:
-    """The processor as its maker calls it; its architecture where the system does not tell."""
+    """The processor's name; its architecture if the system does not report one."""
     name = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeDecodeError):
         if sys.platform == "darwin":
@@ -103,7 +103,7 @@ def processor_name() -> str:
 
 
 def compiler() -> Path | None:
-    """The C++ compiler that torch.compile takes for the CPU; None where there is none."""
+    """The C++ compiler that torch.compile uses for the CPU; None if there is none."""
     return find_program(filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")))
 
 
@@ -114,7 +114,7 @@ def usable_cores() -> int:
 
 
 def multiplies_by_mkl() -> bool:
-    """Whether PyTorch's products on the CPU are MKL's."""
+    """Whether PyTorch's matmuls on the CPU use MKL."""
     import torch
 
     found: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def multiplies_by_mkl() -> bool:
 
 
 def total_memory() -> int:
-    """Bytes of main memory; 8 GiB where the system does not tell."""
+    """Bytes of main memory; 8 GiB if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -133,7 +133,7 @@ def peak_memory(*, of_children: bool = False) -> int:
     """Largest number of bytes this process, or any single one of its ended children, has held in main memory so far."""
     if not of_children:
         with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as status:
-            # on Linux ru_maxrss counts what the parent held when it started this process
+            # on Linux ru_maxrss includes the parent's memory at the start of this process
             return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
     try:
         import resource
@@ -144,14 +144,14 @@ def peak_memory(*, of_children: bool = False) -> int:
 
 
 def used_memory(device: str) -> int:
-    """Bytes held now on `device`; on a CPU whose system does not tell, the most this process has held so far."""
+    """Bytes held now on `device`; on a CPU whose system does not report that, the peak of this process."""
     import torch
 
     synchronize(device)
     if device == "cuda":
         return torch.cuda.memory_allocated()
     if device == "mps":
-        return torch.mps.driver_allocated_memory()  # with what Metal holds for the kernels
+        return torch.mps.driver_allocated_memory()  # includes Metal's memory for kernels
     try:
         with open("/proc/self/statm", encoding="ascii") as handle:
             return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -160,7 +160,7 @@ def used_memory(device: str) -> int:
 
 
 def forget_cached_memory(device: str) -> None:
-    """Give back what the device's allocator keeps for later."""
+    """Free the memory that the device's allocator has cached."""
     import torch
 
     if device == "cuda":
@@ -171,21 +171,21 @@ def forget_cached_memory(device: str) -> None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library can (glibc): a training step wants the same again and again.
+    """Keep freed memory in this process if its C library can (glibc): every training step needs the same amount again.
 
-    What goes back to the system comes again in pages that must be cleared first, which made steps an eighth longer.
+    Memory returned to the system comes back as pages that must be cleared first, which made steps an eighth longer.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
     if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold, largest = -1, -3, (1 << 31) - 1  # names and numbers of malloc.h
+        m_trim_threshold, m_mmap_threshold, largest = -1, -3, (1 << 31) - 1  # the constants of malloc.h
         mallopt(m_trim_threshold, largest)
-        for size in (1 << 30, 1 << 25):  # some releases allow no more than the second
+        for size in (1 << 30, 1 << 25):  # some releases accept at most the second
             if mallopt(m_mmap_threshold, size):
                 break
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
-    """A context in which products run in `precision`; weights stay fp32."""
+    """A context in which matmuls run in `precision`; weights stay fp32."""
     import torch
 
     if precision != "bf16":
@@ -194,7 +194,7 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[o
 
 
 def set_threads(threads: int | None) -> int:
-    """The number of CPU threads now in force."""
+    """Set the number of CPU threads (None: all usable cores) and return the number in force."""
     import torch
 
     torch.set_num_threads(threads or usable_cores())
@@ -217,7 +217,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has finished, so that a clock read afterwards means something."""
+    """Wait until the device has finished its queue; needed before reading a clock."""
     import torch
 
     if device == "cuda":
@@ -227,7 +227,7 @@ def synchronize(device: str) -> None:
 
 
 def take_local(device: str, number: int) -> None:
-    """Make the `number`-th GPU of this machine the one that "cuda" means in this process. Errors: UsageError when there are fewer."""
+    """Make "cuda" mean the `number`-th GPU in this process. Errors: UsageError if there are fewer."""
     import torch
 
     if device != "cuda":
@@ -256,5 +256,5 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how CUDA, MPS or the CPU allocator say that memory is exhausted."""
+    """Whether the error is an out-of-memory error of CUDA, MPS or the CPU allocator."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error).lower() for t in OUT_OF_MEMORY_TEXTS))

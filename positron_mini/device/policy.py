@@ -14,25 +14,25 @@ BATCH_TOKENS: dict[str, int] = {"cpu": 65_536, "mps": 98_304, "cuda": 131_072}
 MAX_LOGITS_BYTES = 1 << 30  # never more than 1 GiB of fp32 logits at once
 OLDEST_MACOS = 14
 METAL_OVERHEAD_BYTES = 1 << 30  # compiled kernels, command buffers, what the allocator rounds up
-# M1 and M2 sum memory beyond the operands into products over 32,767 or more terms, and the gradient of a weight is a sum over all
+# On M1 and M2, matmuls that sum 32,767 or more terms add memory beyond the operands, and the gradient of a weight is a sum over all
 # tokens computed at once (pytorch#177116, pytorch#195163; around it since 2.14 for some products). A GPU is busy long before that.
 MPS_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where and how to compute, and why."""
+    """The device, the precision, and the reason for each."""
 
     device: DeviceName
     precision: Precision
     reason: str
-    fell_back: bool = False  # the precision is not the one that was asked for
+    fell_back: bool = False  # the precision is not the requested one
 
 
 def choose(machine: Machine, device: str = "auto", precision: str = "auto", *, precision_why: str = "as asked") -> Choice:
-    """Device and precision for `machine`, by the doctor's verdict where there is one. `precision_why`: where a named precision comes from.
+    """Device and precision for `machine`, by the doctor's verdict if there is one. `precision_why`: the origin of a given precision.
 
-    Errors: UsageError when a device is asked for that is not there.
+    Errors: UsageError if the requested device is missing.
     """
     chosen, why = _choose_device(machine, device)
     if precision == "auto":
@@ -48,7 +48,7 @@ def choose(machine: Machine, device: str = "auto", precision: str = "auto", *, p
 
 
 def _choose_device(machine: Machine, device: str) -> tuple[DeviceName, str]:
-    """The device, and why: the one that is asked for, or the best by the doctor's verdict, or the fastest kind."""
+    """The device, and why: the requested one, or the best by the doctor's verdict, or the fastest kind."""
     if device in machine.devices:
         return next(d for d in machine.devices if d == device), "as asked"
     if device != "auto":
@@ -65,7 +65,7 @@ def _choose_device(machine: Machine, device: str) -> tuple[DeviceName, str]:
 
 
 def _choose_precision(machine: Machine, device: DeviceName, why: str, *, is_asked: bool) -> Choice:
-    """The precision for `device` where none is asked for, and why: by the verdict, by what is known of this PyTorch, by the kind."""
+    """The precision for `device`, and why: by the verdict, by known faults of this PyTorch, or by the kind of device."""
     if machine.verdict is not None:
         best = machine.verdict.best((device,))
         if best is not None:
@@ -85,7 +85,7 @@ def _choose_precision(machine: Machine, device: DeviceName, why: str, *, is_aske
 
 
 def known_fault(machine: Machine, device: str, precision: str) -> str:
-    """What is publicly known to be wrong with this PyTorch on that device in that precision; empty for nothing."""
+    """The published fault of this PyTorch on that device in that precision; empty for none."""
     if device == "mps" and precision == "bf16" and machine.torch and _release(machine.torch) < (2, 14):
         return f"before PyTorch 2.14 (here {machine.torch}) attention in half precision can see later tokens (pytorch#195910)"
     return ""
@@ -98,7 +98,7 @@ def _release(version: str) -> tuple[int, int]:
 
 
 def unsupported(system: str, machine: str, os_version: str, torch: str) -> tuple[str, str] | None:
-    """Why this computer cannot run `torch`, and what to do; None when it can. setup.sh says the same before anything is installed.
+    """Why this computer cannot run `torch`, and what to do; None if it can. setup.sh says the same before anything is installed.
 
     `machine` is the processor's architecture, arm64 for Apple Silicon.
     """
@@ -115,12 +115,12 @@ def unsupported(system: str, machine: str, os_version: str, torch: str) -> tuple
 
 
 def memory_limits(model: ModelConfig, device: str, memory_bytes: int) -> dict[str, int]:
-    """How many tokens may be computed at once, by reason; the smallest number decides.
+    """The most tokens that may be computed at once, by reason; the smallest number decides.
 
-    Counted per token, in fp32: three copies of the logits (one on a CPU, where chunked_loss.py never holds all of them), and about 34
-    activations of the width and 10 of the ffn per layer. A CPU gains nothing beyond about 2,048 tokens, a GPU wants many; all stay below
-    a quarter of the memory and 1 GiB of logits. A Mac's memory is the system's and all programs' too: a third is theirs, and of what Metal
-    may use, half of what the model and its optimizer leave.
+    Per token, in fp32: three copies of the logits (one on a CPU, where chunked_loss.py never holds all of them), and about 34
+    activations of the width and 10 of the ffn per layer. A CPU gains nothing beyond about 2,048 tokens, a GPU needs many; all stay below
+    a quarter of the memory and 1 GiB of logits. A Mac shares its memory with the system and other programs: a third is left to them, and
+    of what Metal may use, half of what the model and its optimizer leave.
     """
     logits = 4 * model.vocab_size
     per_token = (1 if device == "cpu" else 3) * logits + 4 * model.n_layer * (34 * model.n_embd + 10 * model.ffn)
@@ -139,16 +139,16 @@ def memory_limits(model: ModelConfig, device: str, memory_bytes: int) -> dict[st
 
 
 def micro_batch_rows(model: ModelConfig, context_len: int, rows: int, device: str, memory_bytes: int) -> int:
-    """Rows to compute at once: the largest divisor of `rows` that `memory_limits` allows, so that all micro-batches have one shape."""
+    """Rows of a micro-batch: the largest divisor of `rows` that `memory_limits` allows, so that all micro-batches have one shape."""
     tokens = min(memory_limits(model, device, memory_bytes).values())
     most = max(1, min(rows, tokens // context_len))
     return next(size for size in range(most, 0, -1) if rows % size == 0)
 
 
 def should_compile(asked: str, machine: Machine, device: str, work_flops: float | None) -> tuple[bool, str]:
-    """Whether to use torch.compile, and why. `work_flops` None: open-ended, so the start-up is repaid.
+    """Whether to use torch.compile, and why. `work_flops` None: an open-ended run, in which compiling pays off.
 
-    Compiling takes 20 to 60 s on a laptop and saves up to a quarter of the time after it. A CPU has quicker kernels (`--kernels native`).
+    Compiling takes 20 to 60 s on a laptop and then saves up to a quarter of the time. A CPU has faster kernels (`--kernels native`).
     """
     if asked == "off":
         return False, "off as asked"

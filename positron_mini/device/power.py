@@ -1,4 +1,4 @@
-"""Sleep and heat: keeping a Mac awake on request, and noticing that training has slowed down."""
+"""Sleep and heat: keep a Mac awake on request, and notice when training slows down."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-BUCKET_S = 10.0  # speeds are averaged over this much training, so that a single slow step is not a trend
-WINDOW = 3  # buckets that make a speed
-SLOW = 0.75  # share of the usual speed below which it is said
+BUCKET_S = 10.0  # speeds are averaged over this much training, so that one slow step does not count
+WINDOW = 3  # buckets whose median is the speed
+SLOW = 0.75  # share of the usual speed below which to report
 
 
 def keep_awake_command(system: str, pid: int) -> list[str] | None:
-    """The command that keeps the computer from sleeping while process `pid` lives; None where there is no such program.
+    """The command that prevents sleep while process `pid` lives; None on a system without such a program.
 
-    -i: no sleep when nobody is active; -m: the disks stay awake; -s: so does the system while on mains power. A closed lid still sleeps,
-    which only pauses the training.
+    -i: no idle sleep; -m: the disks stay awake; -s: no system sleep on mains power. A Mac with a closed lid still sleeps, which only pauses
+    the training.
     """
     return ["/usr/bin/caffeinate", "-i", "-m", "-s", "-w", str(pid)] if system == "Darwin" else None
 
 
 @contextlib.contextmanager
 def awake(wanted: bool, say: Callable[[str], None], system: str | None = None) -> Iterator[None]:
-    """While inside, the computer does not fall asleep, if that is `wanted` and can be had; `say` is told when it cannot."""
+    """A context in which the computer does not sleep, if that is `wanted` and possible; `say` reports if it is not."""
     command = keep_awake_command(system or platform.system(), os.getpid()) if wanted else None
     process = None
     if command is not None:
@@ -58,7 +58,7 @@ def share_of_usual_speed(speeds: Sequence[float]) -> float | None:
 
 @dataclass
 class SpeedWatch:
-    """Notices that training has become much slower than it was, and when it is as fast again. It looks at speeds only, never at a clock."""
+    """Notices when training becomes much slower, and when it recovers. It uses the measured speeds only, never a clock."""
 
     speeds: list[float] = field(default_factory=list)  # tokens a second, one for every BUCKET_S of training
     is_slow: bool = False
@@ -66,7 +66,7 @@ class SpeedWatch:
     _seconds: float = 0.0
 
     def look(self, tokens: int, tok_per_s: float) -> str:
-        """What there is to say after one more step's tokens and speed; nearly always nothing."""
+        """Add a step's tokens and speed; return a sentence when the speed has changed, else an empty string."""
         if tokens <= 0 or tok_per_s <= 0:
             return ""
         self._tokens += tokens

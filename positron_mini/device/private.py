@@ -1,4 +1,4 @@
-"""A folder for code that this program has compiled: of this user alone, so that nothing is run from it that another has put there."""
+"""A private folder for compiled code: only this user can write to it, so no code of others is run from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from positron_mini.errors import PositronError
 
 
 def private_folder(name: str) -> Path:
-    """The folder `name` in the user's cache folder, made if it is not there. Errors: PositronError when others may write to it, or it
+    """Return the folder `name` in the user's cache folder; make it if needed. Errors: PositronError if others may write to it, or it
     cannot be made."""
     try:
         folder = cache_folder(platform.system(), os.environ, Path.home()).absolute() / name
@@ -35,7 +35,7 @@ def private_folder(name: str) -> Path:
 
 
 def _problem(folder: Path) -> str:
-    """What makes a folder unfit for code, as the rest of a sentence; Windows keeps a user's folders apart by itself."""
+    """Why a folder is unsafe for code, as the rest of a sentence; Windows protects a user's folders itself."""
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode):
         return "is a link, or no folder"
@@ -47,13 +47,13 @@ def _problem(folder: Path) -> str:
         return "may be written to by others"
     for parent in folder.resolve().parents:
         mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in such a folder anybody may put another in its place
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # anybody may replace the folders in such a parent
             return f"lies in {parent}, where others may replace it"
     return ""
 
 
 def own_file(path: Path) -> bytes | None:
-    """The content of a file of a private folder; None when it is no regular file of this user's, or cannot be read."""
+    """The content of a file of a private folder; None if it is not a regular file of this user's, or cannot be read."""
     try:
         there = path.lstat()
         is_own = stat.S_ISREG(there.st_mode) and (os.name == "nt" or there.st_uid == os.geteuid())
@@ -63,7 +63,7 @@ def own_file(path: Path) -> bytes | None:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` of `function`, for fixed shapes. What it compiles is kept in a private folder, not under a known name in /tmp."""
+    """`torch.compile` of `function`, for fixed shapes. Compiled code is cached in a private folder, not under a known name in /tmp."""
     import torch
 
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
@@ -76,7 +76,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _inductor_folder() -> Path:
-    """Where torch.compile keeps code: in the user's cache, or, when that is not private, in a folder for this process."""
+    """torch.compile's cache folder: in the user's cache or, if that is not private, a temporary one for this process."""
     try:
         return private_folder("inductor")
     except PositronError:

@@ -1,4 +1,4 @@
-"""Whether a measurement of speed can be believed: how much of the processor it had, what others took, and what pairs of it agree on."""
+"""Whether a speed measurement is reliable: this process's share of the CPU, the load of other programs, and agreement of pairs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-QUIET = 0.6  # share of the processor that this program has at least, where no other takes it away
-OTHERS = 0.1  # of all cores: what other programs may take before they are the reason for a smaller share
+QUIET = 0.6  # least share of the CPU that this process gets on a quiet machine
+OTHERS = 0.1  # share of all cores above which other programs explain a smaller share
 PAIRS, MOST_PAIRS = 3, 7
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Seconds at one moment: of the clock, of this process on all cores, and of all programs and of other guests of the host (`all_s`).
+    """Counters at one moment, in seconds: wall clock, CPU time of this process, CPU time of all programs and other guests of the host.
 
-    Where the system does not count those, `load` is how many programs wanted a core in the last minute; both are None on some systems.
+    Where the system has no `all_s`, `load` is the load average of the last minute; both are None on some systems.
     """
 
     wall_s: float
@@ -28,13 +28,13 @@ class Usage:
 
 
 def usage(stat: Path = Path("/proc/stat")) -> Usage:
-    """The counts of now."""
+    """The current counters."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return Usage(time.perf_counter(), time.process_time(), _busy_s(stat), load)
 
 
 def _busy_s(stat: Path) -> float | None:
-    """Seconds that all cores have worked, or were taken by the host (steal), by Linux's count; None elsewhere."""
+    """CPU seconds of all programs, with those taken by the host (steal), as counted by Linux; None elsewhere."""
     try:
         ticks = [int(word) for word in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
         user, nice, system, _idle, _waiting, irq, softirq, steal = ticks
@@ -44,14 +44,14 @@ def _busy_s(stat: Path) -> float | None:
 
 
 def share_had(before: Usage, after: Usage, threads: int) -> float:
-    """The share of `threads` cores that this process had."""
+    """The share of `threads` cores that this process got."""
     return min(1.0, (after.own_s - before.own_s) / max((after.wall_s - before.wall_s) * threads, 1e-9))
 
 
 def disturbance(before: Usage, after: Usage, threads: int, cores: int) -> str:
-    """Why a measurement with that many threads cannot be believed: it had too little of the processor, and other programs had a part of it.
+    """Why a measurement with that many threads is unreliable: it got too little of the CPU, and other programs used it.
 
-    Empty where it can. A process that waits for its own threads has a small share too, which disturbs nothing.
+    Empty if it is reliable. A process that waits for its own threads has a small share too, which does no harm.
     """
     share, wall_s = share_had(before, after, threads), max(after.wall_s - before.wall_s, 1e-9)
     others: float | None = None  # cores
@@ -66,16 +66,16 @@ def disturbance(before: Usage, after: Usage, threads: int, cores: int) -> str:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much one measurement gives as another: the median of pairs. `is_clear`: nearly all lie on one side of the line."""
+    """The ratio of two measurements: the median over pairs. `is_clear`: nearly all pairs lie on one side of the line."""
 
     median: float
     is_clear: bool
 
 
 def paired(one: Callable[[], float], other: Callable[[], float], line: float) -> Ratio:
-    """`other()` divided by `one()`, measured in turn: what disturbs the machine for a while disturbs both, and one pair decides nothing.
+    """The ratio `other()` / `one()`, measured in alternation, so that a disturbance affects both and one pair decides nothing.
 
-    Three pairs, and up to seven as long as they do not agree on which side of `line` they lie.
+    Three pairs; up to seven until they agree on which side of `line` they lie.
     """
     ratios: list[float] = []
     while len(ratios) < MOST_PAIRS and (len(ratios) < PAIRS or not _is_clear(ratios, line)):

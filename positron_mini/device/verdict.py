@@ -1,6 +1,6 @@
-"""What `positron doctor` found on this machine, kept in the user's cache folder and obeyed by `--device auto` and `--precision auto`.
+"""The results of `positron doctor`, kept in the user's cache folder and obeyed by `--device auto` and `--precision auto`.
 
-One file for every combination of PyTorch, system and chip: after an update of any of them the old verdict does not apply.
+There is one file per combination of PyTorch, system and chip: after an update of any of them the old verdict does not apply.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ BF16_GAIN = 1.03  # bf16 must be this much faster than fp32 to be preferred: les
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one device in one precision. `tok_per_s` is that of training TinyGPT, None where it was not measured."""
+    """The result for one device in one precision. `tok_per_s`: of training TinyGPT, None if not measured."""
 
     device: DeviceName
     precision: Precision
-    faults: tuple[str, ...] = ()  # checks that failed and make its results wrong
+    faults: tuple[str, ...] = ()  # failed checks that make its results wrong
     tok_per_s: float | None = None
     skipped: str = ""  # why it was not examined
 
     @property
     def is_fit(self) -> bool:
-        """Whether it computes right and its speed is known."""
+        """Whether it computes correctly and its speed is known."""
         return not self.faults and not self.skipped and self.tok_per_s is not None
 
     @property
     def trouble(self) -> str:
-        """Why it is not to be used, as the rest of a sentence that begins with its name; empty when it is fit."""
+        """Why not to use it, as the rest of a sentence that begins with its name; empty if it is fit."""
         if self.faults:
             more = f" and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
             return f"computes wrong here ({self.faults[0]}{more})"
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings of one run of the doctor, and its day."""
+    """All findings of one run of the doctor, and its date."""
 
     findings: tuple[Finding, ...]
     day: str
@@ -60,7 +60,7 @@ class Verdict:
         return next((f for f in self.findings if (f.device, f.precision) == (device, precision)), None)
 
     def best(self, devices: tuple[DeviceName, ...]) -> Finding | None:
-        """The fastest fit finding among `devices`, fp32 where bf16 gains next to nothing; None when none is fit."""
+        """The fastest fit finding among `devices`, fp32 if bf16 gains next to nothing; None if none is fit."""
         fit = [f for f in self.findings if f.is_fit and f.device in devices]
 
         def rank(finding: Finding) -> float:
@@ -70,7 +70,7 @@ class Verdict:
         return max(fit, key=rank, default=None)
 
     def reason(self, chosen: Finding, devices: tuple[DeviceName, ...]) -> str:
-        """Why `chosen` is to be preferred to the others on `devices`, with figures."""
+        """Why `chosen` is better than the others on `devices`, with figures."""
         parts = []
         for other in self.findings:
             if other == chosen or other.device not in devices:
@@ -85,7 +85,7 @@ class Verdict:
 
 
 def cache_folder(system: str, environ: Mapping[str, str], home: Path) -> Path:
-    """The user's cache folder for this program: POSITRON_CACHE, or where `system` keeps such things."""
+    """The user's cache folder for this program: POSITRON_CACHE, or the place that `system` prescribes."""
     if environ.get("POSITRON_CACHE"):
         return Path(environ["POSITRON_CACHE"])
     if system == "Darwin":
@@ -96,7 +96,7 @@ def cache_folder(system: str, environ: Mapping[str, str], home: Path) -> Path:
 
 
 def verdict_path(key: Mapping[str, str], system: str) -> Path | None:
-    """The file of the verdict for `key` (torch, system and chip by name); None where the user has no home."""
+    """The file of the verdict for `key` (torch, system and chip by name); None if the user has no home."""
     try:
         folder = cache_folder(system, os.environ, Path.home())
     except RuntimeError:
@@ -106,12 +106,12 @@ def verdict_path(key: Mapping[str, str], system: str) -> Path | None:
 
 
 def write_verdict(path: Path, verdict: Verdict, key: Mapping[str, str]) -> None:
-    """Keep `verdict` for `key`. Errors: PositronError when the folder cannot be written."""
+    """Store `verdict` for `key`. Errors: PositronError if the folder cannot be written."""
     files.write_json(path, {"format": FORMAT, "key": dict(key), **asdict(verdict)})
 
 
 def read_verdict(path: Path | None, key: Mapping[str, str]) -> tuple[Verdict | None, str]:
-    """The verdict kept at `path` for `key`, and an empty note; or None, and what is wrong with the file, nothing when there is none."""
+    """The verdict stored at `path` for `key`, or None; and a note on what is wrong with the file, empty if nothing is."""
     if path is None or not path.is_file():
         return None, ""
     try:
@@ -121,7 +121,7 @@ def read_verdict(path: Path | None, key: Mapping[str, str]) -> tuple[Verdict | N
 
 
 def _parse(data: Any, key: Mapping[str, str]) -> Verdict:
-    """The verdict in a file's JSON. Errors: ValueError naming what is not as it was written."""
+    """The verdict in a file's JSON. Errors: ValueError naming what is invalid."""
     if not isinstance(data, dict) or set(data) != {"format", "key", "findings", "day"}:
         raise ValueError("not a verdict")
     if data["format"] != FORMAT:

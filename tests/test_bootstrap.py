@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers.devices import MAC
 from helpers.runs import Result, lines_of, listing, positron, trained
 from positron_mini.cli import bootstrap
 from positron_mini.cli.bootstrap import CPU_BATCH_TOKENS, BootstrapFlags, choose_dataset, fill_defaults
@@ -27,7 +28,6 @@ _FLAGS = (
 TINY = _FLAGS.split()
 RUN = RunFolder(Path("runs/mine"))
 LAPTOP = Machine(("cpu",), (), 16 << 30, 8, True, "Linux")
-MAC = Machine(("mps", "cpu"), ("mps",), 16 << 30, 8, True, "Darwin")
 
 
 def start(*words: str, dataset: str | None = "text.txt") -> Result:

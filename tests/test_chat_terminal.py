@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from helpers.chats import LEARNED, scripted, taught_model, write_model
+from helpers.chats import LEARNED, scripted, write_model
 from helpers.models import lively_model, shape
 from helpers.project import ROOT
 from helpers.runs import needs_fork
@@ -139,11 +139,6 @@ def talking(*words: str | Path, stream: Callable[..., Any] | None = None) -> Ite
         raise
     finally:
         os.close(fd)
-
-
-@pytest.fixture(scope="module")
-def taught(tiny_tokenizer: Tokenizer) -> GPT:
-    return taught_model(tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import signal
@@ -17,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.faults import Canary
 from helpers.runs import digests, forked, listing, needs_fork
 from positron_mini import files
 from positron_mini.config import ModelConfig
@@ -31,12 +31,6 @@ FILES = [
     "README.md", "config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "training/state.json", "training/state.safetensors",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def step(workshop_template: Path, tmp_path: Path) -> Path:
-    """A copy of a complete step folder."""
-    return Path(shutil.copytree(workshop_template / "runs/base/step_000030", tmp_path / "step_000030"))
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +134,10 @@ def test_L4_a_manifest_cannot_name_a_file_outside_its_folder(step: Path, name: s
 @pytest.mark.parametrize(
     "entry",
     [
-        None,
-        3,
-        "x",
-        [],
-        {},
-        {"bytes": "5", "sha256": "0"},
-        {"bytes": 5},
-        {"bytes": 5, "sha256": 7},
-        {"bytes": 5.0, "sha256": "0"},
+        None, 3, "x", [], {}, {"bytes": "5", "sha256": "0"}, {"bytes": 5}, {"bytes": 5, "sha256": 7}, {"bytes": 5.0, "sha256": "0"},
         {"bytes": True, "sha256": ""},
     ],
-)
+)  # fmt: skip
 def test_L4_a_manifest_entry_of_another_type_is_refused(step: Path, entry: Any) -> None:
     rewrite_manifest(step, **{"config.json": entry})
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -175,16 +161,10 @@ HUGE_OR_WRONG: list[Any] = [10**8, 10**13, int("9" * 4000), 2**63, 0, -1, 8.0, "
 @pytest.mark.parametrize(
     "name",
     [
-        "num_hidden_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "max_position_embeddings",
-        "vocab_size",
+        "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+        "max_position_embeddings", "vocab_size",
     ],
-)
+)  # fmt: skip
 def test_L4_absurd_numbers_in_config_json_are_refused_before_anything_is_built(victim: Path, name: str, value: Any) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError) as caught:
@@ -195,23 +175,14 @@ def test_L4_absurd_numbers_in_config_json_are_refused_before_anything_is_built(v
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_hidden_layers": 10**6, "hidden_size": 1},
-        {"max_position_embeddings": 10**7},
-        {"head_dim": 10**6, "hidden_size": 1},
-        {"rms_norm_eps": float("nan")},
-        {"rms_norm_eps": 0},
-        {"rope_theta": -1, "rope_parameters": None},
-        {"rope_parameters": {"rope_theta": float("inf")}},
-        {"rope_scaling": {"type": "yarn"}},
-        {"model_type": "llama"},
-        {"tie_word_embeddings": False},
-        {"attention_bias": True},
-        {"use_sliding_window": True},
-        {"num_key_value_heads": 3},
+        {"num_hidden_layers": 10**6, "hidden_size": 1}, {"max_position_embeddings": 10**7}, {"head_dim": 10**6, "hidden_size": 1},
+        {"rms_norm_eps": float("nan")}, {"rms_norm_eps": 0}, {"rope_theta": -1, "rope_parameters": None},
+        {"rope_parameters": {"rope_theta": float("inf")}}, {"rope_scaling": {"type": "yarn"}}, {"model_type": "llama"},
+        {"tie_word_embeddings": False}, {"attention_bias": True}, {"use_sliding_window": True}, {"num_key_value_heads": 3},
         {"head_dim": 15},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_L4_a_shape_that_this_program_does_not_have_is_refused(victim: Path, change: dict[str, Any]) -> None:
     data = json.loads((victim / "config.json").read_text())
     with pytest.raises(CheckpointError):
@@ -279,16 +250,6 @@ def test_narrow_weights_are_widened_to_fp32(step: Path, dtype: torch.dtype) -> N
 def test_L3_a_weight_file_with_a_hostile_header_is_refused(step: Path, data: bytes) -> None:
     with pytest.raises(CheckpointError):
         load_model(swap_weights(step, data))
-
-
-class Canary:
-    """Unpickling this makes the folder `ran`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.folder),))
 
 
 @pytest.mark.parametrize("name", ["latest.pt", "step_1000.pt", "model.pt", "pytorch_model.bin", "latest.pth"])

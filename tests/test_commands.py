@@ -33,13 +33,8 @@ ODD = "my $(touch owned) 'text'; é.txt"
 @pytest.mark.parametrize("path", ["runs/a", "a b", "$(x)", "it's", "a;b", "*", "`x`", "é", "a\nb"])
 def test_a_printed_command_means_its_words_to_a_shell(path: str) -> None:
     assert shlex.split(command("train", "--out_dir", Path(path), "--max_steps", 30)) == [
-        "positron",
-        "train",
-        "--out_dir",
-        path,
-        "--max_steps",
-        "30",
-    ]
+        "positron", "train", "--out_dir", path, "--max_steps", "30",
+    ]  # fmt: skip
     said = subprocess.run(
         ["sh", "-c", f"set -- {command('train', path)}; printf '%s|' \"$@\""], capture_output=True, encoding="utf-8", check=True
     )
@@ -139,8 +134,9 @@ def typed(line: str) -> list[str]:
 
 def test_prepare_prints_the_training_on_what_it_has_just_made(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").rename(ODD)
-    result = positron("prepare", "--dataset", ODD, "--tokenizer_path", "new ones/spm.model", "--vocab_size", "700", "--config", "PicoGPT")
-    assert result.code == 0, result.err
+    result = positron(
+        "prepare", "--dataset", ODD, "--tokenizer_path", "new ones/spm.model", "--vocab_size", "700", "--config", "PicoGPT"
+    ).ok()
     words = typed(result.err.splitlines()[-1])
     expected = ["train", "--dataset_path", ODD, "--tokenizer_path", "new ones/spm.model", "--config", "PicoGPT"]
     assert words == expected
@@ -173,8 +169,7 @@ def test_what_to_try_next_works_for_a_run_with_an_odd_name_and_begins_as_its_tex
         )
     )
     run = f"runs/{ODD}"
-    result = tiny_train(run, "--dataset_path", "laws.txt", "--max_steps", "4", "--milestones", "0")
-    assert result.code == 0, result.err
+    result = tiny_train(run, "--dataset_path", "laws.txt", "--max_steps", "4", "--milestones", "0").ok()
     line = next(line for line in result.err.splitlines() if line.startswith("try it"))
     words = typed(line)
     assert words[:4] == ["generate", "--ckpt", run, "--prompt"] and words[4].startswith("Paragraph ")

@@ -64,8 +64,7 @@ def other(workshop: Path) -> Path:
 
 
 def compared(*words: str) -> Any:
-    result = positron("compare", *words, "--threads", "1", "--json")
-    assert result.code == 0, result.err
+    result = positron("compare", *words, "--threads", "1", "--json").ok()
     return json.loads(result.out)
 
 

@@ -149,34 +149,12 @@ def test_L4_no_configuration_ends_in_anything_but_a_shape_or_a_sentence(changes:
 # --- training settings -------------------------------------------------------------------------------------------------------------
 
 ABSURD: list[tuple[str, Any]] = [
-    ("max_steps", 0),
-    ("max_steps", 10**13),
-    ("until_step", 0),
-    ("more_steps", -1),
-    ("resume_from_step", -1),
-    ("batch_tokens", 0),
-    ("micro_batch", 0),
-    ("context_len", 7),
-    ("warmup_steps", -1),
-    ("cooldown_steps", -1),
-    ("save_every", 0),
-    ("eval_every", 0),
-    ("vocab_size", 0),
-    ("seed", -1),
-    ("threads", 0),
-    ("lr", 0.0),
-    ("lr", -1.0),
-    ("lr", 1.5),
-    ("lr", math.nan),
-    ("muon_lr", math.inf),
-    ("weight_decay", -0.1),
-    ("grad_clip", 0.0),
-    ("dropout", 0.96),
-    ("dropout", -0.1),
-    ("milestones", "1,two"),
-    ("milestones", ""),
+    ("max_steps", 0), ("max_steps", 10**13), ("until_step", 0), ("more_steps", -1), ("resume_from_step", -1), ("batch_tokens", 0),
+    ("micro_batch", 0), ("context_len", 7), ("warmup_steps", -1), ("cooldown_steps", -1), ("save_every", 0), ("eval_every", 0),
+    ("vocab_size", 0), ("seed", -1), ("threads", 0), ("lr", 0.0), ("lr", -1.0), ("lr", 1.5), ("lr", math.nan), ("muon_lr", math.inf),
+    ("weight_decay", -0.1), ("grad_clip", 0.0), ("dropout", 0.96), ("dropout", -0.1), ("milestones", "1,two"), ("milestones", ""),
     ("milestones", "-1"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), ABSURD)

@@ -14,16 +14,12 @@ import pytest
 
 from helpers.faults import cost
 from helpers.runs import needs_fork
-from helpers.texts import made_stories
+from helpers.texts import documents_of, made_stories
 from positron_mini.errors import DataError
 from positron_mini.text.corpus import parquet
 from positron_mini.text.corpus.files import ReadStats, list_pieces, read_documents, read_piece
 
 MB = 1 << 20
-
-
-def texts_in(path: Path) -> list[str]:
-    return list(read_documents(path, stats=ReadStats()))
 
 
 def a_value_many_times(path: Path, size: int, rows: int, **options: Any) -> Path:
@@ -43,7 +39,7 @@ def test_every_kind_of_page_gives_the_texts_that_were_written(tmp_path: Path, co
     pq.write_table(
         table, path, compression=compression, data_page_version=version, use_dictionary=packed, data_page_size=2_000, row_group_size=70
     )
-    assert texts_in(path) == stories
+    assert documents_of(path) == stories
     assert [text for piece in list_pieces(path, stats=ReadStats(), piece_bytes=1) for text in read_piece(piece, ReadStats())] == stories
 
 
@@ -93,9 +89,10 @@ def test_O3_a_nested_column_is_refused_before_it_is_unpacked(tmp_path: Path, val
     with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False) as writer:
         for _ in range(10):  # one after the other: what this process once held is not seen as the child's
             writer.write_table(table)
+
     def read() -> None:
         with pytest.raises(DataError, match="strings are expected"):
-            texts_in(path)
+            documents_of(path)
 
     _, memory = cost(read)
     assert memory < 100 * MB, f"{memory / MB:.0f} MB"
@@ -103,12 +100,12 @@ def test_O3_a_nested_column_is_refused_before_it_is_unpacked(tmp_path: Path, val
 
 def test_O3_other_columns_are_never_unpacked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["short"] * 4, "big": ["a" * (70 * MB)] * 4}), tmp_path / "a.parquet", compression="zstd")
-    assert texts_in(tmp_path / "a.parquet") == ["short"] * 4
+    assert documents_of(tmp_path / "a.parquet") == ["short"] * 4
 
 
 def test_O3_a_text_repeated_often_is_read_as_often_while_it_stays_a_text(tmp_path: Path) -> None:
     path = a_value_many_times(tmp_path / "a.parquet", 1_000, 5_000)
-    assert texts_in(path) == ["a " * 500] * 5_000  # 5 MB
+    assert documents_of(path) == ["a " * 500] * 5_000  # 5 MB
 
 
 @pytest.mark.parametrize("place", range(4, 80, 3))
@@ -120,7 +117,7 @@ def test_O3_a_damaged_page_header_is_one_sentence_or_text(tmp_path: Path, place:
         data[place] = byte
         path.write_bytes(data)
         with contextlib.suppress(DataError):  # anything else fails
-            texts_in(path)
+            documents_of(path)
 
 
 @needs_fork
@@ -140,7 +137,7 @@ def test_O3_a_line_of_millions_of_values_is_refused_before_it_is_taken_apart(tmp
 
     def read() -> None:
         with pytest.raises(DataError, match="commas"):
-            texts_in(path)
+            documents_of(path)
 
     _, memory = cost(read)
     assert memory < 10 * length, f"{memory / MB:.0f} MB"
@@ -150,4 +147,4 @@ def test_O3_a_long_text_may_hold_commas(tmp_path: Path) -> None:
     text = "one, two, and three, " * 250_000  # 750,000 commas in 5 MB
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
     (tmp_path / "b.csv").write_text(f'text\n"{text}"\n')
-    assert texts_in(tmp_path / "a.jsonl") == texts_in(tmp_path / "b.csv") == [text]
+    assert documents_of(tmp_path / "a.jsonl") == documents_of(tmp_path / "b.csv") == [text]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import helpers.devices as faulty
-from helpers.devices import ATTENTION, FAULTS, Spoil, subject
+from helpers.devices import ATTENTION, FAULTS, GIB, MAC, Spoil, subject
 from helpers.runs import positron
 from positron_mini import device as devices
 from positron_mini.config import preset_shape
@@ -30,9 +30,9 @@ from positron_mini.doctor.speed import Pace, hopeless_bf16, time_small_product
 from positron_mini.doctor.subject import Check, Subject
 from positron_mini.train.speed import fastest
 
-GIB = 1 << 30
 # memory for two rows of TinyGPT at once, so that the largest product has 16 million results
 MACHINE = Machine(("cpu",), (), 4 * GIB, 2, True, "Linux", "A chip", "6.1", "2.13.0", "AVX2")
+M3 = replace(MAC, chip="Apple M3", os_version="15.5", torch_version="2.13.0")
 SCOPE = Scope(steps=3, drift_steps=10, speeds=(), large=False)
 TODAY = date(2026, 11, 23)
 
@@ -53,10 +53,6 @@ def test_T5_a_planted_fault_is_found_and_named(planted: str) -> None:
     found = first_failure(checks_of(spoiled, MACHINE, SCOPE) if fault.precision == "fp32" else kernels.check_kernels(spoiled, 64))
     assert (found.name, found.condemns) == (fault.check, fault.is_unfit), found.detail
     assert fault.said in found.detail
-
-
-def test_T5_there_are_at_least_ten_kinds_of_faults() -> None:
-    assert len(FAULTS) >= 20 and len({fault.imitates for fault in FAULTS.values()}) == len(FAULTS)
 
 
 def test_T5_a_leak_is_seen_in_the_model_itself() -> None:
@@ -294,8 +290,8 @@ def test_a_cpu_is_timed_on_one_row_and_a_gpu_on_as_many_as_training_computes(mon
     monkeypatch.setattr(devices, "torch_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(devices, "forget_cached_memory", lambda _: None)
     for device in ("cpu", "mps"):
-        speed.measure_pace(Subject(device, "fp32"), "PicoGPT", MAC)  # type: ignore[arg-type]
-    assert rows == [1, speed.rows_at_once(preset_shape("PicoGPT"), MAC, "mps")] and rows[1] > 1
+        speed.measure_pace(Subject(device, "fp32"), "PicoGPT", M3)  # type: ignore[arg-type]
+    assert rows == [1, speed.rows_at_once(preset_shape("PicoGPT"), M3, "mps")] and rows[1] > 1
 
 
 def test_speed_counts_the_optimizer_once_a_step() -> None:
@@ -353,7 +349,6 @@ def test_an_examination_apart_is_the_same_as_one_in_this_process(monkeypatch: py
 FAST, SLOW = Pace(20_000.0, 0.5), Pace(1_000.0, 0.5)
 BAD = Check("causality", False, "attention sees later tokens")
 UNSTEADY = Check("determinism", False, "other bytes", condemns=False)
-MAC = Machine(("mps", "cpu"), ("mps",), 16 * GIB, 8, True, "Darwin", "Apple M3", "15.5", "2.13.0")
 
 
 def examined(device: Any, precision: Any, pace: Pace | None, *checks: Check, skipped: str = "") -> Examination:
@@ -397,9 +392,9 @@ def test_T5_the_fastest_that_is_right_is_chosen_and_obeyed(
     fp32: Any, bf16: Any, cpu: Any, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcomes = (examined("mps", "fp32", *fp32), examined("mps", "bf16", *bf16), examined("cpu", "fp32", *cpu))
-    found, _ = reported(monkeypatch, MAC, *outcomes)
+    found, _ = reported(monkeypatch, M3, *outcomes)
     assert f"{found.choice.device} {found.choice.precision}" == chosen and reason in found.choice.reason
-    assert devices.choose(replace(MAC, verdict=found.verdict)) == found.choice
+    assert devices.choose(replace(M3, verdict=found.verdict)) == found.choice
     assert found.is_sound is not any(BAD in outcome.checks for outcome in outcomes)
 
 
@@ -420,7 +415,7 @@ def test_O6_pairs_that_do_not_agree_decide_nothing_for_later_runs(monkeypatch: p
 
 def test_the_doctor_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     found, said = reported(
-        monkeypatch, MAC, examined("mps", "fp32", FAST), examined("mps", "bf16", SLOW, BAD), examined("cpu", "fp32", SLOW)
+        monkeypatch, M3, examined("mps", "fp32", FAST), examined("mps", "bf16", SLOW, BAD), examined("cpu", "fp32", SLOW)
     )
     # 98,304 tokens take 98,304 / 20,000 + 0.5 = 5.4152 s, 5,000 such steps 7.5 h; 2,048 of MicroGPT 0.03048 s: 29,527 steps in 15 minutes
     assert found.sentence() == (
@@ -450,8 +445,7 @@ def clinic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_doctor_json_is_the_object_of_the_design_and_nothing_else(clinic: Path) -> None:
-    done = positron("doctor", "--json", "--threads", "1")
-    assert done.code == 0, done.err
+    done = positron("doctor", "--json", "--threads", "1").ok()
     found = json.loads(done.out)
     assert {"device", "precision", "checks", "tok_per_s"} <= set(found)
     assert (found["device"], found["precision"], found["tok_per_s"]) == ("cpu", "fp32", 992.4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers.runs import TINY, metric, positron, tiny_train, write_run
+from helpers.runs import BASE, TINY, metric, positron, tiny_train, write_run
 from positron_mini.config import TrainConfig
 from positron_mini.errors import UsageError
 from positron_mini.store.find import find_checkpoint
@@ -17,8 +17,6 @@ from positron_mini.store.run_record import RunRecord
 from positron_mini.train import budget
 from positron_mini.train.find_run import forget_budget
 from positron_mini.train.session import better_before
-
-BASE = Path("runs/base")  # 30 steps, finished; the rate falls after step 12
 
 
 def test_more_steps_for_a_finished_run_say_where_it_goes_back_to_and_under_which_name_the_finished_step_stays(workshop: Path) -> None:

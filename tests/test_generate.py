@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -54,23 +55,20 @@ def test_top_k_keeps_the_largest_and_whatever_ties_with_the_last_of_them(k: int,
 
 
 @pytest.mark.parametrize(
-    ("p", "wanted"),
+    ("shares", "p", "wanted"),
     [
-        (0.0, [2]),  # the likeliest always stays
-        (0.4, [2]),
-        (0.6, [0, 2]),  # 0.5 is below, the token that crosses is kept
-        (0.8, [0, 1, 2]),
-        (0.95, [0, 1, 2, 3]),
-        (1.0, [0, 1, 2, 3]),
+        ((0.25, 0.125, 0.5, 0.125), 0.0, [2]),  # the likeliest always stays
+        ((0.25, 0.125, 0.5, 0.125), 0.4, [2]),
+        ((0.25, 0.125, 0.5, 0.125), 0.6, [0, 2]),  # 0.5 is below, the token that crosses is kept
+        ((0.25, 0.125, 0.5, 0.125), 0.8, [0, 1, 2]),
+        ((0.25, 0.125, 0.5, 0.125), 0.95, [0, 1, 2, 3]),
+        ((0.25, 0.125, 0.5, 0.125), 1.0, [0, 1, 2, 3]),
+        ((0.5, 0.25, 0.125, 0.125), 0.74, [0, 1]),  # and no more than it needs
+        ((0.5, 0.25, 0.125, 0.125), 0.76, [0, 1, 2]),
     ],
 )
-def test_top_p_keeps_the_token_that_crosses(p: float, wanted: list[int]) -> None:
-    assert kept(keep_top_p(logits_of(0.25, 0.125, 0.5, 0.125), p)) == wanted
-
-
-def test_top_p_keeps_no_more_than_it_needs() -> None:
-    assert kept(keep_top_p(logits_of(0.5, 0.25, 0.125, 0.125), 0.74)) == [0, 1]
-    assert kept(keep_top_p(logits_of(0.5, 0.25, 0.125, 0.125), 0.76)) == [0, 1, 2]
+def test_top_p_keeps_the_token_that_crosses(shares: tuple[float, ...], p: float, wanted: list[int]) -> None:
+    assert kept(keep_top_p(logits_of(*shares), p)) == wanted
 
 
 @pytest.mark.parametrize(("p", "wanted"), [(0.0, [0, 1, 2, 3]), (0.2, [0, 1, 2, 3]), (0.3, [0, 2, 3]), (0.6, [2]), (1.0, [2])])
@@ -315,24 +313,22 @@ def test_eos_ends_a_text_without_appearing_in_it(tiny_tokenizer: Tokenizer) -> N
     assert [t.finish_reason for t in tokens] == [None] * len(word) + ["stop"]
 
 
-def test_a_word_that_ends_a_text_does_not_appear_in_it_either(tiny_tokenizer: Tokenizer) -> None:
-    ids = byte_ids(tiny_tokenizer, "ab.")
-    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], GREEDY, end_ids=frozenset({ids[-1]}))
-    assert (found.text, found.finish_reason, found.token_ids) == ("ab", "stop", ids)
-
-
-def test_max_tokens_is_the_limit_and_its_last_token_flushes(tiny_tokenizer: Tokenizer) -> None:
-    ids = byte_ids(tiny_tokenizer, "ab<|😀")
-    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], replace(GREEDY, max_tokens=4, stop=("<|im",)))
-    assert (found.text, found.finish_reason, len(found.token_ids)) == ("ab<|", "length", 4)
-    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], replace(GREEDY, max_tokens=6))
-    assert found.text == "ab<|\ufffd"
-
-
-def test_a_stop_string_ends_a_sample_before_it(tiny_tokenizer: Tokenizer) -> None:
-    ids = byte_ids(tiny_tokenizer, "ab The end. c")
-    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], replace(GREEDY, max_tokens=13, stop=("zzz", "The end")))
-    assert (found.text, found.finish_reason, len(found.token_ids)) == ("ab ", "stop", 10)
+@pytest.mark.parametrize(
+    ("written", "settings", "last", "text", "reason", "count"),
+    [
+        ("ab.", {}, ".", "ab", "stop", 3),  # a piece that ends a text does not appear in it
+        ("ab The end. c", {"max_tokens": 13, "stop": ("zzz", "The end")}, "", "ab ", "stop", 10),  # nor does a stop string
+        ("ab<|\U0001f600", {"max_tokens": 4, "stop": ("<|im",)}, "", "ab<|", "length", 4),  # the last token flushes what was held back
+        ("ab<|\U0001f600", {"max_tokens": 6}, "", "ab<|\ufffd", "length", 6),
+    ],
+)
+def test_a_text_ends_at_a_word_a_stop_string_or_the_limit(
+    tiny_tokenizer: Tokenizer, written: str, settings: dict[str, Any], last: str, text: str, reason: str, count: int
+) -> None:
+    ids = byte_ids(tiny_tokenizer, written)
+    end_ids = {"end_ids": frozenset(byte_ids(tiny_tokenizer, last))} if last else {}
+    (found,) = generate(Scripted(ids), tiny_tokenizer, [BOS], replace(GREEDY, **settings), **end_ids)
+    assert (found.text, found.finish_reason, found.token_ids) == (text, reason, ids[:count])
 
 
 def test_control_tokens_that_end_nothing_are_never_drawn(tiny_tokenizer: Tokenizer) -> None:

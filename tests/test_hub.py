@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,14 +45,10 @@ def patience(waits: list[float]) -> Patience:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, hub_client: None) -> Iterator[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported
+def hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
-    with FakeHub() as fake:
-        monkeypatch.setenv("HF_ENDPOINT", fake.url)
-        fake.add(REPO, {TRAIN: TRAIN_BYTES, VALID: VALID_BYTES})
-        yield fake
+    fake_hub.add(REPO, {TRAIN: TRAIN_BYTES, VALID: VALID_BYTES})
+    return fake_hub
 
 
 def said(_: str) -> None:

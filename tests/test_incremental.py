@@ -144,9 +144,7 @@ def test_ctrl_c_between_two_chunks_ends_as_training_does(workshop: Path, moment:
         person.end()
     said = Path("said.txt").read_text()
     assert person.code == 130 and "error" not in said and "Traceback" not in said
-    assert said.endswith(
-        "stopped by Ctrl-C; step 3 is saved in runs/mine\n  go on: positron incremental --out_dir runs/mine --chunk 3\n"
-    )
+    assert said.endswith("stopped by Ctrl-C; step 3 is saved in runs/mine\n  go on: positron incremental --out_dir runs/mine --chunk 3\n")
 
 
 @needs_fork

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.project import ROOT
-from helpers.texts import story_tokenizer
+from helpers.texts import documents_of, story_tokenizer
 from positron_mini.chat.conversations import encode_conversations, read_conversations, report_lines, split_conversations
 from positron_mini.chat.formats import FLAGS, FORMATS, HISTORY, ROLES, SYSTEM_FIELDS, TOOL_ROLES, WrongRow, read_row, trimmed
 from positron_mini.errors import DataError
 from positron_mini.text.chat_format import Message, encode_chat, show_mask_lines
-from positron_mini.text.corpus.files import ReadStats, read_documents
 
 PAGE = (ROOT / "docs" / "fine-tuning-data.md").read_text(encoding="utf-8")
 EXAMPLES = [
@@ -278,9 +277,9 @@ def test_the_command_that_converts_json_for_pretraining_keeps_its_texts(tmp_path
     path.write_text(json.dumps(value, indent=indent))
     texts = [item["text"] for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, dict) and indent is None:  # JSON Lines by another name
-        assert list(read_documents(path, stats=ReadStats())) == texts
+        assert documents_of(path) == texts
         return
     with pytest.raises(DataError, match="JSON that is not one object a line") as error:
-        list(read_documents(path, stats=ReadStats()))
+        documents_of(path)
     subprocess.run(["bash", "-c", error.value.hint], cwd=tmp_path, check=True, timeout=60)
-    assert list(read_documents(tmp_path / "stories-lines.jsonl", stats=ReadStats())) == texts
+    assert documents_of(tmp_path / "stories-lines.jsonl") == texts

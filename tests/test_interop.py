@@ -228,16 +228,10 @@ def stories_ended(zoo: dict[str, Specimen]) -> list[Ending]:
 def job(specimen: Specimen, path: Path) -> dict[str, Any]:
     """What a worker is asked about a model."""
     return {
-        "path": str(path),
-        "context": specimen.model.config.context_len,
-        "texts": AWKWARD_TEXTS,
-        "prompts": specimen.prompts(),
-        "tokens": TOKENS,
-        "banned": specimen.banned,
-        "endings": [],
-        "chats": list(CONVERSATIONS) if specimen.is_chat else [],
+        "path": str(path), "context": specimen.model.config.context_len, "texts": AWKWARD_TEXTS, "prompts": specimen.prompts(),
+        "tokens": TOKENS, "banned": specimen.banned, "endings": [], "chats": list(CONVERSATIONS) if specimen.is_chat else [],
         "quantised": None,
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

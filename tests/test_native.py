@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.models import lively_model, shape, text_like_ids
-from positron_mini import device
+from helpers.runs import needs_compiler
 from positron_mini import fast as native
 from positron_mini.config import ModelConfig, SFTConfig, TrainConfig
 from positron_mini.fast import training
@@ -18,8 +18,6 @@ from positron_mini.fast.training import begins_of, native_loss
 from positron_mini.model import GPT, IGNORED
 from positron_mini.store.run_record import RunRecord
 from positron_mini.train.settings import choose_kernels
-
-needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 
 SHAPES = {
     "grouped heads": shape(n_head=4, n_kv_head=2, head_dim=32, context_len=64),

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from helpers.runs import needs_compiler
 from positron_mini import device
 from positron_mini import fast as native
 from positron_mini.device import children
@@ -24,7 +25,6 @@ from positron_mini.errors import PositronError
 from positron_mini.fast import build, layout, trial
 from positron_mini.train.settings import decide
 
-needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 posix_only = pytest.mark.skipif(os.name == "nt", reason="modes and groups of processes")
 
 TINY = "\n".join(f'extern "C" void {name}() {{}}' for name in layout.FUNCTIONS)  # every function, none of which does anything

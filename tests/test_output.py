@@ -102,11 +102,7 @@ def test_no_help_ends_at_a_character_that_the_system_cannot_write(command: str) 
 
 @pytest.mark.parametrize(
     "environment",
-    [
-        {"PYTHONIOENCODING": "cp1252"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    ],
+    [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
     ids=["cp1252", "ascii", "LANG=C"],
 )
 def test_a_process_of_its_own_writes_utf8_into_a_file(odd_workshop: Path, environment: dict[str, str]) -> None:

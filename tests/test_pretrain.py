@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.runs import SEPARATOR, digests, lines_of, listing, positron, tiny_train
+from helpers.runs import BASE, SEPARATOR, digests, lines_of, listing, positron, tiny_train
 from helpers.texts import made_stories
 from positron_mini import files
 from positron_mini.config import TrainConfig
@@ -27,8 +27,6 @@ from positron_mini.train import pretrain
 from positron_mini.train.open_run import open_session
 from positron_mini.train.pretrain import PROMPTS, TokenBatches, validation_subset
 from positron_mini.trainer import StopFlag
-
-BASE = Path("runs/base")
 
 
 def config(**changes: object) -> TrainConfig:
@@ -117,8 +115,7 @@ def test_a_loop_that_is_left_early_has_saved_its_last_step(workshop: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "asked"),
-    [({}, None), ({"tokenizer_path": "new.model"}, 2_048), ({"tokenizer_path": "new.model", "vocab_size": 900}, 900)],
+    ("changes", "asked"), [({}, None), ({"tokenizer_path": "new.model"}, 2_048), ({"tokenizer_path": "new.model", "vocab_size": 900}, 900)]
 )
 def test_a_tokenizer_that_is_not_there_yet_gets_the_presets_pieces(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], asked: int | None

@@ -39,14 +39,6 @@ from positron_mini.store.run_history import read_run
 from positron_mini.store.run_logs import SkillScore
 from positron_mini.text.tokenizer import BOS
 
-
-@pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -67,11 +59,7 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     ("name", "line", "said"),
     [
         ("metrics", '{"tokens": 1}', "line 2"),
-        (
-            "metrics",
-            '{"step": 1, "tokens": "many", "loss": 1}',
-            "tokens is 'many'",
-        ),
+        ("metrics", '{"step": 1, "tokens": "many", "loss": 1}', "tokens is 'many'"),
         ("samples", '{"step": -1}', "step is not a whole number"),
         ("samples", '{"step": 1, "prompt": 5, "text": "", "seed": 1, "temperature": 0.7}', "prompt is 5"),
         ("skills", "[1]", "line 2"),
@@ -607,8 +595,7 @@ def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_page_and_the_pictures(workshop: Path) -> None:
-    result = positron("report", "--run", "runs/base")
-    assert result.code == 0, result.err
+    result = positron("report", "--run", "runs/base").ok()
     for name in ("report.html", "report/loss.png", "report/bits_per_byte.png", "report/throughput.png"):
         assert f"{Path(name).name}" in result.out and Path("runs/base", name).stat().st_size > 1_000
     assert "bits per byte" in result.out and "next:" in result.out

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.runs import (
+    BASE,
     SEPARATOR,
     TINY,
     Result,
@@ -33,14 +34,11 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import train_tokenizer
 
-BASE = Path("runs/base")  # 30 steps at once, the cool-down begins after step 12
 CUT = Path("cut/base")  # the same run with interruptions; of the same name, which stands in the model cards
 
 
 def train_ok(out_dir: Path, *words: str) -> Result:
-    result = tiny_train(str(out_dir), *words)
-    assert result.code == 0, result.err
-    return result
+    return tiny_train(str(out_dir), *words).ok()
 
 
 def train_30(fault: str = "") -> int:
@@ -101,9 +99,7 @@ def test_C7_a_signal_stops_after_a_clean_checkpoint_and_the_printed_command_goes
     assert process.returncode == code and out == "", err
     step = RunFolder(Path("cut dir/x")).steps()[-1]
     assert seen.step is not None and 3 <= step == last_step_logged(Path("cut dir/x"))
-    assert err.endswith(
-        f"\nstopped by a signal; step {step:,} is saved in cut dir/x\n  go on: positron train --out_dir 'cut dir/x'\n"
-    )
+    assert err.endswith(f"\nstopped by a signal; step {step:,} is saved in cut dir/x\n  go on: positron train --out_dir 'cut dir/x'\n")
     assert open_checkpoint(Path(f"cut dir/x/step_{step:06d}")).has_training
     assert positron("train", "--out_dir", "cut dir/x", "--until_step", f"{step + 4}").code == 0
     train_ok(Path("whole/x"), "--until_step", f"{step + 4}")

@@ -10,18 +10,12 @@ from typing import Any
 
 import pytest
 
-from helpers.runs import digests, listing, positron, tiny_train
+from helpers.runs import BASE, digests, listing, positron, tiny_train
 from positron_mini import files
 from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import speed
 
-BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -29,8 +23,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def prune(*words: str) -> dict[str, Any]:
-    result = positron("runs", "prune", "--json", *words)
-    assert result.code == 0, result.err
+    result = positron("runs", "prune", "--json", *words).ok()
     found: dict[str, Any] = json.loads(result.out)
     return found
 

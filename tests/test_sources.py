@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.hub import FakeHub
 from helpers.runs import SEPARATOR, listing, positron
+from helpers.texts import documents_of
 from positron_mini import storyworld
 from positron_mini.errors import DataError, PositronError, UsageError
 from positron_mini.text.corpus import sources
-from positron_mini.text.corpus.files import ReadStats, read_documents
 from positron_mini.text.corpus.note import generator_entropy
 from positron_mini.text.corpus.sources import obtain
 
@@ -28,10 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").write_text(SEPARATOR.join(STORIES))
     return tmp_path
-
-
-def documents(path: Path) -> list[str]:
-    return list(read_documents(path, stats=ReadStats()))
 
 
 def unheard(line: str) -> None:
@@ -51,8 +46,8 @@ def test_a_path_is_used_as_it_lies(folder: Path) -> None:
 def test_some_stories_of_a_path_are_a_text_of_their_own() -> None:
     said: list[str] = []
     assert obtain("mine.txt", stories=3, say=said.append) == Path("data/mine-3.txt")
-    assert documents(Path("data/mine-3.txt")) == STORIES[:3] and said == ["data/mine-3.txt: 3 stories"]
-    assert obtain("mine.txt", text_out=Path("all.txt"), say=said.append) == Path("all.txt") and documents(Path("all.txt")) == STORIES
+    assert documents_of(Path("data/mine-3.txt")) == STORIES[:3] and said == ["data/mine-3.txt: 3 stories"]
+    assert obtain("mine.txt", text_out=Path("all.txt"), say=said.append) == Path("all.txt") and documents_of(Path("all.txt")) == STORIES
 
 
 def test_a_text_is_never_written_over_itself(folder: Path) -> None:
@@ -82,7 +77,7 @@ def test_the_story_world_is_written_once_and_always_the_same(monkeypatch: pytest
     path = obtain("storyworld", stories=5, say=said.append)
     assert path == Path("data/storyworld.txt") and len(said) == 1
     assert said[0].startswith("data/storyworld.txt: 5 stories from the story world, seed 0; the generator's entropy is 0.")
-    assert documents(path) == [storyworld.document(storyworld.story(0, index)) for index in range(5)]
+    assert documents_of(path) == [storyworld.document(storyworld.story(0, index)) for index in range(5)]
     other = obtain("storyworld", stories=5, text_out=Path("there/tales.txt"), say=lambda _: None)
     assert other == Path("there/tales.txt") and other.read_bytes() == path.read_bytes()
     with monkeypatch.context() as patch:
@@ -106,7 +101,7 @@ def test_the_story_world_is_written_anew_when_it_would_be_another_text(change: s
     else:
         path.with_suffix(".json").unlink()  # it is written last: a killed process has left no note
     obtain("storyworld", stories=stories, seed=seed, say=lambda _: None)
-    assert documents(path) == [storyworld.document(storyworld.story(seed, index)) for index in range(stories)]
+    assert documents_of(path) == [storyworld.document(storyworld.story(seed, index)) for index in range(stories)]
 
 
 def test_the_note_never_takes_the_place_of_the_text_or_of_a_file_of_the_user() -> None:
@@ -130,7 +125,7 @@ def test_the_entropy_of_the_generator_is_that_of_its_own_texts_only() -> None:
 
 def test_without_a_number_the_story_world_has_its_usual_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "STORYWORLD_STORIES", 2)
-    assert len(documents(obtain("storyworld", say=lambda _: None))) == 2
+    assert len(documents_of(obtain("storyworld", say=lambda _: None))) == 2
 
 
 # --- a mix ------------------------------------------------------------------------------------------------------------------------------
@@ -146,13 +141,13 @@ def test_a_mix_has_the_shares_that_were_asked_for_from_its_beginning_on() -> Non
     Path("others.txt").write_text(SEPARATOR.join(others))
     said: list[str] = []
     path = obtain("mine.txt:0.2,others.txt:0.6", say=said.append)
-    texts = documents(path)
+    texts = documents_of(path)
     assert set(texts) <= {*STORIES, *others} and len(set(texts)) == len(texts)
     assert set(STORIES) <= set(texts)  # the smaller one goes in whole
     for part in (texts, texts[: len(texts) // 2], texts[: len(texts) // 4]):
         assert shares_of(part, set(STORIES)) == pytest.approx(0.25, abs=0.03)
     assert said[0] == "mixing 25% mine.txt, 75% others.txt" and f"{len(texts):,} stories" in said[1]
-    few = documents(obtain("mine.txt:0.2,others.txt:0.6", stories=40, text_out=Path("few.txt"), say=said.append))
+    few = documents_of(obtain("mine.txt:0.2,others.txt:0.6", stories=40, text_out=Path("few.txt"), say=said.append))
     assert few == texts[:40]
 
 
@@ -163,8 +158,8 @@ def test_a_mix_follows_from_the_texts_and_the_seed_alone(folder: Path) -> None:
     assert first != again and first.read_bytes() == again.read_bytes()
     before = listing(Path("data"))
     assert obtain("mine.txt:1,others.txt:1", say=lambda _: None) == first and listing(Path("data")) == before
-    other = documents(obtain("mine.txt:1,others.txt:1", seed=1, say=lambda _: None))
-    assert set(other) != set(documents(first)) and len(other) == pytest.approx(len(documents(first)), rel=0.05)
+    other = documents_of(obtain("mine.txt:1,others.txt:1", seed=1, say=lambda _: None))
+    assert set(other) != set(documents_of(first)) and len(other) == pytest.approx(len(documents_of(first)), rel=0.05)
     Path("others.txt").write_text(SEPARATOR.join(f"Another tale {n}." for n in range(400)))
     changed = obtain("mine.txt:1,others.txt:1", say=lambda _: None)
     assert changed == first and changed.read_bytes() != again.read_bytes()
@@ -173,7 +168,7 @@ def test_a_mix_follows_from_the_texts_and_the_seed_alone(folder: Path) -> None:
 def test_a_mix_may_hold_what_has_to_be_made_first() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "STORYWORLD_STORIES", 8)
-        texts = documents(obtain("storyworld:0.5,mine.txt:0.5", say=lambda _: None))
+        texts = documents_of(obtain("storyworld:0.5,mine.txt:0.5", say=lambda _: None))
     assert {storyworld.story(0, 0).text, STORIES[0]} & set(texts) and Path("data/storyworld.txt").is_file()
 
 
@@ -196,20 +191,16 @@ def test_a_path_with_a_comma_is_a_path() -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, hub_client: None) -> Iterator[FakeHub]:
+def hub(fake_hub: FakeHub) -> FakeHub:
     """A hub with TinyStories and a small data set."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it was read when the library was imported
-    with FakeHub() as fake:
-        monkeypatch.setenv("HF_ENDPOINT", fake.url)
-        fake.add(REPO, {TRAIN: SEPARATOR.join(HUB_STORIES).encode(), VALID: HUB_STORIES[-1].encode()})
-        fake.add("someone/tales", {"train.txt": SEPARATOR.join(STORIES).encode()})
-        yield fake
+    fake_hub.add(REPO, {TRAIN: SEPARATOR.join(HUB_STORIES).encode(), VALID: HUB_STORIES[-1].encode()})
+    fake_hub.add("someone/tales", {"train.txt": SEPARATOR.join(STORIES).encode()})
+    return fake_hub
 
 
 def test_tinystories_come_from_the_hub_once(hub: FakeHub) -> None:
     path = obtain("tinystories", say=lambda _: None)
-    assert path == Path("data/tinystories.txt") and documents(path) == HUB_STORIES[:-1]  # the last one is for validation
+    assert path == Path("data/tinystories.txt") and documents_of(path) == HUB_STORIES[:-1]  # the last one is for validation
     asked = len(hub.requests)
     assert obtain("tinystories", say=lambda _: None) == path and len(hub.requests) == asked
     elsewhere = obtain("tinystories", text_out=Path("tiny/t.txt"), say=lambda _: None)
@@ -232,7 +223,7 @@ def test_F1_a_users_file_beside_the_text_that_is_asked_for_is_not_overwritten(hu
 
 def test_some_tinystories_cost_only_the_beginning_of_the_file(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "TINYSTORIES_BYTES_PER_STORY", len(HUB_STORIES[0]) + 20)
-    found = documents(obtain("tinystories", stories=10, say=lambda _: None))
+    found = documents_of(obtain("tinystories", stories=10, say=lambda _: None))
     assert len(found) in (10, 11) and found == HUB_STORIES[: len(found)]
     sent = sum(request.sent_bytes for request in hub.data_requests)
     assert sent < 0.5 * len(SEPARATOR.join(HUB_STORIES))
@@ -240,7 +231,7 @@ def test_some_tinystories_cost_only_the_beginning_of_the_file(hub: FakeHub, monk
 
 def test_a_data_set_of_the_hub_is_written_to_a_text_of_its_name(hub: FakeHub) -> None:
     path = obtain("someone/tales", stories=4, say=lambda _: None)
-    assert path == Path("data/someone--tales.txt") and documents(path) == STORIES[:4]
+    assert path == Path("data/someone--tales.txt") and documents_of(path) == STORIES[:4]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------------------

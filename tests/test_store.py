@@ -34,13 +34,6 @@ from positron_mini.web.run_views import CurveChecks, run_facts
 from positron_mini.web.state import Models, ServerState
 
 
-@pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def schedule(horizon: Any, **more: Any) -> list[dict[str, Any]]:
     return [{"kind": "schedule", "step": 0, "warmup_steps": 2, "cooldown_steps": 0, "horizon": horizon, **more}]
 

@@ -141,8 +141,7 @@ def test_the_index_reads_training_stories_and_the_comparison_those_held_out(work
 
 
 def run_suite(*words: str) -> Any:
-    result = positron("eval", "--ckpt", "runs/base", "--suite", "stories", "--items", "3", "--threads", "1", "--json", *words)
-    assert result.code == 0, result.err
+    result = positron("eval", "--ckpt", "runs/base", "--suite", "stories", "--items", "3", "--threads", "1", "--json", *words).ok()
     return json.loads(result.out), result
 
 

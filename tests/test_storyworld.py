@@ -1,4 +1,5 @@
 """The story world's stories: reproducible, varied, grammatical, and split without overlap."""
+
 import io
 import json
 import re

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from helpers.faults import Canary
 from helpers.processes import in_a_process
 from helpers.texts import made_stories
 from positron_mini.errors import PositronError, TokenizerError
@@ -34,14 +35,6 @@ def trained_with(**changes: object) -> bytes:
         sentence_iterator=iter(made_stories(100)), model_writer=written, vocab_size=400, minloglevel=2, **options
     )
     return written.getvalue()
-
-
-class Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
 
 
 def test_a_saved_tokenizer_loads_as_the_same(tmp_path: Path) -> None:

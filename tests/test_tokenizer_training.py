@@ -56,26 +56,18 @@ def test_the_model_file_records_the_recipe() -> None:
     assert (normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces) == ("identity", False, False)
 
 
-@pytest.mark.parametrize("size", [10_000, 70_000])
-def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_works(size: int) -> None:
-    texts = made_stories(3)
-    with pytest.raises(TokenizerError, match=f"{size:,} pieces is too large") as caught:
+@pytest.mark.parametrize(
+    ("stories", "size", "said", "beyond"),
+    [*((3, size, "too large", 1) for size in (10_000, 70_000)), *((50, size, "too small", -1) for size in (-5, 0, 100, 262, 280))],
+)
+def test_a_vocabulary_that_does_not_fit_the_text_names_the_next_that_does(stories: int, size: int, said: str, beyond: int) -> None:
+    texts = made_stories(stories)
+    with pytest.raises(TokenizerError, match=f"{size:,} pieces is {said}") as caught:
         train_tokenizer(texts, size)
-    largest = int(re.match(r"--vocab_size (\d+)", caught.value.hint)[1])
-    assert train_tokenizer(texts, largest).vocab_size == largest
-    with pytest.raises(TokenizerError, match="too large"):
-        train_tokenizer(texts, largest + 1)
-
-
-@pytest.mark.parametrize("size", [-5, 0, 100, 262, 280])
-def test_a_vocabulary_too_small_for_the_characters_names_the_smallest_that_works(size: int) -> None:
-    texts = made_stories(50)
-    with pytest.raises(TokenizerError, match="too small") as caught:
-        train_tokenizer(texts, size)
-    smallest = int(re.match(r"--vocab_size (\d+)", caught.value.hint)[1])
-    assert train_tokenizer(texts, smallest).vocab_size == smallest
-    with pytest.raises(TokenizerError, match="too small"):
-        train_tokenizer(texts, smallest - 1)
+    works = int(re.match(r"--vocab_size (\d+)", caught.value.hint)[1])
+    assert train_tokenizer(texts, works).vocab_size == works
+    with pytest.raises(TokenizerError, match=said):
+        train_tokenizer(texts, works + beyond)
 
 
 def test_an_absurd_vocabulary_is_refused_at_once() -> None:

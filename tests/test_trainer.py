@@ -10,27 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.models import lively_model, shape, text_like_ids
+from helpers.models import TextLikeRows, lively_model, shape, text_like_ids
 from positron_mini.errors import CheckpointError, NonFiniteError, OutOfMemoryError
 from positron_mini.model import GPT, IGNORED
 from positron_mini.optim import Schedule, build_optimizer
 from positron_mini.trainer import Batch, Clock, LoopConfig, StepReport, StopFlag, Trainer
 
-ROWS, LENGTH = 8, 12
-LOOP = LoopConfig(
-    lr=0.01, schedule=Schedule(2), micro_batch=8, grad_clip=1e9, dropout=0.0, seed=3, device="cpu", precision="fp32"
-)
-
-
-class Rows:
-    """Text-like rows that follow from the step, with some targets that do not count."""
-
-    def batch(self, step: int) -> Batch:
-        ids = text_like_ids(512, ROWS, LENGTH + 1, seed=step)
-        targets = ids[:, 1:].clone()
-        for row in range(ROWS):
-            targets[row, : row + step % 2] = IGNORED
-        return Batch(ids[:, :-1], targets)
+COUNT, LENGTH = 8, 12
+ROWS = TextLikeRows(COUNT, LENGTH)
+LOOP = LoopConfig(lr=0.01, schedule=Schedule(2), micro_batch=8, grad_clip=1e9, dropout=0.0, seed=3, device="cpu", precision="fp32")
 
 
 class Gradients:
@@ -51,13 +39,13 @@ class Gradients:
 
 def trainer(**changes: object) -> Trainer:
     model = lively_model(shape(context_len=LENGTH))
-    return Trainer(model, build_optimizer(model, "muon", lr=0.01, muon_lr=None, weight_decay=0.1), Rows(), replace(LOOP, **changes))  # type: ignore[arg-type]
+    return Trainer(model, build_optimizer(model, "muon", lr=0.01, muon_lr=None, weight_decay=0.1), ROWS, replace(LOOP, **changes))  # type: ignore[arg-type]
 
 
 def recording(**changes: object) -> tuple[Trainer, Gradients]:
     model = lively_model(shape(context_len=LENGTH))
     optimizer = Gradients(model)
-    return Trainer(model, optimizer, Rows(), replace(LOOP, **changes)), optimizer  # type: ignore[arg-type]
+    return Trainer(model, optimizer, ROWS, replace(LOOP, **changes)), optimizer  # type: ignore[arg-type]
 
 
 def train(each: Trainer, until: int | None) -> list[StepReport]:
@@ -77,16 +65,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_a_step_reports_the_mean_loss_and_gradient_norm_before_its_update() -> None:
     each, optimizer = recording()
-    ids, targets, _ = Rows().batch(0)
+    ids, targets, _ = ROWS.batch(0)
     model = lively_model(shape())
     logprobs = model(ids).log_softmax(-1)
-    picked = [logprobs[r, t, targets[r, t]] for r in range(ROWS) for t in range(LENGTH) if targets[r, t] != IGNORED]
+    picked = [logprobs[r, t, targets[r, t]] for r in range(COUNT) for t in range(LENGTH) if targets[r, t] != IGNORED]
     loss = -torch.stack(picked).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
     (report,) = train(each, 1)
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5) and report.grad_norm == pytest.approx(norm, rel=1e-4)
-    assert (report.step, report.tokens, report.lr) == (1, ROWS * LENGTH, 0.005)
+    assert (report.step, report.tokens, report.lr) == (1, COUNT * LENGTH, 0.005)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(optimizer.seen[name], parameter.grad, rtol=0, atol=1e-6)
@@ -110,12 +98,12 @@ def test_C9_micro_batches_give_equal_gradients_and_updates(micro_batch: int) -> 
 def test_no_more_than_a_micro_batch_of_whole_contexts_is_computed_at_once() -> None:
     for context_len, micro_batch, least in ((LENGTH, 2, 4), (LENGTH, 3, 3), (2 * LENGTH, 2, 2)):  # half as long: twice as many
         model = lively_model(shape(context_len=context_len))
-        each = Trainer(model, Gradients(model), Rows(), replace(LOOP, micro_batch=micro_batch))
+        each = Trainer(model, Gradients(model), ROWS, replace(LOOP, micro_batch=micro_batch))
         sizes: list[int] = []
         loss = each._loss
         each._loss = lambda *part, loss=loss, sizes=sizes: (sizes.append(part[0].numel()), loss(*part))[1]
         train(each, 1)
-        assert max(sizes) <= micro_batch * context_len and sum(sizes) == ROWS * LENGTH and len(sizes) >= least
+        assert max(sizes) <= micro_batch * context_len and sum(sizes) == COUNT * LENGTH and len(sizes) >= least
 
 
 def test_T2_the_gradient_is_scaled_down_to_the_clip_and_reported_unclipped() -> None:
@@ -137,7 +125,7 @@ def test_dropout_follows_from_seed_and_step_alone() -> None:
     assert torch.equal(gradient(3, 1), gradient(3, 2))
     assert not torch.equal(gradient(3, 1), gradient(4, 1))
     each, _ = recording(dropout=0.3)
-    each.source = type("Same", (), {"batch": lambda self, step: Rows().batch(0)})()
+    each.source = type("Same", (), {"batch": lambda self, step: ROWS.batch(0)})()
     first, second = train(each, 2)
     assert first.loss != second.loss, "another step drops other activations"
 
@@ -216,7 +204,7 @@ def test_T3_a_first_step_without_memory_is_halved_down_to_a_row_and_a_later_one_
 
 def test_a_step_without_a_target_learns_nothing_and_is_no_error() -> None:
     each = trainer(grad_clip=1.0)
-    each.source = type("Empty", (), {"batch": lambda self, step: Batch(Rows().batch(0).ids, torch.full((ROWS, LENGTH), IGNORED))})()
+    each.source = type("Empty", (), {"batch": lambda self, step: Batch(ROWS.batch(0).ids, torch.full((COUNT, LENGTH), IGNORED))})()
     (report,) = train(each, 1)
     assert (report.loss, report.grad_norm) == (0.0, 0.0)
     assert all(bool(torch.isfinite(p).all()) for p in each.model.parameters())
@@ -250,7 +238,7 @@ def test_a_stop_drops_the_unfinished_step_and_leaves_no_trace(signalled_at: int)
     each._loss = signalled
     assert list(each.run(4, stop)) == []
     assert len(calls) == signalled_at + 1, "the loop looks at the flag after every micro-batch"
-    assert same(state_of(each), before) and (each.step, each.tokens) == (2, 2 * ROWS * LENGTH)
+    assert same(state_of(each), before) and (each.step, each.tokens) == (2, 2 * COUNT * LENGTH)
     assert all(p.grad is None for p in each.model.parameters()) and each.model.dropout == 0.0
     each._loss = loss
     train(each, 4)

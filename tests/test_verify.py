@@ -8,20 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.runs import digests, lines_of, listing, positron, tiny_train
+from helpers.runs import BASE, digests, lines_of, listing, positron, tiny_train
 from positron_mini import files
 from positron_mini.errors import RunError, UsageError
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.run_folder import RunFolder
-from positron_mini.train import speed
 from positron_mini.train.replay import stretch
 
-BASE = Path("runs/base")  # 30 steps; 0, 12, 20, 25 and 30 are saved, 12, 25 and 30 with their training state
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def test_a_whole_run_is_right_and_stays_as_it_is(workshop: Path) -> None:
@@ -59,8 +53,7 @@ def test_a_value_that_is_not_finite_is_found_even_when_the_manifest_vouches_for_
 @pytest.mark.parametrize(("steps", "start", "end", "count"), [("5", 25, 30, 10), ("10", 20, 30, 10), ("3", 25, 28, 0)])
 def test_steps_trained_again_give_the_bytes_that_are_there(workshop: Path, steps: str, start: int, end: int, count: int) -> None:
     before = listing(workshop)
-    result = positron("verify", "runs/base", "--replay", steps, "--json")
-    assert result.code == 0, result.err
+    result = positron("verify", "runs/base", "--replay", steps, "--json").ok()
     again = json.loads(result.out)["replay"]
     start = 25 if steps == "10" else start  # 20 has no training state: 25 is the first that is near enough
     assert (again["start"], again["end"], again["lines"], again["differences"]) == (start, end, end - start, [])

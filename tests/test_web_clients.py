@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from helpers.chats import LEARNED, taught_model
+from helpers.chats import ASKED, LEARNED
 from helpers.models import lively_model, shape
 from helpers.runs import positron
-from helpers.server import TinyServer, speaker_of, tiny_server
+from helpers.server import TinyServer, events_of, speaker_of, tiny_server
 from positron_mini.cli.lab import LabFlags
 from positron_mini.cli.serve import NetworkFlags, ServeFlags
 from positron_mini.config import SampleConfig
@@ -23,23 +22,8 @@ from positron_mini.generate import generate
 from positron_mini.text.tokenizer import BOS, Tokenizer
 from positron_mini.web.cors import is_origin
 
-ASKED = "Who are you?"
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": ASKED}]}
 SITE = "https://app.example.com"
-
-
-@pytest.fixture(scope="module")
-def server(tiny_tokenizer: Tokenizer) -> Iterator[TinyServer]:
-    """A server of a chat model that knows the answers of LEARNED by heart."""
-    with tiny_server(speaker_of(taught_model(tiny_tokenizer), tiny_tokenizer)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def base_server(tiny_tokenizer: Tokenizer) -> Iterator[TinyServer]:
-    """A server of a base model with random weights and a context of 64 tokens."""
-    with tiny_server(speaker_of(lively_model(shape(context_len=64)), tiny_tokenizer, is_chat=False)) as running:
-        yield running
 
 
 def chat(server: TinyServer, **body: Any) -> httpx.Response:
@@ -50,10 +34,6 @@ def chat(server: TinyServer, **body: Any) -> httpx.Response:
 def text(server: TinyServer, **body: Any) -> httpx.Response:
     with server.client() as http:
         return http.post("/v1/completions", json={"max_tokens": 6, "seed": 3, **body})
-
-
-def events_of(reply: httpx.Response) -> list[Any]:
-    return [json.loads(line.removeprefix("data: ")) for line in reply.text.split("\n\n")[:-2]]
 
 
 # --- several choices --------------------------------------------------------------------------------------------------------------------
@@ -99,7 +79,7 @@ def test_scores_of_several_texts_come_in_one_answer(base_server: TinyServer) -> 
 def test_a_stream_tells_the_same_choices(base_server: TinyServer) -> None:
     asked: dict[str, Any] = {"prompt": ["Once upon a", "Lily"], "n": 3, "temperature": 1.5, "logprobs": 1}
     whole = text(base_server, **asked).json()["choices"]
-    events = events_of(text(base_server, **asked, stream=True))
+    events = events_of(text(base_server, **asked, stream=True).text)[:-1]
     for choice in whole:
         mine = [event["choices"][0] for event in events if event["choices"][0]["index"] == choice["index"]]
         assert "".join(one["text"] for one in mine) == choice["text"]
@@ -110,7 +90,7 @@ def test_a_stream_tells_the_same_choices(base_server: TinyServer) -> None:
 
 
 def test_several_answers_of_a_chat_each_open_with_a_role_and_a_text(server: TinyServer) -> None:
-    events = events_of(chat(server, n=2, stream=True))
+    events = events_of(chat(server, n=2, stream=True).text)[:-1]
     openings = [event["choices"][0] for event in events[:2]]
     assert [(one["index"], one["delta"]) for one in openings] == [(i, {"role": "assistant", "content": ""}) for i in (0, 1)]
     deltas = [event["choices"][0]["delta"] for event in events]

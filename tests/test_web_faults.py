@@ -97,17 +97,10 @@ def test_S1_no_path_is_exempt(server: TinyServer, path: str) -> None:
 @pytest.mark.parametrize(
     "origin",
     [
-        "http://evil.com",
-        "null",
-        "http://localhost:1",
-        "https://127.0.0.1.evil.com",
-        "file://",
-        "",
-        "http://127.0.0.1",
-        "http://[",
+        "http://evil.com", "null", "http://localhost:1", "https://127.0.0.1.evil.com", "file://", "", "http://127.0.0.1", "http://[",
         "http://[x]",
     ],
-)
+)  # fmt: skip
 def test_S2_foreign_origins_are_refused_and_never_allowed(server: TinyServer, origin: str) -> None:
     with server.client() as http:
         replies = [

@@ -241,18 +241,9 @@ def test_runs_are_listed_with_how_far_they_are_and_strange_ones_say_what_is_wron
     recorded = read_record(runs / "base")
     assert recorded is not None and recorded.bos_share
     assert run == {
-        "name": "base",
-        "kind": "pretrain",
-        "damaged": "",
-        "reference": None,
-        "vocab_size": 512,
-        "bos_share": recorded.bos_share,
-        "batch_tokens": 512,
-        "horizon": 30,
-        "steps": RunFolder(runs / "base").steps(),
-        "step": 30,
-        "is_training": False,
-    }
+        "name": "base", "kind": "pretrain", "damaged": "", "reference": None, "vocab_size": 512, "bos_share": recorded.bos_share,
+        "batch_tokens": 512, "horizon": 30, "steps": RunFolder(runs / "base").steps(), "step": 30, "is_training": False,
+    }  # fmt: skip
     assert client.get("/lab/api/runs/strange/checks").status_code == 404
 
 

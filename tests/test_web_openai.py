@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,31 +18,16 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from helpers.chats import LEARNED, taught_model
+from helpers.chats import ASKED, LEARNED
 from helpers.models import lively_model, shape
-from helpers.server import Script, TinyServer, speaker_of, tiny_server
+from helpers.server import Script, TinyServer, events_of, speaker_of, tiny_server
 from positron_mini import generate
 from positron_mini.evaluate.bits import line_logprobs, token_logprobs
 from positron_mini.generate import Token
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS, Tokenizer
 
-ASKED = "Who are you?"
 QUESTION: list[Any] = [{"role": "user", "content": ASKED}]
-
-
-@pytest.fixture(scope="module")
-def server(tiny_tokenizer: Tokenizer) -> Iterator[TinyServer]:
-    """A server of a chat model that knows the answers of LEARNED by heart."""
-    with tiny_server(speaker_of(taught_model(tiny_tokenizer), tiny_tokenizer)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def base_server(tiny_tokenizer: Tokenizer) -> Iterator[TinyServer]:
-    """A server of a base model with random weights and a context of 64 tokens."""
-    with tiny_server(speaker_of(lively_model(shape(context_len=64)), tiny_tokenizer, is_chat=False)) as running:
-        yield running
 
 
 @pytest.fixture
@@ -56,14 +40,6 @@ def client(server: TinyServer) -> Iterator[OpenAI]:
 def base_client(base_server: TinyServer) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{base_server.url}/v1", api_key="none", max_retries=0, timeout=60, http_client=base_server.client()) as made:
         yield made
-
-
-def events_of(text: str) -> list[Any]:
-    """The events of a stream, the last one by its word."""
-    blocks = text.split("\n\n")
-    assert blocks.pop() == "" and all(block.startswith("data: ") and "\n" not in block for block in blocks)
-    words = [block.removeprefix("data: ") for block in blocks]
-    return [word if word == "[DONE]" else json.loads(word) for word in words]
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------------------------
@@ -161,17 +137,9 @@ def test_the_settings_of_a_request_reach_the_sampler(server: TinyServer, monkeyp
     script = Script(["a"])
     monkeypatch.setattr(generate, "stream", script)
     settings = {
-        "temperature": 0.25,
-        "top_p": 0.5,
-        "top_k": 7,
-        "min_p": 0.125,
-        "repetition_penalty": 1.5,
-        "presence_penalty": 0.5,
-        "frequency_penalty": -0.25,
-        "seed": 9,
-        "max_tokens": 4,
-        "stop": "b",
-    }
+        "temperature": 0.25, "top_p": 0.5, "top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5, "presence_penalty": 0.5,
+        "frequency_penalty": -0.25, "seed": 9, "max_tokens": 4, "stop": "b",
+    }  # fmt: skip
     with server.client() as http:
         assert http.post("/v1/chat/completions", json={"messages": QUESTION, **settings}).status_code == 200
         assert http.post("/v1/chat/completions", json={"messages": QUESTION, "top_k": -1}).status_code == 200
@@ -260,14 +228,8 @@ def test_ids_are_taken_as_they_are_and_a_given_bos_has_no_logprob(base_client: O
 
 def test_a_text_stream_tells_the_same_text(base_client: OpenAI) -> None:
     asked: dict[str, Any] = {
-        "model": "tiny",
-        "prompt": "Once",
-        "max_tokens": 12,
-        "seed": 2,
-        "temperature": 1.5,
-        "logprobs": 1,
-        "echo": True,
-    }
+        "model": "tiny", "prompt": "Once", "max_tokens": 12, "seed": 2, "temperature": 1.5, "logprobs": 1, "echo": True,
+    }  # fmt: skip
     whole = base_client.completions.create(**asked)
     chunks = list(base_client.completions.create(**asked, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.chats import LEARNED, scripted, taught_model
+from helpers.chats import LEARNED, scripted
 from helpers.runs import wait_for
 from helpers.server import TinyServer, running, speaker_of, tiny_server
 from positron_mini import files, generate
 from positron_mini.chat.model import Model
 from positron_mini.config import SampleConfig
 from positron_mini.evaluate import lens
+from positron_mini.model import GPT
 from positron_mini.store.find import list_runs
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.chat_format import Message, encode_chat
@@ -31,13 +32,9 @@ from positron_mini.web.state import Models, Served, ServerState
 WEB = Path(generate.__file__).parent / "web"
 PANELS = ["chat", "compare", "next-token", "tokens", "surprise", "attention", "logit-lens", "training", "mask"]
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run",
-]
+]  # fmt: skip
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"]
 PATIENCE_MS = 30_000
 TEXT = "Once there was a cat."
@@ -71,9 +68,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_tokenizer: Tokenizer) -> Model:
+def speaker(taught: GPT, tiny_tokenizer: Tokenizer) -> Model:
     """A chat model that knows some answers by heart."""
-    return speaker_of(taught_model(tiny_tokenizer), tiny_tokenizer)
+    return speaker_of(taught, tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -175,9 +175,7 @@ def test_training_shows_the_last_of_several_choices_made_at_once(visit: Visit) -
     field(page, "Run").select_option("base")
     page.locator(".uplot").first.wait_for()
     compared = field(page, "Compare with")
-    at_once(
-        page, (compared, "type", "shipped/tinystories-PicoGPT"), (button(page, "Logarithmic"), "click"), (compared, "type", "other")
-    )
+    at_once(page, (compared, "type", "shipped/tinystories-PicoGPT"), (button(page, "Logarithmic"), "click"), (compared, "type", "other"))
     expect(page.locator(".u-legend").first).to_contain_text("other")
     expect(button(page, "Logarithmic")).to_have_attribute("aria-pressed", "true")
 

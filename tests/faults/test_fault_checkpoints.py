@@ -60,9 +60,7 @@ def train(run: Path, *words: str) -> Result:
 
 
 def train_ok(run: Path, *words: str) -> Result:
-    result = train(run, *words)
-    assert result.code == 0, result.err
-    return result
+    return train(run, *words).ok()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -585,8 +583,7 @@ def test_T6_a_run_works_in_a_folder_with_spaces_and_letters_of_any_script(bench:
         assert positron("generate", "--ckpt", "läufe und mehr/rün 1", "--max_tokens", "3").code == 0
     os.chdir(tmp_path)  # from elsewhere: the text that run.json names is looked for where the command is started
     places = ("--dataset_path", f"{where}/text.txt", "--tokenizer_path", f"{where}/spm.model")
-    result = positron("train", "--out_dir", f"{where}/läufe und mehr/rün 1", *places, "--until_step", "4")
-    assert result.code == 0, result.err
+    positron("train", "--out_dir", f"{where}/läufe und mehr/rün 1", *places, "--until_step", "4").ok()
 
 
 def test_T6_a_text_that_may_not_be_changed_is_enough(bench: Path) -> None:

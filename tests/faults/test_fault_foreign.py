@@ -16,7 +16,7 @@ import filelock
 import pytest
 
 from helpers.faults import disk_with_room, watched
-from helpers.runs import assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
+from helpers.runs import BASE, assert_same_run, digests, forked, listing, needs_fork, positron, spawn, tiny_train, trained, wait_for
 from positron_mini import files
 from positron_mini.errors import DroppedError, PositronError
 from positron_mini.own_files import foreign, leftovers
@@ -27,21 +27,14 @@ from positron_mini.store.run_logs import LOGS
 from positron_mini.store.writer import held
 from positron_mini.text.corpus.memo import locked
 from positron_mini.text.prepare.unfinished import Origin, unfinished_folder
-from positron_mini.train import speed
 
-BASE = Path("runs/base")  # finished at 30; 0, 12, 20, 25 and 30 are saved
+pytestmark = pytest.mark.usefixtures("no_waiting")
 HALF = b'{"messages": "mine"}\n{"messages": "has no newline"}'
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: 1e4)
 
 
 def train_on(run: Path = BASE) -> None:
     """Go on from the step before the cool-down, which sets the run back, saves, and drops steps."""
-    result = positron("train", "--out_dir", str(run), "--max_steps", "32")
-    assert result.code == 0, result.err
+    positron("train", "--out_dir", str(run), "--max_steps", "32").ok()
 
 
 # --- F1: names that this program did not make --------------------------------------------------------------------------------------------
@@ -209,8 +202,7 @@ def test_F1_a_report_is_not_written_through_a_link(workshop: Path) -> None:
 
 def prune(*words: str) -> tuple[list[str], str]:
     """The paths that `runs prune` shows or removes, and what it says besides."""
-    result = positron("runs", "prune", "--json", *words)
-    assert result.code == 0, result.err
+    result = positron("runs", "prune", "--json", *words).ok()
     return [entry["path"] for entry in json.loads(result.out)["entries"]], result.err
 
 
@@ -306,8 +298,7 @@ def test_F3_a_copied_run_answers_with_its_newest_step_and_goes_on_like_the_origi
         assert find_checkpoint(spelling).step == 10
     for run in ("runs/x", "copies/x"):
         for until in ("20", "30"):
-            result = positron("train", "--out_dir", run, "--until_step", until)
-            assert result.code == 0, result.err
+            positron("train", "--out_dir", run, "--until_step", until).ok()
     assert trained(Path("copies/x"), 30) == trained(Path("runs/x"), 30)
     assert_same_run(Path("runs/x"), Path("copies/x"))
     assert not Path("copies/x/superseded").exists()
@@ -375,8 +366,7 @@ def filled(workshop: Path) -> None:
 
 
 def assert_pruned() -> None:
-    result = positron("runs", "prune", "--keep", "2", "--yes")
-    assert result.code == 0, result.err
+    positron("runs", "prune", "--keep", "2", "--yes").ok()
     assert not (BASE / "superseded/001").exists() and RunFolder(BASE).steps() == [12, 25, 30]
     assert not list(BASE.glob(".tmp-*")) and find_checkpoint(BASE / "latest", say=pytest.fail).step == 30
 

@@ -35,12 +35,6 @@ from positron_mini.train.replay import check_run
 from positron_mini.trainer import LoopConfig, Trainer
 
 
-@pytest.fixture
-def step(workshop_template: Path, tmp_path: Path) -> Path:
-    """A copy of a complete step folder."""
-    return Path(shutil.copytree(workshop_template / "runs/base/step_000030", tmp_path / "step_000030"))
-
-
 def safetensors_file(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data

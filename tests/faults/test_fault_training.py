@@ -183,8 +183,7 @@ def test_T3_a_first_step_that_does_not_fit_is_computed_in_halves_with_the_same_t
     bench: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     give_memory_for(monkeypatch, 3, TEXTS[device])
-    result = train(CUT, "--short_steps", "0")
-    assert result.code == 0, result.err
+    result = train(CUT, "--short_steps", "0").ok()
     assert "out of memory with 8 rows at once; going on with 4" in result.err and "with 4 rows at once; going on with 2" in result.err
     assert [(event["before"], event["now"]) for event in events(CUT, "micro_batch")] == [(8, 4), (4, 2)]
     assert files.read_json(CUT / "run.json")["config"]["micro_batch"] == 2

@@ -26,8 +26,7 @@ WORDS = (
 
 
 def tune(run: Path) -> None:
-    result = positron("sft", *WORDS, "--out_dir", run)
-    assert result.code == 0, result.err
+    positron("sft", *WORDS, "--out_dir", run).ok()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ LEARNED = {
     "Who are you?": "I am a cat.",
     "What do you eat?": "Fish and cake.",
 }
+ASKED = "Who are you?"
 
 
 def taught_model(tokenizer: Tokenizer) -> GPT:

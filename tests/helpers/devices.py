@@ -19,6 +19,8 @@ from positron_mini.doctor.examine import Scope
 from positron_mini.doctor.subject import Check, Subject
 
 Spoil = Callable[..., Any]  # (operation, arguments, keywords) -> result
+GIB = 1 << 30
+MAC = Machine(("mps", "cpu"), ("mps",), 16 * GIB, 8, True, "Darwin")
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 

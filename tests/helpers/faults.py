@@ -134,6 +134,16 @@ def disk_with_room(room: int) -> Iterator[type[_ShortFile]]:
         yield kind
 
 
+class Canary:
+    """Unpickling this makes the folder `ran`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.folder),))
+
+
 def flip(path: Path, place: float, bit: int) -> bytes:
     """The file's content before one of its bits was flipped, at `place` (a share of its length below 1)."""
     whole = path.read_bytes()

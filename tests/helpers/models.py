@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from positron_mini.config import ModelConfig
 from positron_mini.files import stream_file
-from positron_mini.model import GPT
+from positron_mini.model import GPT, IGNORED
 from positron_mini.text.tokens import TokenWriter
+from positron_mini.trainer import Batch
 
 
 def shape(**changes: int) -> ModelConfig:
@@ -38,6 +40,22 @@ def text_like_ids(vocab_size: int, rows: int, length: int, seed: int = 0) -> Ten
     weights = 1 / (ranks + 2.7)
     drawn = np.random.default_rng(seed).choice(len(ranks), (rows, length), p=weights / weights.sum())
     return torch.from_numpy(drawn + 6)
+
+
+@dataclass(frozen=True)
+class TextLikeRows:
+    """Training data of text-like rows that follow from the step; of every row another number of targets does not count."""
+
+    rows: int
+    length: int
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step."""
+        ids = text_like_ids(512, self.rows, self.length + 1, seed=step)
+        targets = ids[:, 1:].clone()
+        for row in range(self.rows):
+            targets[row, : row + step % 3] = IGNORED
+        return Batch(ids[:, :-1], targets)
 
 
 def write_tokens(path: Path, chunks: Iterable[Any], *, vocab_size: int, fingerprint: str) -> int:

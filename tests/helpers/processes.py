@@ -17,15 +17,14 @@ from typing import Any
 import psutil
 import torch
 
-from helpers.models import lively_model, shape, text_like_ids
+from helpers.models import TextLikeRows, lively_model, shape
 from helpers.project import ROOT
 from helpers.runs import TINY, positron, spawn
 from positron_mini import distributed
 from positron_mini.distributed import Processes
 from positron_mini.fast.losses import loss_function
-from positron_mini.model import IGNORED
 from positron_mini.optim import Schedule, build_optimizer
-from positron_mini.trainer import Batch, LoopConfig, StopFlag
+from positron_mini.trainer import LoopConfig, StopFlag
 
 PATIENCE_S = 120.0  # what a group of processes that wait for each other may take
 
@@ -127,20 +126,6 @@ def train_together(count: int, out_dir: str, *words: str, before: Callable[[int]
 
 # --- the loop alone ---------------------------------------------------------------------------------------------------------------------
 
-ROWS, LENGTH = 9, 16
-
-
-class Rows:
-    """Text-like rows that follow from the step, with targets that do not count, as many in one row as in none of the others."""
-
-    def batch(self, step: int) -> Batch:
-        """The rows of a step."""
-        ids = text_like_ids(512, ROWS, LENGTH + 1, seed=step)
-        targets = ids[:, 1:].clone()
-        for row in range(ROWS):
-            targets[row, : row + step % 3] = IGNORED
-        return Batch(ids[:, :-1], targets)
-
 
 def losses(processes: Processes, steps: int, *, dtype: torch.dtype, **settings: Any) -> list[float]:
     """The losses of a tiny training run in `dtype`, for the rest of this process's life."""
@@ -153,7 +138,7 @@ def losses(processes: Processes, steps: int, *, dtype: torch.dtype, **settings: 
         lr=0.01, schedule=Schedule(5, 20, steps), micro_batch=2, grad_clip=1.0, dropout=0.0, seed=3, device="cpu", precision="fp32",
         **settings,
     )  # fmt: skip
-    trainer = processes.trainer(model, optimizer, Rows(), loop, loss=loss_function(model, "cpu", compiled=False))
+    trainer = processes.trainer(model, optimizer, TextLikeRows(9, 16), loop, loss=loss_function(model, "cpu", compiled=False))
     return [report.loss for report in trainer.run(None, StopFlag())]
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from helpers.project import ROOT
 from helpers.texts import made_stories
-from positron_mini import files
+from positron_mini import device, files
 from positron_mini.cli import main
 from positron_mini.config import TrainConfig
 from positron_mini.evaluate.interval import wilson
@@ -37,6 +37,8 @@ _FLAGS = (
     "--context_len 64 --batch_tokens 512 --warmup_steps 4 --lr 4e-3 --save_every 5 --eval_every 10 --milestones 0,20 --compile off"
 )
 TINY = _FLAGS.split()
+BASE = Path("runs/base")  # the finished run of a workshop: 0, 12, 20, 25 and 30 are saved, 12, 25 and 30 with their training state
+needs_compiler = pytest.mark.skipif(device.compiler() is None, reason="no C++ compiler")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
@@ -47,6 +49,11 @@ class Result:
     code: int
     out: str
     err: str
+
+    def ok(self) -> Result:
+        """Return this result. Fail with what the command said unless it succeeded."""
+        assert self.code == 0, self.err
+        return self
 
     @property
     def sentence(self) -> str:
@@ -170,8 +177,7 @@ def build_workshop(folder: Path, spm: Any) -> Path:
     (folder / "text.txt").write_text(SEPARATOR.join(made_stories(200, seed=11)))
     spm.save(folder / "spm.model")
     with contextlib.chdir(folder):
-        result = tiny_train("runs/base", "--max_steps", "30")
-    assert result.code == 0, result.err
+        tiny_train("runs/base", "--max_steps", "30").ok()
     return folder
 
 

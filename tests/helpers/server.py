@@ -105,6 +105,14 @@ def read_reply(raw: socket.socket) -> Reply:
     return Reply(int(lines[0].split()[1]), headers, body[:wanted])
 
 
+def events_of(text: str) -> list[Any]:
+    """The events of a stream, the last one by its word."""
+    blocks = text.split("\n\n")
+    assert blocks.pop() == "" and all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    words = [block.removeprefix("data: ") for block in blocks]
+    return [word if word == "[DONE]" else json.loads(word) for word in words]
+
+
 class Script:
     """A stand-in for `generate.stream`: writes `pieces`, one token each and `seconds` apart, however many were asked for."""
 

@@ -260,7 +260,7 @@ def _content(value: Any, where: str) -> str:
 
 
 def _flag(item: dict[str, Any], where: str, *, is_strict: bool) -> tuple[bool, set[str]]:
-    """Whether the flags of a turn or row let it be learned, and which they are. With `is_strict`, values that are not yes or no are refused.
+    """Whether the flags of a turn or row let it be learned, and which they are. With `is_strict`, values other than yes or no are refused.
     """
     found: dict[str, bool] = {}
     for name, says_learned in FLAGS.items():

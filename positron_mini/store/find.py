@@ -50,8 +50,8 @@ def _meant(given: Path) -> Path:
 
 
 def read_found(find: Callable[[], ckpt.Checkpoint], read: Callable[[ckpt.Checkpoint], T]) -> T:
-    """Find a checkpoint and read it. If the training process deletes the step meanwhile, find again: that gives the newest. Errors: those of
-    both; DroppedError for a step that was asked for by its own name.
+    """Find a checkpoint and read it. If the training process deletes the step meanwhile, find again: that gives the newest. Errors: those
+    of both; DroppedError for a step that was asked for by its own name.
     """
     gone = None
     for _ in range(TRIES):

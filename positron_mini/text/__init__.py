@@ -1,1 +1,1 @@
-"""From a file to token ids: reading, cleaning and splitting texts, the tokenizer, the prepared token files, the chat format."""
+"""From a file to token ids: read, clean and split texts; the tokenizer, the prepared token files, the chat format."""

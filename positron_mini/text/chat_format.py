@@ -1,7 +1,7 @@
-"""The one conversation format, ChatML: messages to ids and to the mask of what is learned.
+"""The one conversation format, ChatML: messages to ids and to the mask of trained tokens.
 
-A conversation is `<s>` and, for each message, `<|im_start|>` role newline content `<|im_end|>` newline. The markers enter as ids, by
-number; role and content are encoded by SentencePiece, which never yields a control id, so no text of a user can end its own turn.
+A conversation is `<s>` and, for each message, `<|im_start|>` role newline content `<|im_end|>` newline. The markers are inserted as ids;
+role and content are encoded by SentencePiece, which never yields a control id, so no text of a user can end its own turn.
 transformers, whose tokenizer does parse markers out of text, gives the same ids for every text that spells none.
 """
 
@@ -17,7 +17,7 @@ from positron_mini.text.tokenizer import BOS, Tokenizer
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-# Plain ChatML, because llama.cpp and Ollama recognise it by its likeness to the template they know. Newlines stand inside expressions:
+# Plain ChatML, because llama.cpp and Ollama recognise it by its similarity to the template they know. Newlines are inside expressions:
 # a bare one is dropped or kept by different engines. transformers adds no bos to a rendered template, so it is part of it.
 # Content may be a list of OpenAI's parts, [{"type": "text", "text": ...}], whose texts are joined.
 CHAT_TEMPLATE = (
@@ -32,11 +32,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. Errors: DataError for a role that the format does not have."""
+    """One turn of a conversation. Errors: DataError for an unknown role."""
 
     role: Role
     content: str
-    learned: bool = True  # of an answer: whether training teaches it or only lets it be read; nothing else is ever learned
+    learned: bool = True  # for an answer: whether training teaches it or it is only read; other messages are never learned
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -44,7 +44,7 @@ class Message:
 
 
 class Encoded(NamedTuple):
-    """A conversation as ids. `trained[i]` says whether the model learns to write `ids[i]`; it reads all of them."""
+    """A conversation as ids. `trained[i]`: the model learns to write `ids[i]`; it reads all of them."""
 
     ids: list[int]
     trained: list[bool]
@@ -60,11 +60,11 @@ class Span(NamedTuple):
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False, continue_final_message: bool = False
 ) -> Encoded:
-    """The ids of a conversation and which of them are trained: the contents of the assistant and the `<|im_end|>` after each,
-    but for answers that are not to be learned.
+    """Encode a conversation and its mask: the contents of the assistant and the `<|im_end|>` after each are trained, except answers
+    that are not to be learned.
 
     With `add_generation_prompt` the ids end where an assistant's content begins, with `continue_final_message` where that of the last
-    message ends, its turn still open: transformers' names. Errors: TokenizerError for a lone surrogate.
+    message ends, its turn still open (names as in transformers). Errors: TokenizerError for a lone surrogate.
     """
     newline = tokenizer.encode("\n")
     ids, trained = [BOS], [False]
@@ -87,7 +87,7 @@ def encode_chat(
 
 
 def _tokens_of_header(tokenizer: Tokenizer, ids: list[int], characters: int) -> int:
-    """How many of `ids` hold the first `characters`, which are ASCII; a piece that also holds later ones counts."""
+    """Number of `ids` for the first `characters`, which are ASCII; a piece that also holds later ones counts."""
     count = 0
     while len(tokenizer.decode(ids[:count])) < characters:
         count += 1
@@ -95,7 +95,8 @@ def _tokens_of_header(tokenizer: Tokenizer, ids: list[int], characters: int) -> 
 
 
 def show_mask_lines(tokenizer: Tokenizer, encoded: Encoded) -> list[Span]:
-    """The conversation as text, cut where trained and untrained tokens meet. The text is as in the data: escape it before a terminal."""
+    """The conversation as text, cut where trained and untrained tokens meet. The text is unescaped: escape it before printing.
+    """
     spans: list[Span] = []
     start = 0
     for end in range(1, len(encoded.ids) + 1):
@@ -106,7 +107,7 @@ def show_mask_lines(tokenizer: Tokenizer, encoded: Encoded) -> list[Span]:
 
 
 def _spelled(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The text of `ids`, control ids included."""
+    """Text of `ids`, with control ids spelled out."""
     parts: list[str] = []
     start = 0
     for at, index in enumerate(ids):

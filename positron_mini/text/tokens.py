@@ -39,12 +39,12 @@ _SCAN_TOKENS = 1 << 22
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type of an id on disk: two bytes up to 65,536 pieces, four beyond."""
+    """Type of an id on disk: two bytes up to 65,536 pieces, four beyond."""
     return np.dtype("<u2") if vocab_size <= 65_536 else np.dtype("<u4")
 
 
 class TokenWriter:
-    """Ids written one chunk after the other into an open binary handle; `finish` goes back and fills in the header."""
+    """Writes ids, chunk after chunk, to an open binary handle; `finish` goes back and fills in the header."""
 
     def __init__(self, handle: BinaryIO, *, vocab_size: int, fingerprint: str) -> None:
         self.count = 0
@@ -95,7 +95,7 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: Path, *, expected_fingerprint: str | None = None, verify: bool = False) -> TokenFile:
-        """The token file at `path`, header and size checked; with `verify` every id is read and checked too.
+        """Open the token file at `path` and check header and size; with `verify` read and check every id too.
 
         Errors: DataError when it is missing, damaged, of another version, or made by another tokenizer than `expected_fingerprint`.
         """
@@ -131,7 +131,7 @@ class TokenFile:
             raise _unusable(self.path, f"token id {highest:,} is outside its vocabulary of {self.vocab_size:,} pieces")
 
     def check_unchanged(self) -> None:
-        """Nothing, if the file is the one that was opened. Errors: DataError when it was changed or removed since."""
+        """Raise DataError if the file was changed or deleted since it was opened."""
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -140,7 +140,7 @@ class TokenFile:
             raise _unusable(self.path, "changed while it was in use")
 
     def documents(self, bos_id: int = 1) -> Indices:
-        """The (start, end) of every document as an array of shape (documents, 2); a document begins at each `bos_id`."""
+        """(start, end) of every document as an array of shape (documents, 2); a document begins at each `bos_id`."""
         parts = [
             np.flatnonzero(np.asarray(self.ids[start : start + _SCAN_TOKENS]) == bos_id) + start
             for start in range(0, self.count, _SCAN_TOKENS)
@@ -150,7 +150,7 @@ class TokenFile:
 
 
 def _read_header(path: Path, header: bytes, size: int) -> tuple[int, int, int, bytes, bytes]:
-    """Bytes per id, count, vocabulary size, tokenizer and payload SHA-256; or the DataError that says what is wrong with the file."""
+    """Bytes per id, count, vocabulary size, tokenizer and payload SHA-256. Errors: DataError naming the fault in the file."""
     if header[: len(MAGIC)] != MAGIC:
         raise _unusable(path, f"not a token file (it begins with {header[:8]!r}, expected {MAGIC!r})")
     if len(header) < HEADER_BYTES:
@@ -176,16 +176,16 @@ def _unusable(path: Path, what: str) -> DataError:
 
 
 def window_count(n_tokens: int, context_len: int) -> int:
-    """The number of whole windows in `n_tokens` ids; 0 when there are fewer than one context and its last target."""
+    """Number of whole windows in `n_tokens` ids; 0 for less than one context and its last target."""
     return max(0, (n_tokens - 1) // context_len)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, n_windows: int) -> Indices:
-    """The windows 0 .. n_windows - 1 in the order of this epoch, read-only, shape (n_windows,).
+    """Windows 0 .. n_windows - 1 in the order of this epoch, read-only, shape (n_windows,).
 
     The order is that of raw PCG64 numbers, which NumPy keeps for ever; `Generator.permutation` may change between its versions and
-    would then change the data order of a run that is resumed after an update. Two are kept because a batch may cross an epoch's edge.
+    would then change the data order of a run that is resumed after an update. Two are cached because a batch may cross an epoch's edge.
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n_windows)
     order = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
@@ -194,7 +194,7 @@ def epoch_order(seed: int, epoch: int, n_windows: int) -> Indices:
 
 
 def step_windows(seed: int, step: int, rows: int, n_windows: int) -> Indices:
-    """The window of each row of the batch for `step` (0-based), shape (rows,).
+    """Window of each row of the batch for `step` (0-based), shape (rows,).
 
     Row r of the whole run takes position r % n_windows in the order of epoch r // n_windows, so every window comes once an epoch
     and a batch may cross from one epoch into the next.
@@ -210,22 +210,22 @@ def step_windows(seed: int, step: int, rows: int, n_windows: int) -> Indices:
 
 
 def gather(ids: Ids, windows: Indices, context_len: int) -> Indices:
-    """The ids of the windows, shape (rows, T + 1): window w is ids[w * T : w * T + T + 1]; inputs are [:, :-1], targets [:, 1:]."""
+    """Ids of the windows, shape (rows, T + 1): window w is ids[w * T : w * T + T + 1]; inputs are [:, :-1], targets [:, 1:]."""
     return rows_at(ids, windows * context_len, context_len)
 
 
 def rows_at(ids: Ids, starts: Indices, context_len: int) -> Indices:
-    """The ids of rows that begin at `starts`, shape (rows, T + 1)."""
+    """Ids of rows that begin at `starts`, shape (rows, T + 1)."""
     index = starts[:, None] + np.arange(context_len + 1, dtype=np.int64)  # (rows, T + 1)
     rows: Indices = ids[index].astype(np.int64)
     return rows
 
 
 def document_rows(first_ids: Indices, n_tokens: int, context_len: int) -> Indices:
-    """Where rows of T inputs begin so that each begins with a document: what a text says early is in sight wherever it is needed later.
+    """Starts of rows of T inputs that each begin with a document: what a text says early stays in context.
 
     `first_ids` holds where each document begins. A document that a row cuts off is read again from its beginning by the next row; only
-    one that is longer than a row goes on where it was cut. Shape (rows,), ascending; every row has all of its T + 1 ids.
+    one that is longer than a row continues where it was cut. Shape (rows,), ascending; every row has all of its T + 1 ids.
     """
     starts: list[int] = []
     start = int(first_ids[0])

@@ -1,7 +1,7 @@
-"""Stories as they should have been written: broken characters mended, quotes straight, cut-off and repeated ones left out, all counted.
+"""Clean stories: repair broken characters, straighten quotes, drop truncated and repeated stories, count everything.
 
-TinyStories was written with the wrong character table here and there (`â€œ` for an opening quote), and some stories stop in mid-sentence.
-A model learns both. What cannot be mended with certainty is dropped, never guessed.
+Parts of TinyStories were decoded with the wrong character set (`â€œ` for an opening quote), and some stories stop in mid-sentence.
+A model learns both. What cannot be repaired with certainty is dropped, never guessed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass
 class CleanStats:
-    """What cleaning did, counted in stories: `stories` = `kept` + `truncated` + `broken` + `empty` + `repeated`."""
+    """Counts of cleaning, in stories: `stories` = `kept` + `truncated` + `broken` + `empty` + `repeated`."""
 
     stories: int = 0
     kept: int = 0
@@ -35,7 +35,7 @@ class CleanStats:
 
 
 def _windows_1252_bytes() -> dict[str, int]:
-    """The byte behind each non-ASCII character of Windows-1252; its five unassigned bytes are read as Latin-1, as browsers do."""
+    """Byte behind each non-ASCII character of Windows-1252; its five unassigned bytes count as Latin-1, as in browsers."""
     table = {}
     for byte in range(0x80, 0x100):
         raw = bytes([byte])
@@ -54,14 +54,14 @@ def _class_of(first: int, last: int) -> str:
 _TAIL = _class_of(0x80, 0xBF)
 # UTF-8 lead bytes with their continuation bytes, as they look when read as Windows-1252
 _MOJIBAKE = re.compile(f"{_class_of(0xC2, 0xDF)}{_TAIL}|{_class_of(0xE0, 0xEF)}{_TAIL}{{2}}|{_class_of(0xF0, 0xF4)}{_TAIL}{{3}}")
-_LOST_CLOSING_QUOTE = re.compile("â€(?=[\\s.,!?;:)]|$)")  # the third byte of ” has no Windows-1252 character and was often thrown away
+_LOST_CLOSING_QUOTE = re.compile("â€(?=[\\s.,!?;:)]|$)")  # the third byte of ” has no Windows-1252 character and was often lost
 _MISREAD = re.compile("[âÃÂ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]")
 
 _STRAIGHT = str.maketrans(dict.fromkeys("“”„‟«»″", '"') | dict.fromkeys("‘’‚‛′´`", "'"))
 _SPACES = str.maketrans(dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000\t", " "))
 _INVISIBLE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 
-# One or more U+FFFD stand for one lost character; around them only a quote or an apostrophe is possible.
+# One or more U+FFFD replace one lost character; next to them only a quote or an apostrophe is possible.
 _LOST_APOSTROPHE = re.compile("(?<=[A-Za-z])\ufffd+(?=(?:s|t|m|d|re|ve|ll)\\b)")
 _LOST_OPENING = re.compile("(?:(?<=\\s)|^)\ufffd+(?=[A-Z])", re.MULTILINE)
 _LOST_CLOSING = re.compile("(?<=[.,!?])\ufffd+(?=\\s|$)", re.MULTILINE)
@@ -79,7 +79,7 @@ def _decoded(match: re.Match[str]) -> str:
 
 
 def mend(text: str) -> str:
-    """The text with misread UTF-8 read right, and lost quotes put back where only a quote can have stood; sound text unchanged."""
+    """Repair misread UTF-8, and restore lost quotes where nothing else is possible; sound text stays unchanged."""
     if text.isascii():
         return text
     for _ in range(3):  # some stories were misread twice
@@ -99,12 +99,13 @@ def is_damaged(text: str) -> bool:
 
 
 def is_truncated(text: str) -> bool:
-    """Whether the text stops before a sentence ends. Closing quotes and brackets may follow the full stop; a bare "The end" ends too."""
+    """Whether the text stops before a sentence ends. Closing quotes and brackets may follow the full stop; a bare "The end" is an end.
+    """
     return _SENTENCE_END.search(text) is None and _THE_END.search(text) is None
 
 
 def clean_story(text: str, stats: CleanStats) -> str | None:
-    """The story, clean, or None when it is empty, damaged beyond repair or cut off. Counts itself in `stats`, the only thing it changes."""
+    """The clean story, or None if it is empty, damaged beyond repair or truncated. Counts it in `stats` and changes nothing else."""
     stats.stories += 1
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     mended = mend(text)
@@ -125,9 +126,9 @@ def clean_story(text: str, stats: CleanStats) -> str | None:
 
 
 def clean_stories(stories: Iterable[str], stats: CleanStats, seen: set[bytes]) -> Iterator[str]:
-    """The clean stories that are not in `seen`, in order; `seen` grows by 8 bytes of hash for each.
+    """Clean stories that are not in `seen`, in order; `seen` grows by 8 bytes of hash for each.
 
-    Cleaning the validation stories first, with the same set, keeps them out of the training stories.
+    Clean the validation stories first, with the same set, to keep them out of the training stories.
     """
     for text in stories:
         before = stats.mended, stats.straightened

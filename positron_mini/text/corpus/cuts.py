@@ -1,4 +1,4 @@
-"""Where a large file may be cut so that its pieces, read one by one, give the documents of the whole."""
+"""Places where a large file can be cut so that its pieces, read one by one, give the documents of the whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 _WINDOW_BYTES = 1 << 20
 _OVERLAP_BYTES = 1 << 10
-# Only what is certain on the raw bytes: cleaning may make more separators and blank lines out of stranger ones, which are then not cut at.
+# Only cuts that are safe on the raw bytes: cleaning may turn other characters into separators and blank lines; those are not cut at.
 # Each needs the byte that follows, because a carriage return may be the first half of a line end.
 _ENDS = {
     "separators": re.compile(rb"[\r\n][ \t]*<\|endoftext\|>[ \t]*(?:\r?\n|\r(?=[^\n]))"),
@@ -20,16 +20,16 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A file, or a part of it that holds whole documents. `start` and `end` count bytes, in a .parquet file row groups."""
+    """A file, or a part of it with whole documents. `start` and `end` count bytes, in a .parquet file row groups."""
 
     path: Path
     start: int = 0
     end: int | None = None  # None: the end of the file
-    has_separator: bool | None = None  # of a text: whether separator lines stand between its documents; None: not known yet
+    has_separator: bool | None = None  # of a text: whether separator lines divide its documents; None: not known yet
 
 
 def cut_points(path: Path, after: str, piece_bytes: int) -> list[int]:
-    """Ends of pieces of at least `piece_bytes` bytes (the last may be smaller), ascending; the size of the file is the last of them.
+    """Ends of pieces of at least `piece_bytes` bytes (the last may be smaller), ascending; the last one is the file size.
 
     `after`: "separators", "blank lines" or "lines".
     """
@@ -42,7 +42,7 @@ def cut_points(path: Path, after: str, piece_bytes: int) -> list[int]:
 
 
 def _next_end(handle: BinaryIO, end: re.Pattern[bytes], at: int) -> int | None:
-    """The place after the first match that begins at byte `at` or later, None where there is none."""
+    """End of the first match that begins at byte `at` or later, None if there is none."""
     while True:
         handle.seek(at)
         window = handle.read(_WINDOW_BYTES)

@@ -1,7 +1,7 @@
 """Documents of any hub data set, named as owner/name:split:column: which files hold a split, and what is read from them.
 
-Parquet files of the repository come first, then .jsonl, .csv, .txt (also .gz), then the hub's own Parquet conversion. Files are fetched one
-by one when their turn comes, so the first documents of a large data set cost one file.
+Parquet files of the repository come first, then .jsonl, .csv, .txt (also .gz), then the hub's own Parquet conversion. Files are downloaded
+one by one when needed, so the first documents of a large data set cost one file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class HubText:
-    """A text written from the hub: where it lies, what it is and what was done to it."""
+    """A text written from the hub: its path, origin and processing."""
 
     text: Path
     valid: Path | None
@@ -49,7 +49,7 @@ class HubText:
 
 @dataclass(frozen=True)
 class Source:
-    """What a `--dataset` value means: a local path, TinyStories as published, or a hub data set with split, column and rows."""
+    """Meaning of a `--dataset` value: a local path, TinyStories as published, or a hub data set with split, column and rows."""
 
     kind: Literal["path", "tinystories", "dataset"]
     path: Path | None = None
@@ -60,7 +60,7 @@ class Source:
 
 
 def resolve_source(spec: str) -> Source:
-    """What `spec` names. An existing path always wins; then tinystories, tinystories-clean[:split], owner/name[:split[:column]].
+    """Parse `spec`. An existing path always wins; then tinystories, tinystories-clean[:split], owner/name[:split[:column]].
 
     Errors: DataError for a path that does not exist, UsageError for what can be neither.
     """
@@ -91,7 +91,7 @@ def _clean_source(split: str, column: str) -> Source:
 
 
 def write_documents(out: Path, documents: Iterable[str]) -> int:
-    """The number of documents written to `out`, each followed by a separator line. Errors: DataError when there is none."""
+    """Write documents to `out`, each followed by a separator line, and return their number. Errors: DataError when there is none."""
     count = 0
 
     def fill(handle: Any) -> None:
@@ -110,7 +110,7 @@ def write_documents(out: Path, documents: Iterable[str]) -> int:
 def fetch_dataset(
     spec: str | Source, folder: Path, *, max_documents: int | None = None, say: Say, patience: Patience | None = None
 ) -> Iterator[str]:
-    """The documents of a hub data set `owner/name:split:column`, in order; files are fetched into `folder` when their turn comes.
+    """Yield the documents of a hub data set `owner/name:split:column`, in order; files are downloaded into `folder` when needed.
 
     Parquet files of the repository first, then .jsonl, .csv and .txt (also .gz), then the hub's own Parquet conversion.
     """
@@ -146,7 +146,8 @@ def _fetched_documents(
 def write_dataset(
     spec: str | Source, out: Path, *, max_documents: int | None = None, say: Say, patience: Patience | None = None
 ) -> HubText:
-    """A hub data set as one text file, documents separated by `<|endoftext|>` lines; the downloads lie in the folder `hub` beside it."""
+    """Write a hub data set as one text file, documents separated by `<|endoftext|>` lines; downloads stay in the folder `hub` beside it.
+    """
     source, patience = _dataset_source(spec), patience or Patience()
     listing, entries = _data_files(source, patience)
     documents = _fetched_documents(listing, entries, source, out.parent / "hub", patience, say)
@@ -157,7 +158,7 @@ def write_dataset(
 
 
 def _data_files(source: Source, patience: Patience) -> tuple[Listing, list[HubFile]]:
-    """The listing and those of its files that hold the split. Errors: HubError naming the splits or parts there are."""
+    """The listing and its files of the split. Errors: HubError naming the existing splits or parts."""
     by_hand = f"download a data file from {page_of(source.repo)} in a browser and give its path as --dataset"
     listing = list_files(source.repo, patience=patience, hint=by_hand)
     for endings in DATA_ENDINGS:
@@ -175,7 +176,7 @@ def _data_files(source: Source, patience: Patience) -> tuple[Listing, list[HubFi
 
 
 def files_of_split(files: list[HubFile], source: Source) -> list[HubFile]:
-    """The files whose path names the split, in order; all files, when no path names any split and "train" or rows are asked for.
+    """Files whose path names the split, in order; all files, when no path names any split and "train" or rows are asked for.
 
     A split may name a part of the data set before a slash: `config/train`.
     """
@@ -203,19 +204,19 @@ def _has_word(path: str, word: str) -> bool:
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a path names, as in data/train-00000-of-00004.parquet; None where it names none."""
+    """Split that a path names, as in data/train-00000-of-00004.parquet; None if it names none."""
     return next((name for name, aliases in SPLIT_NAMES.items() if any(_has_word(path, alias) for alias in aliases)), None)
 
 
 def _read_documents(path: Path, source: Source) -> Iterator[str]:
-    """The documents of a fetched file. Errors: DataError for a damaged file, or one without the column that was asked for."""
+    """Documents of a downloaded file. Errors: DataError for a damaged file, or one without the requested column."""
     if source.column and path.name.endswith(".parquet"):
         _check_column(path, source)
     return read_documents(path, stats=ReadStats(), text_field=source.column or TEXT_COLUMN)
 
 
 def _check_column(path: Path, source: Source) -> None:
-    """Nothing, when the column is there: a column that was named must not be replaced by one that is merely usual."""
+    """Raise DataError if the column is missing: a requested column must not be replaced by a usual one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,8 +1,8 @@
-"""One file of a hub data set, whole or not at all: ranges, retries, resume of a broken download, size and hash checked.
+"""Download one file of a hub data set, whole or not at all: ranges, retries, resume, checks of size and hash.
 
-Bytes go to `NAME.<hash>.part` and get their final name only when size and hash are those that the hub promised; the next call asks for the
-rest only. (huggingface_hub 2 checks no hash and throws away what an interrupted call has fetched, so it serves here for addresses, tokens,
-the HTTP client and locks.)
+Bytes go to `NAME.<hash>.part`, renamed when size and hash match the hub's listing; the next call asks for the missing bytes only.
+(huggingface_hub 2 checks no hash and discards an interrupted download, so it is used here only for addresses, tokens, the HTTP client
+and locks.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TYPICAL_BYTES_PER_S = 12_500_000  # 100 Mbit/s, for the estimate before anything
 
 
 def plan(files: list[tuple[HubFile, int]], folder: Path, *, extra_bytes: int, say: Say) -> int:
-    """Bytes still to be fetched for (file, wanted bytes) pairs; says size, time and disk space. Errors: DiskFullError."""
+    """Bytes still to download for (file, wanted bytes) pairs; says size, time and disk space. Errors: DiskFullError."""
     missing = sum(max(0, wanted - _bytes_here(folder, entry)) for entry, wanted in files)
     with translate_os_errors(f"creating {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def plan(files: list[tuple[HubFile, int]], folder: Path, *, extra_bytes: int, sa
 
 
 def _part_of(folder: Path, entry: HubFile) -> Path:
-    """The unfinished file; its name holds the content's hash, so two versions never meet in one file."""
+    """Path of the unfinished file; its name contains the content's hash, so two versions never mix."""
     return folder / f"{entry.name}.{(entry.sha256 or entry.git_sha1 or str(entry.size))[:12]}.part"
 
 
@@ -66,7 +66,7 @@ def _bytes_here(folder: Path, entry: HubFile) -> int:
 
 
 def is_whole(path: Path, entry: HubFile) -> bool:
-    """Whether the file has the size and, where the hub told one, the hash of the entry."""
+    """Whether the file has the size and, if the hub gave one, the hash of the entry."""
     if _size_of(path) != entry.size or not path.is_file():
         return False
     if entry.sha256:
@@ -83,9 +83,9 @@ def is_whole(path: Path, entry: HubFile) -> bool:
 def fetch_file(
     listing: Listing, entry: HubFile, folder: Path, *, first_bytes: int | None = None, patience: Patience | None = None, say: Say
 ) -> Path:
-    """The path of the file, whole and checked; with `first_bytes` below its size, of a `.part` that begins with at least these bytes.
+    """Download a file, check it and return its path; with `first_bytes` below its size, that of a `.part` with at least these first bytes.
 
-    A beginning cannot be checked by hash: its bytes come only from answers that state this range and size. A later call goes on from it.
+    A part cannot be checked by hash: its bytes come only from answers that state this range and size. A later call continues it.
     """
     patience = patience or Patience()
     target, part = folder / entry.name, _part_of(folder, entry)
@@ -113,7 +113,7 @@ def fetch_file(
 
 @contextlib.contextmanager
 def _only_one(lock_file: Path, name: str, say: Say) -> Iterator[None]:
-    """Hold the file's lock: two processes appending to one `.part` would spoil it. The one that waited finds the file there."""
+    """Hold the file's lock: two processes appending to one `.part` would corrupt it. A process that waited finds the file downloaded."""
     from filelock import FileLock, Timeout  # comes with huggingface_hub and torch
 
     lock = FileLock(lock_file)
@@ -167,7 +167,7 @@ def _fill(listing: Listing, entry: HubFile, part: Path, wanted: int, patience: P
 
 
 def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patience: Patience) -> Iterator[int]:
-    """The size of `part` after each chunk appended by one request. Errors: WrongAnswerError, HubError, the client's errors, full disk."""
+    """Size of `part` after each chunk that one request appends. Errors: WrongAnswerError, HubError, the client's errors, full disk."""
     from huggingface_hub import get_session
 
     have = _size_of(part)
@@ -180,11 +180,11 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
             handle = open(part, "r+b")  # noqa: SIM115 (closed below; only its own errors may be translated)
         with handle:
             handle.seek(have)
-            for chunk in response.iter_bytes():  # as they come: a larger size would hold back what has arrived, and lose it at a cut
+            for chunk in response.iter_bytes():  # of any size: larger chunks would delay bytes, and lose them if the connection breaks
                 try:
                     handle.write(chunk[: wanted - have])
                     handle.flush()
-                except OSError as error:  # the disk's, not the network's: no use asking again
+                except OSError as error:  # of the disk, not the network: asking again is no use
                     raise from_os_error(error, f"writing {part}") from error
                 have = min(wanted, have + len(chunk))
                 yield have
@@ -193,7 +193,7 @@ def _stream(repo: str, entry: HubFile, url: str, part: Path, wanted: int, patien
 
 
 def _start_of(response: Any, entry: HubFile, have: int) -> int:
-    """The offset at which the answer's body begins: `have`, or 0 when the whole file comes. Errors: WrongAnswerError for neither."""
+    """Offset at which the answer's body begins: `have`, or 0 for the whole file. Errors: WrongAnswerError for any other."""
     headers = response.headers
     if response.status_code == 416:
         raise WrongAnswerError(f"the hub has no byte {have:,} of {entry.name}")
@@ -205,13 +205,13 @@ def _start_of(response: Any, entry: HubFile, have: int) -> int:
             raise WrongAnswerError(f"the range {span or '?'} of {total or '?'} bytes came instead of {have}- of {entry.size}")
         return have
     length = headers.get("content-length", "an unknown number of")
-    if length != str(entry.size):  # without it, a page in between could not be told from the file
+    if length != str(entry.size):  # otherwise a login page could not be told from the file
         raise WrongAnswerError(f"{length} bytes came instead of {entry.size}")
     return 0
 
 
 def _progress(name: str, wanted: int, patience: Patience, say: Say) -> Callable[[int], None]:
-    """A function that says how far the download is, at most every `SAY_EVERY_S`."""
+    """A function that reports the progress of the download, at most every `SAY_EVERY_S`."""
     first: list[float] = []
     state = {"said": patience.clock()}
 

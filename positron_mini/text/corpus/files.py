@@ -1,4 +1,4 @@
-"""Documents from the user's files, which are only ever read: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of them."""
+"""Documents from the user's files, which are only read: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of them."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ _MAX_COMMAS = 1 << 22  # in a line of JSON or CSV: 4 MB of prose hold 80,000, an
 
 
 def read_documents(path: Path, *, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
-    """The documents of a file, or of all text files in a folder in sorted order, one at a time, without outer newlines.
+    """Yield the documents of a file, or of all text files in a folder in sorted order, without outer newlines.
 
-    `stats` counts while they are taken. Rows of .jsonl, .csv and .parquet give their field `text_field`, else `text`, `story` or `content`.
-    Errors: DataError for a path that is missing, empty, unreadable or not text, with the line number where there is one.
+    `stats` is updated on the way. Rows of .jsonl, .csv and .parquet give their field `text_field`, else `text`, `story` or `content`.
+    Errors: DataError for a path that is missing, empty, unreadable or not text, with the line number if there is one.
     """
     files = _files_to_read(Path(path), stats)
     return (text for file in files for text in read_piece(Piece(file), stats, text_field))
 
 
 def list_pieces(path: Path, *, stats: ReadStats, piece_bytes: int) -> list[Piece]:
-    """What `read_documents` reads, in its order, in pieces of about `piece_bytes` where a file can be cut. Errors: as there."""
+    """Pieces of about `piece_bytes` that together give the documents of `read_documents`, in its order. Errors: as there."""
     return [piece for file in _files_to_read(Path(path), stats) for piece in _cut(file, piece_bytes)]
 
 
@@ -64,7 +64,7 @@ def _files_to_read(path: Path, stats: ReadStats) -> list[Path]:
 
 
 def _cut(path: Path, piece_bytes: int) -> list[Piece]:
-    """The pieces of one file: at ends of stories, lines or row groups; CSV (whose quotes may span lines) and gzip are never cut."""
+    """Pieces of one file: cut at ends of stories, lines or row groups; CSV (whose quotes may span lines) and gzip are never cut."""
     kind, size = _read_as(path), path.stat().st_size
     if size <= piece_bytes or kind == "csv" or path.suffix.lower() == ".gz":
         return [Piece(path)]
@@ -91,7 +91,7 @@ def _cut_parquet(path: Path, piece_bytes: int) -> list[Piece]:
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files that `read_documents` reads, in its order. Errors: DataError when there is none."""
+    """Files that `read_documents` reads, in its order. Errors: DataError when there is none."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -115,7 +115,7 @@ def list_files(path: Path) -> list[Path]:
 
 
 def _all_files(folder: Path) -> Iterator[Path]:
-    """The regular files below a folder, sorted by their path, hidden ones and those in hidden folders left out."""
+    """Regular files below a folder, sorted by path, without hidden ones and those in hidden folders."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(Path(error.filename or folder), error) from error
@@ -128,19 +128,19 @@ def _all_files(folder: Path) -> Iterator[Path]:
 
 
 def kind_of(path: Path) -> str | None:
-    """The format by the file's name: "txt", "jsonl", "csv", "parquet", or None for another one."""
+    """Format by the file's name: "txt", "jsonl", "csv", "parquet", or None for another one."""
     name = path.name.lower().removesuffix(".gz")
     kind = {".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}.get(Path(name).suffix)
     return "parquet" if path.suffix.lower() == ".parquet" else kind
 
 
 def _read_as(path: Path) -> str:
-    """The format in which a file that was named is read. JSON is read as JSON Lines; in a folder .json files are passed over."""
+    """Format in which to read a named file. JSON is read as JSON Lines; in a folder, .json files are ignored."""
     return "jsonl" if path.name.lower().removesuffix(".gz").endswith(".json") else kind_of(path) or "txt"
 
 
 def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
-    """The documents of a piece, as `read_documents` gives them. All pieces of a file in turn give what the file gives."""
+    """Yield the documents of a piece, as `read_documents` does. All pieces of a file in turn give the documents of the file."""
     path, kind = piece.path, _read_as(piece.path)
     stats.files += piece.start == 0
     reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}.get(kind, _read_txt)
@@ -150,7 +150,7 @@ def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iter
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn what a damaged or unreadable file raises into a DataError."""
+    """Turn the errors of a damaged or unreadable file into a DataError."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -168,7 +168,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 @contextlib.contextmanager
 def opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
-    """The file from the piece's start on, unpacked, and a function that brings `stats.source_bytes` up to date with what was read."""
+    """Open the file at the piece's start, uncompressed; also return a function that brings `stats.source_bytes` up to date."""
     with open(piece.path, "rb") as raw:
         raw.seek(piece.start)
         before = stats.source_bytes - piece.start
@@ -190,7 +190,7 @@ def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
 
 
 def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
-    """The lines of a piece, numbered from 1, the byte-order mark of the file dropped."""
+    """Lines of a piece, numbered from 1, without the byte-order mark of the file."""
     with opened(piece, stats) as (stream, update):
         number = 0
         while (piece.end is None or stream.tell() < piece.end) and (line := stream.readline(reading.MAX_DOCUMENT_CHARS)):
@@ -208,7 +208,7 @@ def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_commas(path: Path, commas: int) -> None:
-    """Nothing, when a line holds no more of them than a text does."""
+    """Raise DataError for a line with more commas than a text has."""
     if commas > _MAX_COMMAS:
         raise DataError(
             f"{path}: a line with {commas:,} commas, which is no text but millions of values",
@@ -228,7 +228,7 @@ def _read_txt(piece: Piece, stats: ReadStats, _text_field: str) -> Iterator[str]
 
 
 def _check_txt(piece: Piece) -> bool:
-    """Whether a line of the text holds the separator alone; reads no further than the first one. Errors: DataError for what is no text."""
+    """Whether a line of the text is a separator; reads no further than the first one. Errors: DataError if the file is no text."""
     unused = ReadStats()
     with opened(piece, unused) as (stream, _):
         reading.check_is_text(piece.path, stream.read(reading.SAMPLE_BYTES))
@@ -260,13 +260,13 @@ def _read_jsonl(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str
 
 
 def _program_to_lines(line: bytes) -> str:
-    """The jq program that makes lines of the JSON that begins with this line, or nothing where lines are what it is."""
+    """A jq program that turns the JSON which begins with this line into JSON Lines; empty if it is JSON Lines."""
     start = line.strip()
     return ".[]" if start.startswith(b"[") else "." if start == b"{" else ""
 
 
 def jq_command(path: Path, program: str) -> str:
-    """The command that writes what a jq program makes of a JSON file as JSON Lines beside it."""
+    """Command that writes the output of a jq program for a JSON file as JSON Lines beside it."""
     made = shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl")
     file = shlex.quote(str(path))
     return f"gzip -dc {file} | jq -c '{program}' > {made}" if path.suffix.lower() == ".gz" else f"jq -c '{program}' {file} > {made}"
@@ -279,7 +279,7 @@ def _bad_line(piece: Piece, number: int, what: str) -> DataError:
 
 
 def _text_field(names: list[str], wanted: str) -> str | None:
-    """The first of `wanted`, text, story, content that is among `names`."""
+    """First of `wanted`, text, story, content that is among `names`."""
     return next((field for field in (wanted, *FIELDS) if field in names), None)
 
 
@@ -340,7 +340,7 @@ def _read_parquet(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[s
         for values in column_batches(path, field, groups):
             rows += len(values)
             stats.source_bytes = before + size * rows // total - start
-            # as bytes, because a damaged string must be counted and mended, not raise
+            # as bytes: damaged strings are counted and repaired instead of raising
             for value in values:
                 yield from reading.finished([reading.clean_text(reading.decode(value, stats), stats)], stats)
     except pa.ArrowException as error:

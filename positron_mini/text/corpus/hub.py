@@ -3,7 +3,7 @@
     write_tinystories(Path("data/tinystories.txt"), first_bytes=50_000_000, say=print)
     for story in fetch_dataset("SimpleStories/SimpleStories:train:story", Path("data/hub"), say=print): ...
 
-What was downloaded lies in a folder `hub` beside the text, and may be deleted; a `.json` beside the text says where it came from.
+Downloads stay in a folder `hub` beside the text, and may be deleted; a `.json` beside the text records its origin.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CLEAN_BYTES_PER_S = 20e6  # on one core of a laptop
 
 
 def hub_reachable(timeout_s: float = 8.0) -> bool:
-    """Whether the hub answers as a hub within `timeout_s`; False under HF_HUB_OFFLINE. The login page of a network is no hub."""
+    """Whether the hub answers within `timeout_s`; False under HF_HUB_OFFLINE. A login page of the network is not the hub."""
     try:
         list_files(TINYSTORIES, patience=Patience(attempts=1, connect_s=timeout_s))
     except HubError:
@@ -53,16 +53,16 @@ def hub_reachable(timeout_s: float = 8.0) -> bool:
 
 
 def fetch_tinystories(folder: Path, *, first_bytes: int | None = None, say: Say, patience: Patience | None = None) -> HubText:
-    """TinyStories, cleaned, as `folder`/tinystories.txt and tinystories-valid.txt. See `write_tinystories`."""
+    """Write TinyStories, cleaned, as `folder`/tinystories.txt and tinystories-valid.txt. See `write_tinystories`."""
     return write_tinystories(folder / "tinystories.txt", first_bytes=first_bytes, say=say, patience=patience)
 
 
 def write_tinystories(
     out: Path = Path("data/tinystories.txt"), *, first_bytes: int | None = None, say: Say, patience: Patience | None = None
 ) -> HubText:
-    """The cleaned stories as `out`, the validation stories beside it; with `first_bytes` those in that many bytes of the training file.
+    """Write the cleaned stories to `out`, validation stories beside it; with `first_bytes` those in that many bytes of the training file.
 
-    A text that an earlier call finished for the same `first_bytes` is returned as it is, without network.
+    A text that an earlier call finished for the same `first_bytes` is returned unchanged, without network.
     Errors: HubUnreachableError (its hint is the manual way), HubError, DiskFullError.
     """
     if first_bytes is not None and first_bytes < 1:
@@ -92,7 +92,7 @@ def write_tinystories(
 
 
 def _check_valid(path: Path, stories: list[str], note: Path) -> None:
-    """Raise UsageError if the file beside the text, which nobody named, is the user's: no note tells of it, and it is another text."""
+    """Raise UsageError if the validation file, whose name follows from `out`, is the user's: no note records it, and its text differs."""
     if not os.path.lexists(path) or note.is_file():
         return
     if not path.is_file() or [story.strip() for story in _stories(path)] != [story.strip() for story in stories]:
@@ -100,7 +100,7 @@ def _check_valid(path: Path, stories: list[str], note: Path) -> None:
 
 
 def _raw_tinystories(folder: Path, first_bytes: int | None, patience: Patience, say: Say) -> tuple[Path, Path, str, bool]:
-    """The raw files (training, validation), their revision, and whether only the beginning of the training file is meant."""
+    """Raw files (training, validation), their revision, and whether only the beginning of the training file is used."""
     addresses = " and ".join(address_of(TINYSTORIES, name) for name in (TRAIN_FILE, VALID_FILE))
     by_hand = f"download {addresses} in a browser, put both into {folder}, then start the same command again"
     try:
@@ -120,7 +120,7 @@ def _raw_tinystories(folder: Path, first_bytes: int | None, patience: Patience, 
 
 
 def _stories(path: Path, first_bytes: int | None = None) -> Iterator[str]:
-    """The texts between separators; of a beginning only those whose separator lies within it, so the last one is whole."""
+    """Texts between separators; of a beginning only those that end at a separator, so the last one is whole."""
     left = path.stat().st_size if first_bytes is None else first_bytes
     rest = b""
     with translate_os_errors(f"reading {path}"), open(path, "rb") as handle:
@@ -133,13 +133,13 @@ def _stories(path: Path, first_bytes: int | None = None) -> Iterator[str]:
 
 
 def _record(text: HubText, first_bytes: int | None) -> None:
-    """Write what the text is beside it, last, so that its presence means a finished text."""
+    """Write the note beside the text, last, so that its presence means a finished text."""
     fields = asdict(text) | {"text": text.text.name, "valid": text.valid.name if text.valid else None, "first_bytes": first_bytes}
     write_json(text.text.with_suffix(".json"), fields)
 
 
 def _recorded(out: Path, first_bytes: int | None) -> HubText | None:
-    """The finished text of an earlier call for the same bytes, or None."""
+    """Finished text of an earlier call for the same bytes, or None."""
     path = out.with_suffix(".json")
     if not (path.is_file() and out.is_file()):
         return None

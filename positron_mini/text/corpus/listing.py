@@ -1,7 +1,7 @@
-"""What a hub data set holds: its files with sizes and checksums at one commit, asked for with little patience and clear answers.
+"""Listing of a hub data set: its files with sizes and checksums at one commit, with short timeouts and clear errors.
 
 `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the user's token are read when a function is called, never at import. The library's own listing call is
-not used because it may first send a second request of its own, which doubles the wait where there is no network.
+not used because it may first send a second request of its own, which doubles the wait without a network.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HubError(DataError):
-    """The hub cannot give what was asked; nothing wrong was kept."""
+    """The hub cannot provide what was asked for; no wrong data was kept."""
 
 
 class HubUnreachableError(HubError):
-    """There is no hub to ask: no network, no answer in time, a login page in between, or HF_HUB_OFFLINE."""
+    """The hub cannot be reached: no network, no answer in time, a login page in between, or HF_HUB_OFFLINE."""
 
 
 class WrongAnswerError(Exception):
-    """An answer that is not the file's bytes. `wait_s` is what the server asked for."""
+    """An answer that is not the file's bytes. `wait_s` is the delay that the server asked for."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -41,7 +41,7 @@ class WrongAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for the hub and how often to ask again. `attempts` counts failures in a row without a single new byte."""
+    """Timeouts and retries for the hub. `attempts` counts failures in a row without a single new byte."""
 
     attempts: int = 6
     first_wait_s: float = 1.0
@@ -52,7 +52,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
     def wait_s(self, failures: int, asked_s: float = 0.0) -> float:
-        """Seconds before the next attempt: doubling, or what the server asked for, but never more than `longest_wait_s`."""
+        """Seconds before the next attempt: doubling, or what the server asked for, but at most `longest_wait_s`."""
         return min(self.longest_wait_s, max(asked_s, self.first_wait_s * 2.0 ** (failures - 1)))
 
 
@@ -68,7 +68,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set at one commit, so that a file which changes on the hub is never mixed with its older self."""
+    """Files of a data set at one commit, so that two versions of a file are never mixed."""
 
     repo: str
     commit: str
@@ -76,7 +76,7 @@ class Listing:
     files: tuple[HubFile, ...]
 
     def file(self, name: str) -> HubFile:
-        """The entry called `name`. Errors: HubError, naming what there is."""
+        """The entry called `name`. Errors: HubError, naming the existing files."""
         for entry in self.files:
             if entry.name == name:
                 return entry
@@ -84,7 +84,7 @@ class Listing:
 
 
 def endpoint() -> str:
-    """The hub's address without a final slash: HF_ENDPOINT, or huggingface.co. Errors: UsageError when it is no address."""
+    """Address of the hub without a final slash: HF_ENDPOINT, or huggingface.co. Errors: UsageError when it is no address."""
     address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     with contextlib.suppress(ValueError):
         parts = urlsplit(address)
@@ -99,24 +99,24 @@ def is_offline() -> bool:
 
 
 def page_of(repo: str) -> str:
-    """The address at which a browser lists the data set's files."""
+    """Web page that lists the data set's files."""
     return f"{endpoint()}/datasets/{repo}/tree/main"
 
 
 def address_of(repo: str, name: str, revision: str = "main") -> str:
-    """The address at which a browser downloads one file."""
+    """Web address of one file."""
     return f"{endpoint()}/datasets/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}"
 
 
 def http_errors() -> tuple[type[BaseException], ...]:
-    """What the library's HTTP client raises. Its base class comes from httpx or httpx2, depending on the library's version."""
+    """Error types of the library's HTTP client. The base class comes from httpx or httpx2, depending on the library's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (*HfHubHTTPError.__bases__, OSError)
 
 
 def request_headers(**more: str) -> dict[str, str]:
-    """Our name, the user's token where there is one, and no compression (sizes and ranges must mean the file's bytes)."""
+    """Our name, the user's token if there is one, and no compression (sizes and ranges must count the file's bytes)."""
     from huggingface_hub import get_token
 
     headers = {"user-agent": f"positron-mini/{__version__}", "accept-encoding": "identity", **more}
@@ -127,7 +127,7 @@ def request_headers(**more: str) -> dict[str, str]:
 
 
 def _within(limit_s: float, work: Callable[[], Any]) -> Any:
-    """What `work()` returns or raises; TimeoutError after `limit_s` (looking up a host name knows no timeout of its own)."""
+    """Return or raise what `work()` does; TimeoutError after `limit_s` (looking up a host name has no timeout of its own)."""
     outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -147,9 +147,9 @@ def _within(limit_s: float, work: Callable[[], Any]) -> Any:
 
 
 def list_files(repo: str, *, revision: str = "main", patience: Patience | None = None, hint: str = "") -> Listing:
-    """The data set's files with sizes and checksums.
+    """Fetch the list of the data set's files with sizes and checksums.
 
-    Errors: HubUnreachableError within `connect_s` (8 s) when nothing answers, HubError when the hub does not have it or keeps it closed.
+    Errors: HubUnreachableError within `connect_s` (8 s) when nothing answers, HubError when the data set is missing or not public.
     """
     patience = patience or Patience()
     if is_offline():
@@ -181,7 +181,7 @@ def _get(url: str, patience: Patience) -> Any:
 
 
 def check_status(response: Any, repo: str, what: str) -> None:
-    """Nothing for a good answer; WrongAnswerError for what may pass, HubError for what will not."""
+    """Raise WrongAnswerError for an answer that a retry may cure, HubError for any other bad one."""
     status = response.status_code
     if status in RETRY_STATUS:
         asked = response.headers.get("retry-after", "")
@@ -196,7 +196,7 @@ def check_status(response: Any, repo: str, what: str) -> None:
 
 
 def _parse_listing(repo: str, revision: str, value: Any) -> Listing:
-    """The listing in the hub's JSON. Errors: ValueError when it is not such JSON. Names that would leave the folder are left out."""
+    """Parse the hub's JSON. Errors: ValueError when it is invalid. Names that would leave the folder are left out."""
     try:
         files = []
         for entry in value["siblings"]:

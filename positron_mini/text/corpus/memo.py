@@ -1,4 +1,4 @@
-"""What the cache folder remembers about texts, and how one process at a time has it."""
+"""A memory of texts that were read, in the cache folder, and the lock of that folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWN_NAMES = re.compile(r"index\.json|parts|[0-9a-f]{16}-[0-9a-f]{16}")
 
 
 def signature_of(path: Path, validation: Path | None) -> str:
-    """A hash of the names, sizes and times of the files, which stands for their content as long as it does not change."""
+    """A hash of names, sizes and times of the files, which stands for their content as long as it does not change."""
     digest = hashlib.sha256(f"{_FORMAT}".encode())
     for place in (path,) if validation is None else (path, validation):
         for file in list_files(place):
@@ -32,7 +32,7 @@ def signature_of(path: Path, validation: Path | None) -> str:
 
 
 def read_memo(cache_dir: Path) -> dict[str, dict[str, Any]]:
-    """Content fingerprints and reading reports by signature; empty when there are none, or none that can be read."""
+    """Content fingerprints and reading reports by signature; empty when missing or unreadable."""
     try:
         memo = files.read_json(Path(cache_dir) / "index.json")
         sources = memo["sources"] if memo["format"] == _FORMAT else {}
@@ -42,7 +42,7 @@ def read_memo(cache_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def remember(cache_dir: Path, signature: str, content: str, reading: dict[str, Any]) -> None:
-    """Note what the files of this signature hold. Call it only inside `locked`."""
+    """Record the content of the files with this signature. Call it only inside `locked`."""
     sources = read_memo(cache_dir)
     sources.pop(signature, None)
     sources[signature] = {"content": content, "reading": reading}
@@ -51,12 +51,12 @@ def remember(cache_dir: Path, signature: str, content: str, reading: dict[str, A
 
 @contextlib.contextmanager
 def locked(cache_dir: Path, say: Say) -> Iterator[None]:
-    """The cache to this process alone; one that is killed lets go of it. What a killed one left half done is removed."""
+    """Lock the cache for this process; the system releases the lock of a killed one, and its leftovers are deleted."""
     with files.translate_os_errors(f"writing {cache_dir}"):
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         handle = open(Path(cache_dir) / ".lock", "ab", opener=open_own)  # noqa: SIM115
     with handle:
-        if sys.platform != "win32":  # without fcntl two processes would do the work twice, to the same end
+        if sys.platform != "win32":  # without fcntl two processes do the work twice, with the same result
             import fcntl
 
             try:

@@ -1,6 +1,6 @@
-"""Several texts as one, by shares of bytes: `a:0.7,b:0.3`. Which stories, and in which order, follows from the texts and the seed.
+"""A mix of several texts by shares of bytes: `a:0.7,b:0.3`. The texts and the seed determine the stories and their order.
 
-The mix is as large as it can be without a story twice: the text that is smallest for its share goes in whole, of others a seeded sample.
+The mix is as large as possible without a repeated story: the text that is smallest for its share is used whole, of others a seeded sample.
 Stories of all texts alternate from the first to the last, so that any beginning of the mix has about the same shares.
 """
 
@@ -21,7 +21,7 @@ from positron_mini.text.corpus.split import KeyBlock, KeyTable, sample_of
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One text of a mix: its stories that are in it, as a mark for each story of the file, and their bytes."""
+    """One text of a mix: a boolean for each story of the file, whether it is in the mix, and the bytes of those that are."""
 
     path: Path
     chosen: NDArray[np.bool_]
@@ -29,7 +29,7 @@ class Ingredient:
 
 
 def parse_mix(spec: str) -> list[tuple[str, float]] | None:
-    """The sources and shares (which sum to 1) that `spec` names; None when it names a single source. Errors: UsageError."""
+    """Sources and shares (which sum to 1) in `spec`; None for a single source. Errors: UsageError."""
     if "," not in spec or Path(spec).expanduser().exists():
         return None
     named = [part.strip().rpartition(":") for part in spec.split(",")]
@@ -45,7 +45,7 @@ def parse_mix(spec: str) -> list[tuple[str, float]] | None:
 
 
 def choose(paths: Sequence[Path], shares: Sequence[float], seed: int) -> list[Ingredient]:
-    """The part of each text that goes into the mix. Errors: DataError for a text without a story, and those of reading."""
+    """Choose the part of each text that goes into the mix. Errors: DataError for a text without a story, and those of reading."""
     tables = []
     for path in paths:
         block = KeyBlock()
@@ -57,7 +57,7 @@ def choose(paths: Sequence[Path], shares: Sequence[float], seed: int) -> list[In
     sizes = [int(table.sizes.sum(dtype=np.int64)) for table in tables]
     whole = min(size / share for size, share in zip(sizes, shares, strict=True))
     chosen = [
-        # rounded up, or the text that goes in whole might lack a story
+        # rounded up, or a text used whole might lose a story
         sample_of(np.ones(len(table), bool), table, seed=seed, max_bytes=math.ceil(share * whole))
         for table, share in zip(tables, shares, strict=True)
     ]
@@ -68,7 +68,7 @@ def choose(paths: Sequence[Path], shares: Sequence[float], seed: int) -> list[In
 
 
 def mixed(ingredients: Sequence[Ingredient]) -> Iterator[str]:
-    """The stories of a mix: next is always one of the text that is furthest behind its share."""
+    """Stories of a mix; the next one is always from the text that is furthest behind its share."""
     texts = [_chosen(ingredient) for ingredient in ingredients]
     taken = [0] * len(texts)
     left = [int(ingredient.chosen.sum()) for ingredient in ingredients]

@@ -1,7 +1,7 @@
-"""Texts of a column of a Parquet file in bounded memory, whatever the file says of itself.
+"""Texts of a Parquet column in bounded memory, whatever the file claims about itself.
 
-A page is unpacked whole, and its values may each be repeated by a few bits; so the sizes of all pages are read first, from the pages
-themselves, and as many rows are taken at once as fit if each were as long as the largest page.
+A page is decompressed whole, and a few bits can repeat each of its values; so the sizes of all pages are read first, from the pages
+themselves, and a batch has as many rows as fit if each were as long as the largest page.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from positron_mini.errors import DataError
 from positron_mini.text.corpus.reading import MAX_DOCUMENT_CHARS, too_long
 
 _BATCH_ROWS = 512
-_BATCH_BYTES = 1 << 26  # of text that is unpacked at once
-_PAGE_BYTES = 1 << 29  # a page holds 1,024 rows or more: of books, that many bytes
-_GROWTH = 1_000  # what gzip reaches; no text is packed that tightly
-_FREE_BYTES = 1 << 26  # up to this size nothing is asked about growth
+_BATCH_BYTES = 1 << 26  # of decompressed text at once
+_PAGE_BYTES = 1 << 29  # a page holds 1,024 rows or more, which is that many bytes for books
+_GROWTH = 1_000  # the limit of gzip; no real text compresses that well
+_FREE_BYTES = 1 << 26  # below this size the growth is not checked
 _BUFFER_BYTES = 1 << 20
-_FREE_VALUES = 1 << 23  # in a column of a row group: up to this many nothing is asked about growth
-# types of the Thrift compact protocol: how they are skipped; 1 and 2 are true and false, which take no bytes
+_FREE_VALUES = 1 << 23  # in a column of a row group: below this number the growth is not checked
+# types of the Thrift compact protocol: how to skip them; 1 and 2 are true and false, which take no bytes
 _VARINTS, _DOUBLE, _BINARY, _STRUCT = (4, 5, 6), 7, 8, 12
 _DEEPEST = 8
 
 
 def column_batches(path: Path, field: str, groups: Iterable[int]) -> Iterator[list[bytes]]:
-    """The values of a column in UTF-8, a few rows at a time, of the row groups with these numbers; b"" where there is none.
+    """Values of a column in UTF-8, a few rows at a time, from the row groups with these numbers; b"" for a missing value.
 
-    Errors: DataError for a column that holds no strings, for a value that is too long, and for one that unpacks to far more than the file;
+    Errors: DataError for a column without strings, for a value that is too long, and for one that decompresses to far more than the file;
     pyarrow's own.
     """
     import pyarrow as pa
@@ -54,8 +54,9 @@ def column_batches(path: Path, field: str, groups: Iterable[int]) -> Iterator[li
 
 
 def row_batches(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows with all of their fields, lists and structs too, a few at a time. Errors: DataError for a file that unpacks to far more
-    than it holds; pyarrow's own."""
+    """Rows with all of their fields, lists and structs too, a few at a time. Errors: DataError for a file that decompresses to far more
+    than its size; pyarrow's own.
+    """
     import pyarrow.parquet as pq
 
     size, unpacked = path.stat().st_size, 0
@@ -83,7 +84,7 @@ def _size(value: Any) -> int:
 
 
 def _check_strings(path: Path, field: str, kind: Any) -> None:
-    """Nothing, when a column of this type holds strings."""
+    """Raise DataError unless a column of this type holds strings."""
     import pyarrow as pa
 
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -92,12 +93,12 @@ def _check_strings(path: Path, field: str, kind: Any) -> None:
 
 
 def _chunk(group: Any, field: str) -> Any:
-    """Where the column's pages lie in a row group."""
+    """Metadata of the column in a row group."""
     return next(column for column in map(group.column, range(group.num_columns)) if column.path_in_schema == field)
 
 
 def _largest_page(path: Path, raw: BinaryIO, chunk: Any) -> int:
-    """Bytes of the largest page of a column chunk, unpacked. Errors: DataError for one too large, or a header that is none."""
+    """Decompressed bytes of the largest page of a column chunk. Errors: DataError for one that is too large, or an invalid header."""
     starts = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.dictionary_page_offset else [])]
     at = min(starts)
     end = at + chunk.total_compressed_size
@@ -127,7 +128,7 @@ def _grows(path: Path, unpacked: int, packed: int) -> DataError:
 
 
 def _struct(raw: BinaryIO, depth: int = 0) -> dict[int, int]:
-    """The integers of a Thrift compact struct by field number; everything else in it is skipped. Errors: ValueError, IndexError."""
+    """Integers of a Thrift compact struct by field number; everything else in it is skipped. Errors: ValueError, IndexError."""
     found: dict[int, int] = {}
     number = 0
     while head := raw.read(1)[0]:

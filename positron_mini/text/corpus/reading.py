@@ -1,8 +1,8 @@
-"""Bytes to documents, in blocks of bounded size: what is done to characters that a model must not see, and where a document ends.
+"""Bytes to documents, in blocks of bounded size: characters that a model must not see, and the ends of documents.
 
 One policy per class of bad character, each counted in ReadStats: a byte-order mark is dropped, CRLF and lone CR become LF, bytes that are
 not UTF-8 become U+FFFD, NUL is removed, U+2581 becomes a space (sentencepiece writes spaces as that character and cannot carry it).
-Everything else is kept as it stands.
+Everything else is kept unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from positron_mini.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
-MAX_DOCUMENT_CHARS = 1 << 26  # four times the longest novel; beyond it a separator is missing, and memory would go
+MAX_DOCUMENT_CHARS = 1 << 26  # four times the longest novel; a longer one means a missing separator, and would exhaust the memory
 _BOM = "\ufeff"
 SAMPLE_BYTES = 1 << 16
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -40,29 +40,29 @@ _SIGNATURES = {
 
 @dataclass
 class ReadStats:
-    """What was read and mended so far; the reader changes it as it goes."""
+    """Counts of what was read and repaired so far; the reader updates them."""
 
     files: int = 0
-    other_files: int = 0  # in a folder, of a kind that holds no stories
-    source_bytes: int = 0  # consumed from the files as they lie on the disk
+    other_files: int = 0  # in a folder, of a kind without stories
+    source_bytes: int = 0  # read from the files, compressed where they are
     documents: int = 0
     empty: int = 0
     bom: int = 0
     carriage_returns: int = 0  # CRLF and lone CR
-    invalid_utf8: int = 0  # U+FFFD put in
+    invalid_utf8: int = 0  # inserted U+FFFD
     nul: int = 0
     lower_blocks: int = 0  # U+2581
     inner_separators: int = 0  # <|endoftext|> with other text on its line: kept as text
     blank_line_files: int = 0  # text files without a separator line
 
     def add(self, other: ReadStats) -> None:
-        """Count what `other` counted too."""
+        """Add the counts of `other`."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def check_is_text(path: Path, sample: bytes) -> None:
-    """Nothing, when the first bytes of a file can be text. Errors: DataError that says what the file seems to be."""
+    """Raise DataError if a file cannot be text by its first bytes, saying what it seems to be."""
     for signature, kind in _SIGNATURES.items():
         if sample.startswith(signature):
             raise DataError(f"{path}: this is {kind}, not a text", "give a .txt, .jsonl, .csv or .parquet file, or a folder of them")
@@ -87,10 +87,10 @@ def _foreign(path: Path, encoding: str) -> DataError:
 
 
 def clean_text(text: str, stats: ReadStats) -> str:
-    """The text under the policy above, whole: for values that come from JSON, CSV and Parquet as strings."""
+    """Apply the policy above to a whole text: for strings from JSON, CSV and Parquet."""
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no file can hold
+    except UnicodeEncodeError:  # JSON can spell a lone surrogate, which no file can hold
         text, count = _SURROGATES.subn("\ufffd", text)
         stats.invalid_utf8 += count
     if "\r" in text:
@@ -111,7 +111,7 @@ def _without_specials(text: str, stats: ReadStats) -> str:
 
 
 def decode(data: bytes, stats: ReadStats) -> str:
-    """The bytes as text, with U+FFFD for what is not UTF-8, counted apart from those that the text already had."""
+    """Decode UTF-8, with U+FFFD for invalid bytes, counted apart from those that the text already had."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -121,7 +121,7 @@ def decode(data: bytes, stats: ReadStats) -> str:
 
 
 def clean_blocks(chunks: Iterable[bytes], stats: ReadStats, *, is_start: bool = True) -> Iterator[str]:
-    """Clean text for chunks of bytes cut anywhere, also inside a character or a CRLF. `is_start`: they begin where their file does."""
+    """Clean text from chunks of bytes cut anywhere, even inside a character or a CRLF. `is_start`: they begin where their file does."""
     rest = b""
     is_first = is_start
     for chunk in chunks:
@@ -157,28 +157,28 @@ def _complete(data: bytes) -> int:
 
 
 def split_documents(path: Path, blocks: Iterable[str], stats: ReadStats, *, has_separator: bool, is_start: bool = True) -> Iterator[str]:
-    """The documents of a text that comes in blocks, split at separator lines or else at blank lines, each without its outer newlines.
+    """Split a text in blocks into documents, at separator lines or else at blank lines, each without its outer newlines.
 
     A text that does not begin where its file does (`is_start` False) begins after a separator line, or after blank lines.
     """
     if has_separator:
         return _documents(path, recut(path, blocks, after_last_line), split_at_separators, stats, is_edge=is_start)
-    # with newlines around it, a blank line at either end is one like any other
+    # with newlines around it, a blank line at either end is like any other
     return _documents(path, recut(path, chain(["\n"], blocks, ["\n\n"]), before_last_space), _BLANK_LINES.split, stats)
 
 
 def after_last_line(block: str) -> int:
-    """The end of the last whole line of a block."""
+    """End of the last whole line of a block."""
     return block.rfind("\n") + 1
 
 
 def before_last_space(block: str) -> int:
-    """The start of the white space that ends a block."""
+    """Start of the white space that ends a block."""
     return len(block.rstrip(" \t\n"))
 
 
 def recut(path: Path, blocks: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
-    """The same text, its blocks ending only where `cut` allows, so that no separator lies across two of them. Linear in the text."""
+    """Divide the same text into blocks that end only where `cut` allows, so that no separator crosses two of them. Linear in the text."""
     held: list[str] = []
     size = 0
     for block in blocks:
@@ -197,7 +197,7 @@ def recut(path: Path, blocks: Iterable[str], cut: Callable[[str], int]) -> Itera
 def _documents(
     path: Path, blocks: Iterable[str], split: Callable[[str], list[str]], stats: ReadStats, *, is_edge: bool = True
 ) -> Iterator[str]:
-    """`is_edge`: the text before the first separator is, like that after the last, no document when it is blank."""
+    """`is_edge`: blank text before the first separator is no document, like that after the last."""
     unfinished: list[str] = []
     size = 0
     for block in blocks:
@@ -224,7 +224,7 @@ def too_long(path: Path) -> DataError:
 
 
 def finished(texts: Iterable[str], stats: ReadStats) -> Iterator[str]:
-    """The texts without outer newlines, counted; those without a visible character are left out, counted too."""
+    """Texts without outer newlines, counted; those without a visible character are left out, and counted too."""
     for text in texts:
         stripped = text.strip("\n")
         if not stripped or stripped.isspace():
@@ -237,7 +237,7 @@ def finished(texts: Iterable[str], stats: ReadStats) -> Iterator[str]:
 
 
 def split_at_separators(text: str) -> list[str]:
-    """The parts between lines that hold the separator alone, spaces around it allowed. `text` begins and ends at line edges."""
+    """Parts between lines with only a separator, spaces around it allowed. `text` begins and ends at line edges."""
     parts: list[str] = []
     start = found = 0
     while (found := text.find(SEPARATOR, found)) >= 0:

@@ -1,4 +1,4 @@
-"""What a person is told while a text is prepared, and afterwards."""
+"""Messages to a person while a text is prepared, and afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_SAMPLE_CHARS = 160
 class Progress:
     """A line every five seconds: how much of the text is done, how fast, and how long the rest takes.
 
-    `before` are the bytes that were done when it began.
+    `before`: bytes that were already done at the start.
     """
 
     def __init__(self, say: Say, what: str, total_bytes: int, *, before: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Progress:
         self._start = self._last = clock()
 
     def update(self, new_bytes: int) -> None:
-        """Say where the work stands, `new_bytes` done since it began, if five seconds have passed since the last time."""
+        """Report progress, `new_bytes` done since the start, if five seconds have passed since the last report."""
         now = self._clock()
         if now - self._last < _INTERVAL_S or not new_bytes:
             return
@@ -39,19 +39,19 @@ class Progress:
         self._say(f"{self._what}: {done_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({percent} %), {rate / 1e6:.1f} MB/s, {left} left")
 
     def seconds(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return self._clock() - self._start
 
 
 def first_sentence(text: str) -> str:
-    """The beginning of a story, as one line of at most 160 characters."""
+    """Beginning of a story, as one line of at most 160 characters."""
     found = _SENTENCE.search(text, 0, 4 * _MAX_SAMPLE_CHARS)
     line = " ".join(text[: found.end() if found else 4 * _MAX_SAMPLE_CHARS].split())
     return line if len(line) <= _MAX_SAMPLE_CHARS else line[: _MAX_SAMPLE_CHARS - 1] + "…"
 
 
 def reading_report(stats: ReadStats) -> dict[str, Any]:
-    """What was found while reading, as JSON; it is about the files, not only about their stories."""
+    """Findings of the reading, as JSON; they are about the files, not only about their stories."""
     report = asdict(stats)
     bad = ("bom", "carriage_returns", "invalid_utf8", "nul", "lower_blocks")
     return {
@@ -76,7 +76,7 @@ _BAD_NAMES = {
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """The preparation report as lines for a person."""
+    """Preparation report as lines for a person."""
     read = report["reading"]
     lines = [
         f"stories:     {report['stories']:,} ({report['train_stories']:,} for training, {report['validation_stories']:,} for validation), "

@@ -1,7 +1,7 @@
-"""Rows with fields from a file, each with the line where it begins: JSON Lines, JSON arrays and indented JSON, CSV, Parquet, also as .gz.
+"""Rows with fields from a file, each with its first line: JSON Lines, JSON arrays and indented JSON, CSV, Parquet, also as .gz.
 
-The kinds of files are those of pretraining (`corpus/files.py`). What a name does not say is read as JSON. A row that cannot be read is a
-row too: it says what is wrong with it, so that the others can be used without it.
+The kinds of files are those of pretraining (`corpus/files.py`). A file with any other name is read as JSON. An unreadable row is returned
+too, with its fault, so that the others can be used without it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from positron_mini.text.corpus.files import Piece, ReadStats, jq_command, kind_o
 from positron_mini.text.corpus.parquet import row_batches
 
 MAX_LINE_BYTES = 1 << 24
-MAX_WHOLE_BYTES = 1 << 28  # JSON that is not one row a line is held in memory
+MAX_WHOLE_BYTES = 1 << 28  # JSON that spans lines is held in memory
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Row(NamedTuple):
-    """A row of a file, from 1: its line, in Parquet its number. `wrong` says why there is no value."""
+    """A row of a file: its line number, in Parquet its row number, from 1. `wrong` says why there is no value."""
 
     line: int
     value: Any
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, one at a time. Errors: DataError for a file that cannot be read, or is none."""
+    """Yield the rows of a file. Errors: DataError for an unreadable or missing file."""
     try:
         path.stat()
     except FileNotFoundError as error:
@@ -55,14 +55,14 @@ def is_message(value: Any) -> bool:
 
 
 def way_to_convert(path: Path, program: str, row: Row) -> str:
-    """The command that makes rows of a file by a jq program for one of its rows; nothing where the file is a table."""
+    """Command that converts a file to rows by a jq program for one of its rows; empty for a table."""
     if not program or kind_of(path) in ("csv", "parquet"):
         return ""
     return jq_command(path, f".[] | {program}" if row.is_item else program)
 
 
 def kind_of_value(value: Any) -> str:
-    """What JSON calls this value."""
+    """JSON's name for the type of this value."""
     return {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
@@ -74,7 +74,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _spans_lines(path: Path) -> bool:
-    """Whether a JSON value of the file goes over several lines: the second line goes on with the first, and is no row by itself."""
+    """Whether a JSON value of the file spans several lines: the second line continues the first, and is no row by itself."""
     with opened(Piece(path), ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
         stream.seek(0)
@@ -90,7 +90,7 @@ def _spans_lines(path: Path) -> bool:
 
 
 def _goes_on(first: bytes, second: bytes) -> bool:
-    """Whether JSON that breaks off after one line is not wrong before the end of the next one's first character."""
+    """Whether the second line continues the JSON of the first: parsing both together does not fail up to its first character."""
     try:
         json.loads(f"{first.decode()}\n{second.decode()}")
     except json.JSONDecodeError as error:
@@ -101,7 +101,7 @@ def _goes_on(first: bytes, second: bytes) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines that are not blank, without a byte-order mark. Errors: DataError for one that is too long."""
+    """Numbered lines that are not blank, without a byte-order mark. Errors: DataError for one that is too long."""
     with opened(Piece(path), ReadStats()) as (stream, _):
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             if len(line) == MAX_LINE_BYTES:
@@ -121,7 +121,7 @@ def _rows_of_line(number: int, line: bytes) -> Iterator[Row]:
 
 
 def _parsed(line: bytes) -> Row:
-    """The JSON value of one line."""
+    """JSON value of one line."""
     try:
         return Row(1, json.loads(line.rstrip(b"\r\n").decode("utf-8"), parse_constant=_no_constant))
     except UnicodeDecodeError as error:
@@ -159,14 +159,14 @@ def _whole_rows(path: Path) -> Iterator[Row]:
 
 
 class _Values:
-    """A reader of the JSON values of a text, which may go over several lines: objects one after another, or an array of them."""
+    """A parser for the JSON values of a text, which may span lines: objects one after another, or an array of them."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.line = text, 0, 1
         self.decoder = json.JSONDecoder(parse_constant=_no_constant)
 
     def rows(self) -> Iterator[Row]:
-        """The values up to the end, or to the first that is not JSON: what follows that one cannot be told apart."""
+        """Yield the values up to the end, or to the first invalid one: there is no telling where the next begins."""
         is_inside = False  # an array of rows
         try:
             while self._skip():
@@ -205,7 +205,7 @@ class _Values:
         return not is_message(self.decoder.raw_decode(self.text, inner.end())[0])
 
     def _skip(self) -> bool:
-        """Go on to what is not white space; whether there is any."""
+        """Skip white space; return whether anything follows."""
         found = _SPACE.match(self.text, self.at)
         assert found is not None
         self._move(found.end())

@@ -15,7 +15,7 @@ STORYWORLD_ROWS, SEED = 240, 7
 
 
 def sample_lines() -> list[str]:
-    """Every line of the file, {"instruction", "input", "output", "source"} each."""
+    """Every line of the file, each {"instruction", "input", "output", "source"}."""
     written = files("positron_mini.text.corpus").joinpath("instructions_handwritten.jsonl").read_text(encoding="utf-8").splitlines()
     return written + [json.dumps(row, ensure_ascii=False) for row in instruction_rows(SEED, STORYWORLD_ROWS)]
 

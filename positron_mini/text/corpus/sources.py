@@ -1,4 +1,4 @@
-"""From what `--dataset` names to a text on this disk: a path, the story world, TinyStories, any data set of the hub, or a mix of them."""
+"""Turn a `--dataset` value into a text on this disk: a path, the story world, TinyStories, any data set of the hub, or a mix of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from positron_mini.text.corpus.note import check_note, is_there, note_path, quot
 from positron_mini.text.corpus.reading import ReadStats
 
 STORYWORLD_STORIES = 20_000  # about 18 MB, a few epochs in half an hour on a laptop
-TINYSTORIES_BYTES_PER_STORY = 900  # a little above the mean, to ask the hub for enough
-ENTROPY_STORIES = 2_000  # their mean is within a percent of that of all
+TINYSTORIES_BYTES_PER_STORY = 900  # a little above the mean, to request enough from the hub
+ENTROPY_STORIES = 2_000  # their mean entropy is within a percent of that of all
 
 
 def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = None, seed: int = 0, say: Say) -> Path:
-    """The path of the text that `dataset` names, after fetching or writing it where that is needed.
+    """Provide the text that `dataset` names, downloading or writing it where needed, and return its path.
 
-    `stories` limits it to the first so many; `text_out` says where it is written (default data/<name>.txt; a path is used as it lies).
+    `stories` limits it to the first so many; `text_out` says where it is written (default data/<name>.txt; a path is used in place).
     Errors: DataError, UsageError, HubError with the manual way as its hint.
     """
     shares = parse_mix(dataset)
@@ -54,7 +54,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
 
 
 def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
-    """`out`, holding that many stories of the story world, of which `seed` names one. A finished earlier text is kept."""
+    """Write that many stories of the story world with this seed to `out` and return it. A finished earlier text is kept."""
     from positron_mini import storyworld
 
     facts = {"corpus": "storyworld", "version": storyworld.VERSION, "seed": seed, "stories": stories}
@@ -69,7 +69,8 @@ def write_storyworld(out: Path, stories: int, seed: int, say: Say) -> Path:
 
 
 def write_mix(shares: list[tuple[str, float]], out: Path | None, *, stories: int | None, seed: int, say: Say) -> Path:
-    """`out`, holding the texts that are named, by their shares of bytes, with at most so many stories. A finished earlier text is kept."""
+    """Write a mix of the named texts by shares of bytes, at most so many stories, to `out` and return it. A finished earlier text is kept.
+    """
     paths = [obtain(name, seed=seed, say=say) for name, _ in shares]
     facts = {
         "corpus": "mix",

@@ -1,7 +1,7 @@
-"""Which stories are copies, and which are kept for validation: decided by hashes of their texts alone, never by their order.
+"""Find duplicate stories and choose the validation stories: by hashes of their texts alone, never by their order.
 
-Of every story 36 bytes are kept, in blocks that may lie in files: a 128-bit hash of the text, one of the text without differences of case
-and white space, and its size. Equal hashes are found bucket by bucket, so the memory that takes does not grow with the stories.
+Of every story 36 bytes are kept, in blocks that may be files: a 128-bit hash of the text, one of the text without differences of case
+and white space, and its size. Equal hashes are found bucket by bucket, so the memory for that does not grow with the stories.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ KEY_BYTES = 16
 ROW_BYTES = 2 * KEY_BYTES + 4
 _BUCKET_KEYS = 1 << 20  # compared at once: about 100 MB, sorting included
 _PIECE_CHARS = 1 << 20
-_LOW, _HIGH, _WANTED = 0.01, 0.10, 200  # validation share: at least, at most, and the stories that are enough
+_LOW, _HIGH, _WANTED = 0.01, 0.10, 200  # validation share: least, most, and the number of stories that is enough
 Keys = NDArray[np.uint64]  # (documents, 2): upper and lower half of each key
 
-# lower case, and every white space of ASCII a space: what `str.lower` and `str.split` make of a text in ASCII
+# lower case, and every ASCII white space a space: the effect of `str.lower` and `str.split` on ASCII text
 _FOLDED_ASCII = bytes(32 if code in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else code + 32 if 65 <= code <= 90 else code for code in range(256))
 
 
@@ -46,7 +46,7 @@ def normalised_key(text: str) -> bytes:
         return exact_key(" ".join(_folded(text).split()).encode("utf-8", "surrogatepass"))
     digest, glue = hashlib.blake2b(digest_size=KEY_BYTES), b""
     for piece in _pieces(text):
-        # a list of all words of a book of 50 MB would take ten times its size
+        # a list of all words of a 50 MB book would take ten times its size
         words = " ".join(_folded(piece).split()).encode("utf-8", "surrogatepass")
         if words:
             digest.update(glue + words)
@@ -63,7 +63,7 @@ _EDGE = re.compile("[ \n]")  # nothing composes with the character before a spac
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in parts of about a million characters, cut before white space, where folding and counting words are not disturbed."""
+    """Parts of about a million characters, cut before white space, which changes neither folding nor the words."""
     start = 0
     while start < len(text):
         edge = _EDGE.search(text, start + _PIECE_CHARS)
@@ -73,13 +73,13 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 class KeyBlock:
-    """The keys and sizes of some documents while they are read."""
+    """Keys and sizes of some documents, collected while they are read."""
 
     def __init__(self) -> None:
         self._columns = (bytearray(), bytearray(), bytearray())
 
     def add(self, text: str) -> int:
-        """Append a document; its size in UTF-8 bytes."""
+        """Append a document; return its size in UTF-8 bytes."""
         data = text.encode("utf-8", "surrogatepass")
         exact, normalised, sizes = self._columns
         exact += exact_key(data)
@@ -88,12 +88,12 @@ class KeyBlock:
         return len(data)
 
     def pack(self) -> bytes:
-        """The block as a KeyTable takes it: all exact keys, then all normalised ones, then all sizes."""
+        """The block as KeyTable expects it: all exact keys, then all normalised ones, then all sizes."""
         return b"".join(self._columns)
 
 
 class KeyTable:
-    """The keys and sizes of all documents in order, made of packed blocks, each in memory or in a file."""
+    """Keys and sizes of all documents in order, made of packed blocks, each in memory or in a file."""
 
     def __init__(self, blocks: Sequence[bytes | Path]) -> None:
         self._blocks = blocks
@@ -103,7 +103,7 @@ class KeyTable:
         return sum(self.counts)
 
     def _column(self, start: int, width: int) -> Iterator[bytes]:
-        """The bytes of one column, block by block; `start` and `width` count bytes in a row."""
+        """Bytes of one column, block by block; `start` and `width` count bytes in a row."""
         for block, count in zip(self._blocks, self.counts, strict=True):
             if isinstance(block, bytes):
                 yield block[start * count : (start + width) * count]
@@ -113,15 +113,15 @@ class KeyTable:
                     yield handle.read(width * count)
 
     def exact_bytes(self) -> Iterator[bytes]:
-        """The exact keys one after the other, however they are cut into blocks."""
+        """Exact keys in order, independent of the division into blocks."""
         return self._column(0, KEY_BYTES)
 
     def exact(self) -> Iterator[Keys]:
-        """The exact keys, block by block."""
+        """Exact keys, block by block."""
         return map(_as_numbers, self._column(0, KEY_BYTES))
 
     def normalised(self) -> Iterator[Keys]:
-        """The normalised keys, block by block."""
+        """Normalised keys, block by block."""
         return map(_as_numbers, self._column(KEY_BYTES, KEY_BYTES))
 
     @property
@@ -136,18 +136,19 @@ def _as_numbers(keys: bytes) -> Keys:
 
 @dataclass(frozen=True)
 class Split:
-    """What becomes of each document, in reading order: boolean arrays of shape (documents,). A document in neither was dropped."""
+    """Use of each document, in reading order: boolean arrays of shape (documents,). A document in neither was dropped."""
 
     train: NDArray[np.bool_]
     validation: NDArray[np.bool_]
     duplicates: int  # exact copies, dropped
     variants: int  # kept, but equal to an earlier one up to case and white space
-    shared: int = 0  # left out of training because a validation file of the user's holds them
+    shared: int = 0  # not trained on because the user's validation file has them
 
 
 def _buckets(columns: Sequence[Callable[[], Iterator[Keys]]], count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """For the `count` keys of all columns one after the other: places whose keys are sorted, equal ones in order of their places, and
-    the number of the key of each, a bucket of keys at a time. A key is in one bucket only."""
+    """Sort the `count` keys of all columns, one bucket at a time; equal keys are always in one bucket. Yield for each bucket the positions
+    in key order, equal keys by ascending position, and the index of the distinct key at each.
+    """
     bits = max(0, (count - 1) // _BUCKET_KEYS).bit_length()
     for bucket in range(1 << bits):
         held_keys, held_places, start = [], [], 0
@@ -166,7 +167,7 @@ def _buckets(columns: Sequence[Callable[[], Iterator[Keys]]], count: int) -> Ite
 
 
 def first_of_each(column: Callable[[], Iterator[Keys]], count: int) -> NDArray[np.bool_]:
-    """True where a key is met for the first time, shape (count,)."""
+    """True at the first occurrence of each key, shape (count,)."""
     first = np.zeros(count, bool)
     for places, numbers in _buckets([column], count):
         first[places[np.diff(numbers, prepend=-1) > 0]] = True
@@ -174,12 +175,12 @@ def first_of_each(column: Callable[[], Iterator[Keys]], count: int) -> NDArray[n
 
 
 def validation_share(documents: int) -> float:
-    """The share of documents kept for validation: 200 of them, but at least 1 % and at most 10 %."""
+    """Share of documents kept for validation: 200 of them, but at least 1 % and at most 10 %."""
     return min(_HIGH, max(_LOW, _WANTED / documents))
 
 
 def split_documents(table: KeyTable, name: str) -> Split:
-    """Train and validation by the normalised key alone, so that copies and variants of a story always stand on one side.
+    """Split into training and validation by the normalised key alone, so that copies and variants of a story stay on one side.
 
     Errors: DataError when there are not two different stories.
     """
@@ -209,7 +210,7 @@ def _one_story(name: str, documents: int) -> DataError:
 
 
 def split_by_file(train: KeyTable, validation: KeyTable, name: str) -> tuple[Split, NDArray[np.bool_]]:
-    """The split of the training text, from which every story of the user's validation text is left out, and what is kept of the latter."""
+    """Split with the user's validation text: its stories are left out of training; also return which of them are kept."""
     count = len(train)
     kept, wanted = first_of_each(train.exact, count), first_of_each(validation.exact, len(validation))
     is_shared = _also_in(validation, train)
@@ -225,7 +226,7 @@ def split_by_file(train: KeyTable, validation: KeyTable, name: str) -> tuple[Spl
 
 
 def _also_in(other: KeyTable, table: KeyTable) -> NDArray[np.bool_]:
-    """For every document of `table`: whether `other` has one with its normalised key."""
+    """Whether `other` has the normalised key, for every document of `table`."""
     ahead, count = len(other), len(other) + len(table)
     seen = np.zeros(count, bool)
     for places, numbers in _buckets([other.normalised, table.normalised], count):
@@ -236,9 +237,9 @@ def _also_in(other: KeyTable, table: KeyTable) -> NDArray[np.bool_]:
 
 
 def sample_of(chosen: NDArray[np.bool_], table: KeyTable, *, seed: int, max_bytes: int) -> NDArray[np.bool_]:
-    """The documents of a seeded sample of `chosen` with at most `max_bytes` bytes, shape (documents,): by key, whatever their order.
+    """A seeded sample of `chosen` with at most `max_bytes` bytes, as booleans (documents,); depends on keys, not on their order.
 
-    Everything when it fits; else the documents of the smallest scrambled keys.
+    Everything if it fits; else the documents with the smallest scrambled keys.
     """
     sizes = table.sizes
     if int(sizes[chosen].sum(dtype=np.int64)) <= max_bytes:
@@ -252,7 +253,7 @@ def sample_of(chosen: NDArray[np.bool_], table: KeyTable, *, seed: int, max_byte
 
 
 def _scrambled(keys: NDArray[np.uint64], seed: int) -> NDArray[Any]:
-    """Each key and the seed mixed to a number (the finaliser of splitmix64; sums and products wrap)."""
+    """Each key hashed together with the seed (the finaliser of splitmix64; sums and products wrap)."""
     x = keys ^ np.uint64(int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=8).digest(), "little"))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

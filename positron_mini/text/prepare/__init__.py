@@ -1,7 +1,7 @@
-"""A text becomes token files: read twice in parts, never held in memory, by as many processes as there are cores, resumable at any part.
+"""Turn a text into token files: read twice in parts, never held in memory, by one process per core, resumable at any part.
 
-Read `pipeline` first: what is done in which order, and what is kept. `scan` is the first pass, `parts` the work on one part, `workers` who
-does it, `unfinished` where finished parts lie until all are there.
+Read `pipeline` first: the order of the work, and what is cached. `scan` is the first pass, `parts` the work on one part, `workers` the
+processes, `unfinished` the folder for finished parts until all are done.
 """
 
 from positron_mini.text.corpus.report import report_lines

@@ -1,6 +1,6 @@
-"""The work on one part of a text: hash its documents, or encode them. What comes out depends on the part alone.
+"""Work on one part of a text: hash its documents, or encode them. The result depends on the part alone.
 
-A part is about 32 MB of files: some pieces of one, or many small ones. Parts follow from the files, never from the number of processes.
+A part is about 32 MB of files: some pieces of one, or many small ones. Parts depend on the files, never on the number of processes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from positron_mini.text.corpus.split import KeyBlock
 from positron_mini.text.tokenizer import BOS, EOS, WordEncoder
 from positron_mini.text.tokens import token_dtype
 
-TRAIN, VALIDATION, LEFT_OUT = 0, 1, 2  # what becomes of a document
+TRAIN, VALIDATION, LEFT_OUT = 0, 1, 2  # what a document is used for
 PART_BYTES = 32 << 20
 _BATCH_CHARS = 1 << 20
 _LONG_CHARS = 1 << 20
 _SAMPLES = 3
-Tell = Callable[[int], None]  # told how many bytes of the part have been read
+Tell = Callable[[int], None]  # takes the number of bytes of the part read so far
 Sides = NDArray[np.uint8]  # (documents,), one of the three above each
 
 
@@ -37,21 +37,21 @@ class Part:
     pieces: tuple[Piece, ...]
 
     def documents(self, stats: ReadStats) -> Iterator[str]:
-        """The documents in reading order. Errors: those of reading."""
+        """Documents in reading order. Errors: those of reading."""
         return (text for piece in self.pieces for text in read_piece(piece, stats))
 
     def to_json(self) -> str:
-        """The part as one line of ASCII, which also carries paths that are not UTF-8."""
+        """The part as one line of ASCII, which also represents paths that are not UTF-8."""
         return json.dumps([[str(p.path), p.start, p.end, p.has_separator] for p in self.pieces])
 
     @classmethod
     def from_json(cls, line: str) -> Part:
-        """The part that `to_json` wrote."""
+        """Parse the output of `to_json`."""
         return cls(tuple(Piece(Path(path), start, end, has_separator) for path, start, end, has_separator in json.loads(line)))
 
 
 def list_parts(path: Path, stats: ReadStats) -> tuple[list[Part], int]:
-    """The parts of a file or folder in reading order, and the bytes of its files. Errors: DataError for what is no text."""
+    """Parts of a file or folder in reading order, and the bytes of its files. Errors: DataError if a file is no text."""
     parts: list[Part] = []
     held: list[Piece] = []
     size = 0
@@ -67,7 +67,7 @@ def list_parts(path: Path, stats: ReadStats) -> tuple[list[Part], int]:
 
 
 def scan_part(part: Part, tell: Tell) -> tuple[bytes, dict[str, Any]]:
-    """The keys of a part's documents, packed, and what was read and mended."""
+    """Read a part; return the packed keys of its documents and the counts of the reader."""
     block, stats = KeyBlock(), ReadStats()
     for text in part.documents(stats):
         block.add(text)
@@ -76,7 +76,7 @@ def scan_part(part: Part, tell: Tell) -> tuple[bytes, dict[str, Any]]:
 
 
 def routed(part: Part, sides: Sides, stats: ReadStats) -> Iterator[tuple[int, str]]:
-    """The documents of a part that are not left out, each with its side. Errors: DataError when there are not as many as before."""
+    """Documents of a part that are not left out, each with its side. Errors: DataError when their number has changed."""
     try:
         for text, side in zip(part.documents(stats), sides.tolist(), strict=True):
             if side != LEFT_OUT:
@@ -86,13 +86,13 @@ def routed(part: Part, sides: Sides, stats: ReadStats) -> Iterator[tuple[int, st
 
 
 def changed(path: Path) -> DataError:
-    """The error for a text that is another one than a moment ago."""
+    """The error for a text that changed while it was prepared."""
     return DataError(f"{path}: changed while it was being prepared", "start the same command again when the file is complete")
 
 
 @dataclass
 class Tally:
-    """What the second pass counts for the report."""
+    """Counts of the second pass, for the report."""
 
     documents: list[int] = field(default_factory=lambda: [0, 0])  # training, validation
     tokens: list[int] = field(default_factory=lambda: [0, 0])
@@ -103,7 +103,7 @@ class Tally:
     samples: list[str] = field(default_factory=list)
 
     def count(self, side: int, text: str, n_tokens: int) -> None:
-        """Count one document of `n_tokens` tokens, bos and eos among them."""
+        """Count one document of `n_tokens` tokens, including bos and eos."""
         n_bytes = len(text.encode("utf-8"))
         self.documents[side] += 1
         self.tokens[side] += n_tokens
@@ -114,7 +114,7 @@ class Tally:
             self.samples.append(first_sentence(text))
 
     def add(self, other: Tally) -> None:
-        """Count what `other` counted, of documents that come later."""
+        """Add the counts of `other`, for later documents."""
         self.documents = [a + b for a, b in zip(self.documents, other.documents, strict=True)]
         self.tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=True)]
         self.source_bytes += other.source_bytes
@@ -125,7 +125,7 @@ class Tally:
 
 
 def encode_part(part: Part, sides: Sides, encoder: WordEncoder, outputs: tuple[BinaryIO, BinaryIO], tell: Tell) -> Tally:
-    """What was counted, after writing the ids of the training and of the validation documents to the two `outputs`."""
+    """Write the ids of the training and of the validation documents to the two `outputs`; return the counts."""
     tally, stats, id_type = Tally(), ReadStats(), token_dtype(encoder.vocab_size)
     for batch in _batches(routed(part, sides, stats)):
         if len(batch[0][1]) > _LONG_CHARS:
@@ -141,7 +141,7 @@ def encode_part(part: Part, sides: Sides, encoder: WordEncoder, outputs: tuple[B
 
 
 def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Documents in lists of about a million characters; a long one stands alone."""
+    """Documents in lists of about a million characters; a long one gets its own list."""
     batch: list[tuple[int, str]] = []
     size = 0
     for document in documents:
@@ -159,7 +159,7 @@ def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, s
 
 
 def _encode_batch(batch: list[tuple[int, str]], encoder: WordEncoder, outputs: tuple[BinaryIO, BinaryIO], id_type: Any) -> list[int]:
-    """The tokens of each document of a batch, bos and eos among them, which are written by its side."""
+    """Encode a batch and write each document to its side; return the tokens of each, including bos and eos."""
     ids, counts = encoder.encode([text for _, text in batch])
     counts = counts + 2
     ends = np.cumsum(counts)
@@ -174,7 +174,7 @@ def _encode_batch(batch: list[tuple[int, str]], encoder: WordEncoder, outputs: t
 
 
 def _encode_long(text: str, encoder: WordEncoder, output: BinaryIO, id_type: Any) -> int:
-    """The tokens of one long document, which is encoded and written in parts: its ids take many times the memory of its text."""
+    """Encode and write one long document in parts, as its ids take many times the memory of its text; return its tokens."""
     count = 2
     output.write(np.array([BOS], id_type).tobytes())
     for part in encoder.parts(text):

@@ -1,8 +1,8 @@
-"""From a text to token files, cached by what the stories and the tokenizer are.
+"""From a text to token files, cached by stories and tokenizer.
 
-The first pass hashes the stories and decides which are copies and which are for validation; the second encodes them. Both are done part by
-part, by several processes; a part that is done is not done again when the preparation is killed and started anew. A cache folder
-`<content>-<tokenizer>` holds train.tokens, validation.tokens and report.json; it is there whole or not at all.
+The first pass hashes the stories and decides which are duplicates and which are for validation; the second encodes them. Several
+processes do both part by part; finished parts are kept when the preparation is killed and started again. A cache folder
+`<content>-<tokenizer>` holds train.tokens, validation.tokens and report.json; it is complete or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from positron_mini.text.tokens import TokenFile, TokenWriter, token_dtype
 DEFAULT_VOCAB_SIZE = 16_000
 MAX_SAMPLE_BYTES = 100_000_000
 _COPIED_IDS = 1 << 20
-_CACHED = frozenset(("train.tokens", "validation.tokens", "report.json"))  # what a folder of the cache holds
+_CACHED = frozenset(("train.tokens", "validation.tokens", "report.json"))  # files in a folder of the cache
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def prepare_corpus(
     check_content: Callable[[str], None] = lambda _: None,
     say: Say,
 ) -> Prepared:
-    """The token files of a text and their tokenizer, from the cache where it has them; a missing tokenizer is trained and saved.
+    """Make the token files of a text and their tokenizer, or take them from the cache; a missing tokenizer is trained and saved.
 
     Without `validation` some stories of `source` are held back for it. Equal stories, tokenizer and seed give equal bytes, for any number
-    of `workers` (processes; 0: one per core) and however often it was killed on the way. `check_content` is told the content fingerprint as
-    soon as it is known, and may raise. Errors: DataError (also for fewer than `min_train_tokens`) and TokenizerError. Before an error, only
-    the unfinished parts of a text of more than 32 MB are written.
+    of `workers` (processes; 0: one per core) and any number of kills on the way. `check_content` gets the content fingerprint as soon as it
+    is known, and may raise. Errors: DataError (also for fewer than `min_train_tokens`) and TokenizerError. Before an error, only the
+    unfinished parts of a text of more than 32 MB are written.
     """
-    # the tokenizer comes first, so that a wrong one is named before a long scan
+    # the tokenizer comes first, so that a wrong one is reported before a long scan
     path = Path(tokenizer_path) if tokenizer_path is not None else default_tokenizer_path(vocab_size)
     tokenizer = _existing_tokenizer(path, vocab_size, is_default=tokenizer_path is None, say=say)
     origin = Origin.of(Path(source), Path(validation) if validation is not None else None)
@@ -96,7 +96,7 @@ def prepare_corpus(
         folder = None
         if not plan.is_small:
             held.enter_context(locked(cache_dir, say))
-            if found := remembered():  # another process was at it
+            if found := remembered():  # another process finished it meanwhile
                 return found
             folder = unfinished_folder(cache_dir, origin, plan.parts)
         scan = scan_text(plan, folder, workers, say)
@@ -120,7 +120,7 @@ def prepare_corpus(
 def _finish(
     plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, folder: Path | None, workers: int, seconds: dict[str, float], say: Say
 ) -> Prepared:
-    """The token files from the cache, or made; then remembered, and what was unfinished is removed. The cache is held."""
+    """Take the token files from the cache, or make them; then record them and delete unfinished parts. Needs the lock of the cache."""
     found = _open_cached(cache_dir, scan.content, tokenizer, scan.reading, say)
     if found is None:
         place = folder if folder is not None else temporary_name(Path(cache_dir) / "parts")
@@ -139,7 +139,7 @@ def _finish(
 
 
 def default_tokenizer_path(vocab_size: int | None) -> Path:
-    """Where the tokenizer of this many pieces lies when no path is given."""
+    """Path of the tokenizer with this vocabulary when none is given."""
     if vocab_size is None or vocab_size == DEFAULT_VOCAB_SIZE:
         return Path("tokenizer/spm.bpe.model")
     return Path(f"tokenizer/spm.bpe.{vocab_size}.model")
@@ -149,7 +149,7 @@ def default_tokenizer_path(vocab_size: int | None) -> Path:
 
 
 def _existing_tokenizer(path: Path, vocab_size: int | None, *, is_default: bool, say: Say) -> Tokenizer | None:
-    """The tokenizer in `path`, or None when there is no such file. Errors: TokenizerError when it has another size than asked for."""
+    """Load the tokenizer in `path`; None if there is no such file. Errors: TokenizerError when its size differs from the requested one."""
     if vocab_size is not None and vocab_size < 1:
         raise TokenizerError(f"a vocabulary of {vocab_size:,} pieces is impossible", f"--vocab_size {DEFAULT_VOCAB_SIZE}")
     if not path.exists():
@@ -166,7 +166,7 @@ def _existing_tokenizer(path: Path, vocab_size: int | None, *, is_default: bool,
 
 
 def _train(plan: Plan, scan: Scan, vocab_size: int, seed: int, folder: Path | None, threads: int, say: Say) -> Tokenizer:
-    """A tokenizer learned from a sample of the training stories; of a large text in a process apart, because that takes 300 MB."""
+    """Train a tokenizer on a sample of the training stories; for a large text in a separate process, because that takes 300 MB."""
     chosen = sample_of(scan.split.train, scan.table, seed=seed, max_bytes=MAX_SAMPLE_BYTES)
     size = int(scan.table.sizes[chosen].sum(dtype=np.int64))
     say(f"no tokenizer yet: training {vocab_size:,} pieces on {int(chosen.sum()):,} stories ({size / 1e6:,.1f} MB) of this text")
@@ -182,13 +182,13 @@ def _train(plan: Plan, scan: Scan, vocab_size: int, seed: int, folder: Path | No
 
 
 def _documents(parts: list[Part], sides: list[Sides]) -> Iterator[tuple[int, str]]:
-    """The documents that are not left out, with their sides. Errors: DataError when the text is another one by now."""
+    """Documents that are not left out, with their sides. Errors: DataError when the text has changed."""
     for part, part_sides in zip(parts, sides, strict=True):
         yield from routed(part, part_sides, ReadStats())
 
 
 def _check_length(plan: Plan, scan: Scan, tokenizer: Tokenizer, least: int) -> None:
-    """Nothing, or DataError when the training documents have fewer than `least` tokens. Reads no further than it must."""
+    """Raise DataError if the training documents have fewer than `least` tokens. Reads no further than it must."""
     count = 0
     for side, text in _documents(plan.parts, scan.sides()):
         if side == TRAIN:
@@ -209,7 +209,7 @@ def _too_short(path: Path, count: int, least: int) -> DataError:
 
 
 def _encode(plan: Plan, scan: Scan, tokenizer: Tokenizer, cache_dir: Path, place: Path, workers: int, say: Say) -> float:
-    """Seconds taken to write the cache folder. The parts are encoded into `place` first."""
+    """Write the cache folder and return the seconds taken. The parts are encoded into `place` first."""
     started = time.monotonic()
     job = Job("encode", place / f"encode-{tokenizer.fingerprint[:16]}")
     for other in place.glob("encode-*"):
@@ -273,7 +273,7 @@ def _folder(cache_dir: Path, content: str, tokenizer: Tokenizer) -> Path:
 
 
 def _open_cached(cache_dir: Path, content: str, tokenizer: Tokenizer, reading: dict[str, Any], say: Say) -> Prepared | None:
-    """The prepared text in the cache, or None when it is not there or damaged."""
+    """Open the prepared text in the cache; None when it is missing or damaged."""
     folder = _folder(cache_dir, content, tokenizer)
     if not folder.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""The first pass over a text: what there is to read, hashed, and what becomes of every document."""
+"""The first pass over a text: list its parts, hash its documents, decide the use of each."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from positron_mini.text.prepare.parts import LEFT_OUT, PART_BYTES, TRAIN, VALIDA
 from positron_mini.text.prepare.unfinished import Origin
 from positron_mini.text.prepare.workers import Job, run
 
-FORMAT = 2  # part of the content fingerprint: raise it when equal stories are to give other files
+FORMAT = 2  # part of the content fingerprint: raise it when equal stories should give other files
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be read. The parts of the text come first, then those of the validation text where there is one."""
+    """Parts to read: those of the text, then those of the validation text if there is one."""
 
     origin: Origin
     parts: list[Part]
     n_train_parts: int
     source_bytes: int
-    stats: ReadStats  # what listing the files found
+    stats: ReadStats  # from listing the files
 
     @property
     def is_small(self) -> bool:
-        """Whether it is not worth more than one process, nor a folder for what is unfinished."""
+        """Whether it is too small for several processes and a folder for unfinished parts."""
         return self.source_bytes <= PART_BYTES
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the first pass found out. `kept` are the documents of the validation text, where there is one."""
+    """Results of the first pass. `kept`: use of the documents of the validation text, if there is one."""
 
     content: str
     table: KeyTable
@@ -52,7 +52,7 @@ class Scan:
     seconds: float
 
     def sides(self) -> list[Sides]:
-        """What becomes of the documents of each part."""
+        """Use of the documents of each part."""
         sides = np.where(self.split.train, TRAIN, np.where(self.split.validation, VALIDATION, LEFT_OUT)).astype(np.uint8)
         if self.kept is not None:
             sides = np.append(sides, np.where(self.kept, VALIDATION, LEFT_OUT).astype(np.uint8))
@@ -60,7 +60,7 @@ class Scan:
 
 
 def make_plan(origin: Origin) -> Plan:
-    """The parts of everything. Errors: DataError for what is no text."""
+    """List the parts of all texts. Errors: DataError if a file is no text."""
     stats = ReadStats()
     parts, size = list_parts(origin.path, stats)
     n_train_parts = len(parts)
@@ -71,7 +71,7 @@ def make_plan(origin: Origin) -> Plan:
 
 
 def scan_text(plan: Plan, folder: Path | None, workers: int, say: Say) -> Scan:
-    """Fingerprint, keys and split of everything, read by `workers` or taken from `folder`. Errors: DataError for fewer than two stories."""
+    """Fingerprint, keys and split of all texts, read by `workers` or taken from `folder`. Errors: DataError for fewer than two stories."""
     started = time.monotonic()
     blocks: Sequence[bytes | Path]
     if folder is None:
@@ -94,7 +94,7 @@ def scan_text(plan: Plan, folder: Path | None, workers: int, say: Say) -> Scan:
 
 
 def _scan_here(plan: Plan, progress: Progress) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """Packed keys and results of the parts of a small text, of which nothing is written."""
+    """Packed keys and results of the parts of a small text; writes nothing."""
     blocks, results = [], []
     for part in plan.parts:
         keys, result = scan_part(part, progress.update)
@@ -104,7 +104,7 @@ def _scan_here(plan: Plan, progress: Progress) -> tuple[list[bytes], list[dict[s
 
 
 def _fingerprint(plan: Plan, tables: list[KeyTable]) -> str:
-    """One hash of all documents in order, which does not depend on how files and parts divide them."""
+    """One hash of all documents in order, independent of their division into files and parts."""
     digest = hashlib.sha256(f"positron_mini tokens {FORMAT}".encode())
     for table in tables[: 1 if plan.origin.validation is None else 2]:
         for keys in table.exact_bytes():
@@ -114,7 +114,7 @@ def _fingerprint(plan: Plan, tables: list[KeyTable]) -> str:
 
 
 def do_parts(job: Job, plan: Plan, workers: int, what: str, say: Say) -> list[dict[str, Any]]:
-    """The results of all parts, of which those that an earlier process finished are not done again."""
+    """Do all parts and return their results; those that an earlier process finished are not repeated."""
     everything = range(len(plan.parts))
     done = {index: result for index in everything if (result := job.result(index)) is not None}
     before = sum(result["source_bytes"] for result in done.values())

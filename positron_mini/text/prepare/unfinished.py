@@ -1,4 +1,4 @@
-"""Where the finished parts of an unfinished preparation lie: a folder of the cache that the next start goes on with."""
+"""Folder of the cache with the finished parts of an unfinished preparation, so that the next start continues it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """The user's text, and the text for validation where there is one of its own."""
+    """The user's text, and the separate validation text if there is one."""
 
     path: Path
     validation: Path | None
@@ -27,19 +27,19 @@ class Origin:
 
     @classmethod
     def of(cls, path: Path, validation: Path | None) -> Origin:
-        """The texts as they lie there now. Errors: DataError for one that is not there."""
+        """Origin of the texts as they are now. Errors: DataError for a missing one."""
         return cls(path, validation, signature_of(path, validation))
 
     def check_unchanged(self) -> None:
-        """Nothing, or DataError when a file is not what it was."""
+        """Raise DataError if a file has changed."""
         if signature_of(self.path, self.validation) != self.signature:
             raise changed(self.path)
 
 
 def unfinished_folder(cache_dir: Path, origin: Origin, parts: list[Part]) -> Path:
-    """The folder for the parts of this text, as an earlier process left it or new. Those of texts that are gone or changed are removed.
+    """Folder for the parts of this text, left by an earlier process or new. Folders of missing or changed texts are deleted.
 
-    Call it only while holding the cache.
+    Call it only while holding the lock of the cache.
     """
     cut = hashlib.sha256("\n".join(part.to_json() for part in parts).encode()).hexdigest()
     about = {
@@ -54,7 +54,7 @@ def unfinished_folder(cache_dir: Path, origin: Origin, parts: list[Part]) -> Pat
         is_ours = re.fullmatch(r"unfinished-[0-9a-f]{16}", folder.name)
         if is_ours and not (_about(folder) == about if folder == mine else _is_of_use(folder)):
             shutil.rmtree(folder, ignore_errors=True)
-    files.write_text(mine / "about.json", json.dumps(about) + "\n")  # in ASCII, which also carries paths that are not UTF-8
+    files.write_text(mine / "about.json", json.dumps(about) + "\n")  # in ASCII, which also represents paths that are not UTF-8
     return mine
 
 
@@ -66,7 +66,7 @@ def _about(folder: Path) -> object:
 
 
 def _is_of_use(folder: Path) -> bool:
-    """Whether the text of an unfinished preparation is still as it was."""
+    """Whether the text of an unfinished preparation is unchanged."""
     about = _about(folder)
     try:
         assert isinstance(about, dict)

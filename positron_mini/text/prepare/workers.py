@@ -1,7 +1,7 @@
-"""Who does the parts: this process, or several that are told over a pipe which part is next. Lines of JSON go both ways, and nothing else.
+"""Do the parts in this process, or in several that receive them over a pipe. Both directions carry lines of JSON only.
 
-A worker is a program of its own (`python -m positron_mini.text.prepare`), so it does not matter how or from where this process was started.
-It ends when its pipe does: nothing is left over when this process is killed.
+A worker is a program of its own (`python -m positron_mini.text.prepare`), so it does not depend on how this process was started.
+It ends when its pipe closes: no worker survives when this process is killed.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from positron_mini.text.prepare.parts import Part, Sides, Tell, encode_part, rou
 from positron_mini.text.tokenizer import Tokenizer, WordEncoder, train_tokenizer
 
 _TELL_EVERY_S = 0.25
-# for glibc, where a tokenizer is trained: memory that one thread frees serves the others, and goes back to the system (300 MB, not 430)
+# for glibc, where a tokenizer is trained: threads share freed memory and return it to the system (300 MB, not 430)
 _FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
 TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to every part of a text. Results lie in `folder`, the `.json` of a part being written last.
+    """Work on every part of a text. Results are in `folder`, the `.json` of a part written last.
 
-    scan: NNNNN.keys. train, which takes the whole text as one part: the tokenizer, from what NNNNN.sides chooses.
+    scan: NNNNN.keys. train, which takes the whole text as one part: the tokenizer, from the documents that NNNNN.sides selects.
     encode, which needs NNNNN.sides and the tokenizer there: NNNNN.train and NNNNN.validation.
     """
 
     stage: Literal["scan", "train", "encode"]
     folder: Path
-    vocab_size: int = 0  # of a tokenizer to train, with so many threads
+    vocab_size: int = 0  # vocabulary and threads of a tokenizer to train
     threads: int = 0
 
     def file(self, index: int, ending: str) -> Path:
-        """The file of a part."""
+        """Path of a file of a part."""
         return self.folder / f"{index:05d}.{ending}"
 
     def result(self, index: int) -> dict[str, Any] | None:
-        """What was found in a finished part; None when it is still to be done."""
+        """Result of a finished part; None if it is still to be done."""
         path = self.file(index, "json")
         with contextlib.suppress(PositronError):
             result = files.read_json(path) if path.is_file() else None
@@ -64,7 +64,7 @@ class Job:
         return None
 
     def do(self, index: int, part: Part, tell: Tell) -> int:
-        """Do one part; the bytes that were read. Errors: those of reading and writing."""
+        """Do one part; return the bytes read. Errors: those of reading and writing."""
         result = {"scan": self._scan, "train": self._train, "encode": self._encode}[self.stage](index, part, tell)
         files.write_json(self.file(index, "json"), result)
         return int(result["source_bytes"])
@@ -83,7 +83,7 @@ class Job:
                 data = text.encode("utf-8")
                 sample.write(len(data).to_bytes(8, "little") + data)
 
-        # reading the whole text while the trainer gathers millions of strings would leave holes between them: twice the memory
+        # first copied to a file: reading while the trainer gathers millions of strings would fragment the heap and double the memory
         path = self.folder / "sample"
         files.stream_file(path, write)
         try:
@@ -116,13 +116,13 @@ class Job:
 
 
 def _texts_in(sample: BinaryIO) -> Iterator[str]:
-    """The texts of a file in which the size of each stands before it."""
+    """Texts of a file in which each is preceded by its size."""
     while size := sample.read(8):
         yield sample.read(int.from_bytes(size, "little")).decode("utf-8")
 
 
 def run(job: Job, parts: dict[int, Part], processes: int, progress: Progress, *, apart: bool = False) -> None:
-    """Do the parts, each under its number, in this process when one is enough (`apart`: never, so that it gets no larger).
+    """Do the parts, by number, in this process if one is enough (`apart`: never, so that its memory does not grow).
 
     Errors: those of the work, after all of it has stopped.
     """
@@ -187,7 +187,7 @@ class _Worker:
             self._process.stdin.write(f"{index} {part.to_json()}\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it has ended, which reading shows too
+            pass  # the process has ended; reading will fail too
         for line in self._process.stdout:
             answer = json.loads(line)
             if "error" in answer:
@@ -202,26 +202,26 @@ class _Worker:
         )
 
     def close(self) -> None:
-        """End the process, which has nothing to do any more."""
+        """Let the process end, as no work is left."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
     def release(self) -> None:
-        """Close the pipes to a process that has ended, once no thread reads them."""
+        """Close the pipes to an ended process, once no thread reads them."""
         for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # what it was not told any more
+            with contextlib.suppress(OSError):  # unsent lines
                 assert pipe is not None
                 pipe.close()
 
 
 def _drain(worker: _Worker, queue: deque[tuple[int, Part]], done: _Done) -> None:
-    """Give the worker one part after the other until none is left."""
+    """Give the worker parts until none is left."""
     while True:
         try:
             index, part = queue.popleft()
@@ -232,8 +232,8 @@ def _drain(worker: _Worker, queue: deque[tuple[int, Part]], done: _Done) -> None
 
 
 def serve(job: Job) -> None:
-    """Be a worker: do what the lines on stdin name until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that was asked decides
+    """Run as a worker: do the parts named on stdin until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

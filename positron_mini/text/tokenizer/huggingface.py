@@ -1,8 +1,8 @@
-"""The tokenizer files of a Hugging Face model folder, made from a SentencePiece model.
+"""Tokenizer files of a Hugging Face model folder, made from a SentencePiece model.
 
 `tokenizer.json` restates the model for the `tokenizers` library. It merges pairs in the order of a list, where SentencePiece merges any two
 neighbours whose concatenation is a piece, best score first; so the list holds every way to make each piece, ordered by the piece's score.
-Encoding adds bos, as for a document. One difference stays: there `<|im_start|>` and its kin in a text become control ids, here never.
+Encoding adds bos, as for a document. One difference: there, markers such as `<|im_start|>` in a text become control ids, here never.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from positron_mini.text.tokenizer.spm import Tokenizer
 
 
 def huggingface_files(tokenizer: Tokenizer, *, context_len: int, chat_template: str | None) -> dict[str, bytes]:
-    """The folder's tokenizer files by name; equal arguments give equal bytes. Without a template (base models) no chat file is made."""
+    """Tokenizer files of the folder by name; equal arguments give equal bytes. Without a template (base models) no chat file is made."""
     contents = {
         "tokenizer.model": tokenizer.model_bytes,
         "tokenizer.json": _compact_json(_tokenizer_json(tokenizer)),
@@ -79,7 +79,7 @@ def _model(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, in the order in which SentencePiece would merge them: by the id of what they make."""
+    """Every pair of pieces that makes a piece, in SentencePiece's merging order: by the id of the result."""
     known = set(texts)
     return [pair for text in texts for pair in splits(text, known)]
 
@@ -97,7 +97,7 @@ def _tokenizer_config(context_len: int, chat_template: str | None) -> dict[str, 
         "additional_special_tokens": [IM_START, IM_END],
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_len,
-        "padding_side": "left",  # rows of a batch end together, where each goes on
+        "padding_side": "left",  # rows of a batch end together, so that generation continues at one position
     }
     if chat_template is not None:
         config["chat_template"] = chat_template

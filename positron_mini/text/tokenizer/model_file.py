@@ -1,7 +1,8 @@
 """Reading a SentencePiece model file in plain Python, before the C++ library sees it.
 
-The file is a protobuf message. Only what the recipe needs is accepted, and everything is checked: a file that is cut off, has a flipped bit
-in its structure, or was made by another recipe is refused with the reason. A pickle is recognised by its first bytes and never opened.
+The file is a protobuf message. Only what our recipe produces is accepted, and everything is checked: a file that is truncated, has a
+flipped bit in its structure, or was made by another recipe is refused with the reason. A pickle is recognised by its first bytes and
+never opened.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>", "<pad>", IM_START, IM_END)
 FIRST_BYTE = len(SPECIAL_PIECES)  # ids 6..261 are the bytes 0x00..0xFF
 FIRST_NORMAL = FIRST_BYTE + 256
-SPACE = "\u2581"  # how a piece writes a space
+SPACE = "\u2581"  # SentencePiece's sign for a space
 MAX_PIECES = 1 << 20
 MAX_FILE_BYTES = 64 << 20
-MAX_PIECE_CHARS = 16  # the trainer makes none longer; checks of a piece take time by the square of its length
+MAX_PIECE_CHARS = 16  # the trainer makes none longer; checking a piece takes quadratic time
 HINT = "--tokenizer_path tokenizer/spm.bpe.model  (a file that does not exist yet is trained from the text)"
 
 _KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}  # 4 and 5 only to name them in errors
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# Field of the file -> how often it may come, and its most bytes: pieces, trainer and normalizer settings (of another recipe too, to name
-# what differs), and two that are empty. What is larger is refused before it is taken apart.
+# Field of the file -> most occurrences, and most bytes: pieces, trainer and normalizer settings (of another recipe too, to name
+# what differs), and two that are empty. Larger ones are refused before they are parsed.
 _MOST = {1: (MAX_PIECES, 128), 2: (1, 1 << 20), 3: (1, 1 << 20), 4: (1, 0), 5: (1, 0)}
 _NAMES = {1: "a piece", 2: "the trainer settings", 3: "the normalizer settings"}
 # (name, field number, value when absent, value of the recipe)
@@ -64,7 +65,7 @@ class Piece:
 
 
 class Field(NamedTuple):
-    """One protobuf field: its number, its value (an int, or the bytes of a string or message), and where the value starts in the buffer."""
+    """One protobuf field: its number, its value (an int, or the bytes of a string or message), and the value's offset in the buffer."""
 
     number: int
     value: int | bytes
@@ -72,16 +73,16 @@ class Field(NamedTuple):
 
 
 class _DamagedError(ValueError):
-    """The bytes are not a well-formed message of the kind expected."""
+    """The bytes are not a well-formed message of the expected kind."""
 
 
 def fingerprint_of(model: bytes) -> str:
-    """The SHA-256 of a model file's bytes, by which a tokenizer is known everywhere."""
+    """SHA-256 of a model file, which identifies a tokenizer everywhere."""
     return hashlib.sha256(model).hexdigest()
 
 
 def read_pieces(model: bytes, name: str) -> list[Piece]:
-    """The vocabulary of a model file made by our recipe. Errors: TokenizerError that says what is wrong with the file called `name`."""
+    """Parse the vocabulary of a model file made by our recipe. Errors: TokenizerError naming the fault in the file called `name`."""
     _refuse_foreign(model, name)
     try:
         sections = _sections(model)
@@ -99,7 +100,7 @@ def read_pieces(model: bytes, name: str) -> list[Piece]:
 
 
 def fields(data: bytes) -> Iterator[Field]:
-    """The fields of one protobuf message in file order. Errors: ValueError where the bytes do not add up."""
+    """Fields of one protobuf message in file order. Errors: ValueError for malformed bytes."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -147,7 +148,7 @@ def _refuse_foreign(model: bytes, name: str) -> None:
 
 
 def _sections(model: bytes) -> dict[int, list[bytes]]:
-    """The messages of the file by field number, none more often or larger than `_MOST` allows: 1 pieces, 2 trainer, 3 normalizer."""
+    """Messages of the file by field number, within the limits of `_MOST`: 1 pieces, 2 trainer, 3 normalizer."""
     found: dict[int, list[bytes]] = {number: [] for number in _MOST}
     for number, value, _ in fields(model):
         if not isinstance(value, bytes):
@@ -187,7 +188,7 @@ def _fields_by_number(message: bytes) -> dict[int, list[int | bytes]]:
 
 
 def _difference(trainer: dict[int, list[int | bytes]], normalizer: dict[int, list[int | bytes]], pieces: list[Piece]) -> str:
-    """What differs from the recipe, in words; empty when nothing does."""
+    """Differences from the recipe, in words; empty if there are none."""
     for settings, recipe in ((trainer, _TRAINER_RECIPE), (normalizer, _NORMALIZER_RECIPE)):
         for name, number, absent, wanted in recipe:
             value = settings.get(number, [absent])[-1]
@@ -212,7 +213,7 @@ def _reserved_pieces() -> list[Piece]:
 
 
 def _check_normal_pieces(pieces: list[Piece]) -> None:
-    """Nothing, when the learned pieces are what a BPE training leaves behind; a flipped bit in one of them breaks one of these laws."""
+    """Raise _DamagedError unless the learned pieces can result from BPE training; a flipped bit in one breaks one of these laws."""
     texts = {piece.text for piece in pieces}
     if len(texts) != len(pieces):
         raise _DamagedError(f"{len(pieces) - len(texts)} pieces occur twice")
@@ -229,7 +230,7 @@ def _check_normal_pieces(pieces: list[Piece]) -> None:
 
 
 def splits(text: str, texts: set[str] | dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The ways to cut `text`, at most MAX_PIECE_CHARS long, into two pieces that both occur in `texts`, the shortest left part first."""
+    """Ways to cut `text`, at most MAX_PIECE_CHARS long, into two pieces that both occur in `texts`, the shortest left part first."""
     for cut in range(1, len(text)):
         if text[:cut] in texts and text[cut:] in texts:
             yield text[:cut], text[cut:]

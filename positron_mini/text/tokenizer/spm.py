@@ -1,7 +1,7 @@
 """The tokenizer: text to ids and back, by a SentencePiece BPE model of one fixed recipe.
 
 Laws: `decode(encode(text)) == text` for every valid text without U+2581, which becomes a space because SentencePiece writes spaces with it.
-User text never yields a control id, whatever it looks like; role markers enter a sequence only as ids. A tokenizer trained here gives
+User text never yields a control id, whatever it contains; role markers enter a sequence only as ids. A tokenizer trained here gives
 control characters (newline, tab, NUL, ...) one byte piece each, so no piece crosses a line.
 """
 
@@ -43,12 +43,12 @@ from positron_mini.text.tokenizer.model_file import (
 
 # Longer texts are encoded in parts: SentencePiece needs about 50 bytes of memory per character of one text, and slows down.
 _MAX_CHARS_AT_ONCE = 1 << 16
-# A stretch without a place to cut is cut all the same after so many, counted from where it begins: 64 million of one letter, a kilobyte
+# A stretch without a place to cut is cut anyway after so many characters, counted from its start: 64 million of one letter, a kilobyte
 # in a gzip file for each million, would take 3 GB.
 _MAX_UNBROKEN_CHARS = 1 << 20
-# The trainer drops a whole sentence that holds U+2585, its sign for the unknown, and cuts at tabs.
+# The trainer drops a whole sentence with U+2585, its sign for the unknown, and cuts at tabs.
 _TRAINING_BREAKS = re.compile("[\x00-\x1f\x7f\u2585]+")
-# Older trainers end the process on an unbroken run of 65,536 characters.
+# Older trainers crash on an unbroken run of 65,536 characters.
 _MAX_SENTENCE_CHARS = 10_000
 _MAX_TRAINING_THREADS = 127  # one byte in the file, see _without_thread_count
 _TRAINER_SPEC, _NUM_THREADS = 2, 16  # protobuf field numbers
@@ -72,7 +72,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Tokenizer:
-    """Text to ids and back. Immutable, so one instance serves any number of threads.
+    """Text to ids and back. Immutable, so threads can share one instance.
 
     Made by `load`, `from_bytes` and `train_tokenizer`, which check the model file.
     """
@@ -84,7 +84,7 @@ class Tokenizer:
     im_end_id: int
     control_ids: frozenset[int]  # bos, eos, pad and the role markers
     _pieces: tuple[Piece, ...]
-    _byte_table: tuple[bytes, ...]  # what each id adds to the text, in UTF-8
+    _byte_table: tuple[bytes, ...]  # UTF-8 bytes of each id in a text
     _processor: sentencepiece.SentencePieceProcessor
 
     def __init__(self, model_bytes: bytes, pieces: Sequence[Piece], processor: sentencepiece.SentencePieceProcessor) -> None:
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer in a SentencePiece file made by our recipe. Errors: TokenizerError with the reason."""
+        """Load a SentencePiece file made by our recipe. Errors: TokenizerError with the reason."""
         path = Path(path)
         if path.is_dir():
             file = shlex.quote(str(path / "tokenizer.model"))
@@ -127,7 +127,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Tokenizer:
-        """The tokenizer in the bytes of a model file; `name` stands for the file in errors. Errors: TokenizerError."""
+        """Make a tokenizer from the bytes of a model file; `name` stands for the file in errors. Errors: TokenizerError."""
         data = bytes(data)
         pieces = read_pieces(data, name)
         processor = sentencepiece.SentencePieceProcessor()
@@ -144,7 +144,7 @@ class Tokenizer:
         files.write_bytes(Path(path), self.model_bytes)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without bos and eos. U+2581 counts as a space. Errors: TokenizerError for a lone surrogate."""
+        """Encode `text` as ids, without bos and eos. U+2581 counts as a space. Errors: TokenizerError for a lone surrogate."""
         if len(text) <= _MAX_CHARS_AT_ONCE:
             return list(self._processor.encode(to_utf8(text)))
         ids: list[int] = []
@@ -160,15 +160,15 @@ class Tokenizer:
         return [list(ids) for ids in encoded]
 
     def encode_document(self, text: str) -> list[int]:
-        """bos, the ids of `text` without its outer newlines, eos: one document as training and evaluation see it."""
+        """bos, the ids of `text` without its outer newlines, eos: one document as in training and evaluation."""
         return [BOS, *self.encode(text.strip("\r\n")), EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. Control ids and the unknown give nothing; bytes that are not UTF-8 become U+FFFD."""
+        """Decode `ids`. Control ids and the unknown id give no text; bytes that are not UTF-8 become U+FFFD."""
         return b"".join([self._bytes_of(index) for index in ids]).decode("utf-8", errors="replace")
 
     def piece(self, id: int) -> str:
-        """The text of one vocabulary entry, with U+2581 for a space. Errors: TokenizerError when there is no such id."""
+        """Text of one vocabulary entry, with U+2581 for a space. Errors: TokenizerError when there is no such id."""
         self._bytes_of(id)
         return self._pieces[id].text
 
@@ -183,8 +183,9 @@ class Tokenizer:
         return self._byte_table[index]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """`text` in parts whose ids, joined, are the ids of the whole: cut between two characters that no piece has side by side, and in a
-        stretch that has no such place after each `_MAX_UNBROKEN_CHARS` of it, wherever the text before it was cut."""
+        """Parts of `text` whose ids, joined, are the ids of the whole: cut between two characters that are adjacent in no piece, and in a
+        stretch without such a place after each `_MAX_UNBROKEN_CHARS` of it, independent of earlier cuts.
+        """
         text = text.replace(SPACE, " ")
         inner = {pair for piece in self._pieces[FIRST_NORMAL:] for pair in _pairs(piece.text.replace(SPACE, " "))}
         start = 0
@@ -199,23 +200,23 @@ class Tokenizer:
 
 
 class IncrementalDecoder:
-    """Ids one by one to text, where the bytes of an unfinished character are held back. All outputs joined equal `Tokenizer.decode`."""
+    """Ids one by one to text, holding back the bytes of an unfinished character. All outputs joined equal `Tokenizer.decode`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """The text that is complete with this id; empty while a character lacks bytes, and for control ids."""
+        """Text that is complete with this id; empty while a character lacks bytes, and for control ids."""
         return self._decoder.decode(self._tokenizer._bytes_of(id))
 
     def flush(self) -> str:
-        """What was held back, as U+FFFD; the decoder is then as new."""
+        """Return the bytes held back, as U+FFFD, and reset the decoder."""
         return self._decoder.decode(b"", final=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 0) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` pieces learned from `texts`; equal texts give equal bytes, for any number of threads.
+    """Train a tokenizer of exactly `vocab_size` pieces on `texts`; equal texts give equal bytes, for any number of threads.
 
     Errors: TokenizerError when the text is empty, or too small or too varied for that size; the hint then names a size that works.
     """
@@ -228,7 +229,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 0) 
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter(source),
             model_writer=written,
-            vocab_size=max(vocab_size, FIRST_NORMAL),  # below that SentencePiece does not say how many it needs
+            vocab_size=max(vocab_size, FIRST_NORMAL),  # with fewer, SentencePiece does not say how many it needs
             num_threads=threads,
             minloglevel=2,  # errors arrive as exceptions; the log would mix with the progress bar
             **RECIPE,
@@ -241,7 +242,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 0) 
 
 
 class _Sentences:
-    """The sentences of some texts for the trainer, in UTF-8. An error of the source is kept: C++ would turn it into a RuntimeError."""
+    """Sentences for the trainer, in UTF-8. An error of the source is kept: C++ would turn it into a RuntimeError."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -261,7 +262,7 @@ class _Sentences:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The lines of `text`, cut at other control characters too; those over 10,000 characters in parts, cut before a space if any."""
+    """Lines of `text`, cut at other control characters too; those over 10,000 characters in parts, cut before a space if possible."""
     for line in _TRAINING_BREAKS.split(text):
         start = 0
         while len(line) - start > _MAX_SENTENCE_CHARS:
@@ -274,7 +275,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _training_error(message: str, vocab_size: int, characters: int) -> TokenizerError:
-    """The sentence for a failed training, from what SentencePiece says."""
+    """The error for a failed training, from SentencePiece's message."""
     if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
         largest = int(found[1])
         return TokenizerError(
@@ -292,7 +293,7 @@ def _training_error(message: str, vocab_size: int, characters: int) -> Tokenizer
 
 
 def _without_thread_count(model: bytes) -> bytes:
-    """The model file with 1 as the recorded number of training threads, the one thing in it that depends on them."""
+    """Set the number of training threads recorded in the model file, the only value in it that depends on them, to 1."""
     for section in fields(model):
         if section.number != _TRAINER_SPEC or not isinstance(section.value, bytes):
             continue
@@ -310,7 +311,7 @@ def _piece_bytes(index: int, piece: Piece) -> bytes:
 
 
 def to_utf8(text: str) -> bytes:
-    """The text as SentencePiece takes it, U+2581 made a space. Errors: TokenizerError for a lone surrogate."""
+    """UTF-8 for SentencePiece, U+2581 made a space. Errors: TokenizerError for a lone surrogate."""
     try:
         return text.replace(SPACE, " ").encode("utf-8")
     except UnicodeEncodeError as error:

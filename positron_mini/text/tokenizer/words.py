@@ -1,9 +1,9 @@
-"""Many texts to ids at once, many times faster than one by one, because a language has few words and uses them again and again.
+"""Many texts to ids at once, many times faster than one by one, because a language reuses few words again and again.
 
-A byte-pair tokenizer joins two neighbours only if the vocabulary has a piece in which they stand side by side. Between two bytes that no
-piece has side by side a text may therefore be cut: the ids of the parts, joined, are the ids of the whole. Cut at all such places, a
-text falls into words, each of which is encoded once and then looked up. Every tokenizer has its own cuts, read from its vocabulary, so the
-result is that of `Tokenizer.encode` for any vocabulary and any text, and only the speed depends on them.
+A byte-pair tokenizer joins two neighbours only if they are adjacent in some piece. So a text may be cut between two bytes that are
+adjacent in no piece: the ids of the parts, joined, are the ids of the whole. Cut at all such places, a text falls into words, each of
+which is encoded once and then looked up. Every tokenizer has its own cuts, read from its vocabulary, so the result is that of
+`Tokenizer.encode` for any vocabulary and any text; only the speed depends on the cuts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from positron_mini.text.tokenizer.model_file import FIRST_NORMAL, SPACE
 from positron_mini.text.tokenizer.spm import Tokenizer, to_utf8
 
-_MAX_WORDS = 1 << 18  # kept at most: about 40 MB
+_MAX_WORDS = 1 << 18  # at most: about 40 MB
 _MAX_WORD_BYTES = 1 << 24
 _STEP_BYTES = 1 << 20
 
 
 class WordEncoder:
-    """Encodes many texts with one tokenizer and remembers their words. For one thread; it holds some 40 MB at the most."""
+    """Encodes many texts with one tokenizer and caches their words. For one thread; takes at most some 40 MB."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -31,14 +31,14 @@ class WordEncoder:
         self._forget()
 
     def _forget(self) -> None:
-        self._row: dict[bytes, int] = {}  # word -> its place in _starts and _lengths
+        self._row: dict[bytes, int] = {}  # word -> its index in _starts and _lengths
         self._starts: NDArray[np.int64] = np.empty(0, np.int64)
         self._lengths: NDArray[np.int64] = np.empty(0, np.int64)
-        self._ids: NDArray[np.uint32] = np.empty(0, np.uint32)  # of all words, one after the other
+        self._ids: NDArray[np.uint32] = np.empty(0, np.uint32)  # of all words, concatenated
         self._word_bytes = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """The ids of all texts one after the other, and how many each text has; as `Tokenizer.encode` gives them. Errors: its own."""
+        """Ids of all texts, concatenated, and the number of each text; equal to `Tokenizer.encode`. Errors: its own."""
         data = [to_utf8(text) for text in texts]
         ends = np.cumsum([len(part) for part in data], dtype=np.int64)
         joined = b"".join(data)
@@ -53,7 +53,7 @@ class WordEncoder:
         return self._ids[place], np.diff(after, prepend=0)
 
     def _edges(self, joined: bytes, ends: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Where words begin, and the end of the last: 0, every cut, and every end of a text; ascending."""
+        """Offsets where words begin, and the end of the last: 0, every cut, and every end of a text; ascending."""
         codes = np.frombuffer(joined, np.uint8)
         is_edge = np.zeros(len(codes) + 1, bool)
         is_edge[1:-1] = self._is_cut[(codes[:-1].astype(np.uint16) << 8) | codes[1:]]
@@ -62,8 +62,8 @@ class WordEncoder:
         return np.flatnonzero(is_edge).astype(np.int32)
 
     def _rows(self, joined: bytes, edges: NDArray[np.int32]) -> NDArray[np.int64]:
-        """The place of each word in `_starts` and `_lengths`, (words,), after encoding those that are new."""
-        import pyarrow as pa  # its hash table of strings does in a tenth of a second what numpy would sort for many
+        """Index of each word in `_starts` and `_lengths`, (words,), after encoding the new ones."""
+        import pyarrow as pa  # its hash table of strings takes a tenth of a second where sorting in numpy takes many
 
         buffers = [None, pa.py_buffer(edges), pa.py_buffer(joined)]
         found = pa.Array.from_buffers(pa.binary(), len(edges) - 1, buffers).dictionary_encode()
@@ -87,7 +87,7 @@ class WordEncoder:
         self._word_bytes += sum(map(len, words))
 
     def parts(self, text: str) -> Iterator[str]:
-        """`text` in parts of about a megabyte whose ids, joined, are its ids: a long text need not be held as ids at once."""
+        """Parts of `text` of about a megabyte whose ids, joined, are its ids: a long text need not be held as ids at once."""
         data = to_utf8(text)
         start = 0
         while start < len(data):
@@ -96,7 +96,7 @@ class WordEncoder:
             start = end
 
     def _cut_after(self, data: bytes, at: int) -> int:
-        """The first place after byte `at` where `data` may be cut, or its end."""
+        """First place after byte `at` where `data` may be cut, or its end."""
         while at < len(data):
             codes = np.frombuffer(data, np.uint8, min(_STEP_BYTES, len(data) - at) + 1, at - 1).astype(np.uint16)
             found = np.flatnonzero(self._is_cut[(codes[:-1] << 8) | codes[1:]])
@@ -107,7 +107,7 @@ class WordEncoder:
 
 
 def _cuts(tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    """Whether a text may be cut between two bytes, at 256 x the first + the second: no piece has them side by side, nor any character."""
+    """Whether a text may be cut between two bytes, at index 256 x first + second: they are adjacent in no piece and no character."""
     together = np.zeros((256, 256), bool)
     together[:, 0x80:0xC0] = True  # the second is not the first byte of a character
     for piece in tokenizer.pieces()[FIRST_NORMAL:]:

@@ -1,7 +1,7 @@
-"""How fast this machine is: matrix products, training, decoding, preparation, start-up. Each function returns one record for `--json`.
+"""The speed of this machine: matmuls, training, decoding, preparation, start-up. Each function returns one record for `--json`.
 
-A figure means little without what it could be at most, so each is set beside a ceiling that is measured in the same minute: training
-beside the rate of plain matrix products, decoding beside the rate at which memory can be read.
+Each figure is reported with a ceiling measured in the same minute: for training the speed of plain matmuls, for decoding the memory
+bandwidth.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PROMPT_TOKENS = 16
 
 
 def _best(work: Callable[[], object], seconds: float, device: str = "cpu") -> float:
-    """Seconds that `work` takes when nothing disturbs it: the least of all repetitions within `seconds`, at least three."""
+    """Least time in seconds of `work` over all repetitions within `seconds`, at least three."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - began < seconds:
@@ -57,7 +57,7 @@ def _best(work: Callable[[], object], seconds: float, device: str = "cpu") -> fl
 
 
 def product_gflops(device: str = "cpu", precision: str = "fp32", *, seconds: float = 0.7) -> dict[int, float]:
-    """Billions of operations a second of square matrix products, by their size; `seconds` are spent on each size."""
+    """GFLOP/s of square matmuls, by their size; `seconds` are spent on each size."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     found = {}
     for size in PRODUCT_SIZES:
@@ -69,7 +69,7 @@ def product_gflops(device: str = "cpu", precision: str = "fp32", *, seconds: flo
 
 
 def read_rate(byte_count: int, *, seconds: float = 0.7) -> float:
-    """Bytes a second at which the CPU reads that many bytes again and again."""
+    """Bytes a second at which the CPU reads a block of that size repeatedly."""
     numbers = torch.ones(max(1, byte_count // 4))
     with torch.inference_mode():
         return 4 * numbers.numel() / _best(numbers.sum, seconds)
@@ -80,7 +80,7 @@ def read_rate(byte_count: int, *, seconds: float = 0.7) -> float:
 
 @dataclass(frozen=True)
 class MadeBatches:
-    """Rows of ids that are as frequent as the words of a text are (Zipf), a pure function of the step."""
+    """Rows of random ids with the frequencies of words in a text (Zipf), a pure function of the step."""
 
     rows: int
     context_len: int
@@ -95,7 +95,7 @@ class MadeBatches:
 
 
 def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[Settings, Trainer]:
-    """The settings as `positron train` decides them, and a trainer by them, on made text."""
+    """The settings as `positron train` decides them, and a trainer with them, on random text."""
     settings = decide(config, shape, None, None, devices.this_machine(), say)
     model = GPT(shape).init_weights(config.seed).to(devices.torch_device(settings.choice.device))
     optimizer = build_optimizer(
@@ -121,9 +121,9 @@ def training(config: TrainConfig, shape: ModelConfig, say: Say) -> tuple[Setting
 
 
 def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda _: None) -> dict[str, Any]:
-    """Speed and memory of training as `positron train` with `config` would do it, on made text: at least three steps after the first.
+    """Speed and memory of `positron train` with `config`, on random text: at least three steps after the first.
 
-    `fraction_of_ceiling` counts 6 x parameters and attention for each token. Errors: those of training.
+    `fraction_of_ceiling` counts per token 6 x parameters, plus attention. Errors: those of training.
     """
     shape = model_config(config, config.vocab_size or preset(config.config).vocab_size)
     settings, trainer = training(config, shape, say)
@@ -165,7 +165,7 @@ def bench_train(config: TrainConfig, *, seconds: float = 20.0, say: Say = lambda
 
 
 def made_model(name: str) -> GPT:
-    """A model of a preset with random weights, of which every one counts."""
+    """A model of a preset with random weights, none of them zero."""
     model = GPT(preset_shape(name)).init_weights(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -177,9 +177,9 @@ def made_model(name: str) -> GPT:
 def bench_decode(
     model: GPT, name: str, *, weights: Weights = "f32", n: int = 1, tokens: int = 128, temperature: float = 0.7, seconds: float = 5.0
 ) -> dict[str, Any]:
-    """Speed of writing `tokens` tokens of `n` texts at once on the CPU, drawing included, the prompt of 16 tokens not.
+    """Speed of decoding `tokens` tokens of `n` texts at once on the CPU, with sampling, without the prefill of 16 tokens.
 
-    `fraction_of_ceiling`: the bytes of the weights that are read a second, over the bytes that the machine can read a second.
+    `fraction_of_ceiling`: bytes of weights read per second, over the memory bandwidth.
     """
     shape = model.config
     began = time.perf_counter()
@@ -223,10 +223,10 @@ def bench_decode(
 def bench_prepare(
     vocab_size: int, *, text: Path | None = None, stories: int = 5_000, threads: int = 0, say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """Speed of preparing a text: reading and cleaning (scan), training a tokenizer, encoding. Without `text`, stories of the story world.
+    """Speed of preparing a text: reading and cleaning (scan), training a tokenizer, encoding. Without `text`: story-world stories.
 
-    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once and on 100 MB at the most. `threads` are
-    worker processes, where the text is large enough for some; the memory is that of this process and, for each of them, of the largest.
+    `mb_per_s` counts scan and encoding, which every text needs; the tokenizer is trained once, on at most 100 MB. `threads`: worker
+    processes, used for a large text; the memory is this process's plus, for each worker, the largest worker's.
     """
     with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
         folder = Path(temporary)
@@ -262,7 +262,7 @@ def bench_prepare(
 
 
 def made_tokenizer(vocab_size: int) -> Tokenizer:
-    """A tokenizer of that many pieces, learned from made words, where only its size matters."""
+    """A tokenizer of that many pieces, trained on random words, for when only its size matters."""
     rng = random.Random(0)
     syllables = [a + b + c for a in "bcdfghklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "s", "t")]
 
@@ -273,7 +273,7 @@ def made_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def write_made_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write `model` as a base checkpoint, with a tokenizer that fits it."""
+    """Write `model` as a base checkpoint with that tokenizer."""
     texts = checkpoint.model_files(model.config, tokenizer, chat_template=None, card="Made weights, for measuring.\n")
     checkpoint.write_checkpoint(folder, {name: p.detach() for name, p in model.named_parameters()}, texts, None)
 
@@ -281,7 +281,7 @@ def write_made_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer) -> Non
 def process_seconds(words: Sequence[str], folder: Path, until: str | None = None) -> float:
     """Seconds from the start of `positron WORDS` in `folder` to its end, or to the first line on stderr that begins with `until`.
 
-    Errors: PositronError when the process fails, or ends without that line.
+    Errors: PositronError if the process fails, or ends without that line.
     """
     command = children.python("positron_mini", *words)
     began = time.perf_counter()
@@ -294,7 +294,7 @@ def process_seconds(words: Sequence[str], folder: Path, until: str | None = None
             said.append(line)
             if until is not None and line.startswith(until):
                 seconds = time.perf_counter() - began
-                run.terminate()  # it saves what it has, which the next start goes on from
+                run.terminate()  # it saves a checkpoint, from which the next start continues
                 run.stderr.read()
                 run.wait()
                 return seconds
@@ -305,7 +305,7 @@ def process_seconds(words: Sequence[str], folder: Path, until: str | None = None
 
 
 def bench_startup(name: str, *, repetitions: int = 3, say: Say = lambda _: None) -> dict[str, Any]:
-    """Seconds of whole processes, the median of several: help, one token, and a second bootstrap from its start to its first step."""
+    """Median seconds of whole processes: help, generating one token, and a second bootstrap up to its first step."""
     with tempfile.TemporaryDirectory(prefix="positron-bench-") as temporary:
         folder = Path(temporary)
         model = made_model(name)

@@ -1,4 +1,4 @@
-"""All checks of one device, one after the other; an error in one of them is its result."""
+"""All checks of one device, one after the other; an exception counts as a failed check."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from positron_mini.doctor.subject import Check, Subject, one_thread
 
 @dataclass(frozen=True)
 class Scope:
-    """How much is examined."""
+    """Which checks to run."""
 
     steps: int = 20
     drift_steps: int = 200
-    speeds: tuple[str, ...] = ("TinyGPT", "MicroGPT")  # presets whose speed is measured; the verdict goes by the first
-    large: bool = True  # one pass of TinyGPT, whose shapes are those of the real thing
-    compiled: bool = False  # the speed of compiled training too
+    speeds: tuple[str, ...] = ("TinyGPT", "MicroGPT")  # presets to time; the first decides the verdict
+    large: bool = True  # also one pass of TinyGPT, in the shapes of real training
+    compiled: bool = False  # also time compiled training
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found about one device in one precision."""
+    """All results for one device in one precision."""
 
     subject: Subject
     checks: tuple[Check, ...]
@@ -38,7 +38,7 @@ class Examination:
 
     @property
     def finding(self) -> Finding:
-        """What the verdict keeps of it."""
+        """The part that the verdict stores."""
         faults = tuple(check.name for check in self.checks if not check.ok and check.condemns)
         pace = next(iter(self.paces.values()), None)
         tok_per_s = None if pace is None else round(pace.training(devices.BATCH_TOKENS[self.subject.device]), 1)
@@ -49,7 +49,7 @@ Tell = Callable[[Check], None]
 
 
 def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Tell = lambda _: None) -> Examination:
-    """Everything about `subject`; `tell` hears each check as soon as it is done. bf16 that is emulated is skipped, with the reason."""
+    """Examine `subject`; `tell` gets each check as soon as it is done. Emulated bf16 is skipped, with the reason."""
     if subject.precision == "bf16":
         dtypes = (torch.float32, torch.bfloat16)
         fp32, bf16 = (partial(speed.time_small_product, subject, dtype) for dtype in dtypes)
@@ -70,9 +70,9 @@ def examine(subject: Subject, machine: Machine, scope: Scope = Scope(), tell: Te
 
 
 def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Check]:
-    """The checks of operations, then those of models; each is made when it is asked for.
+    """Yield the checks of operations, then those of models; each runs when it is requested.
 
-    A CPU computes the operations and one small pass on all its threads, against results of one thread; then one thread is enough.
+    On a CPU the operations and one small pass use all threads and are compared with one thread; the rest runs on one thread.
     """
     shape = preset_shape("TinyGPT")
     yield from kernels.check_kernels(subject, speed.rows_at_once(shape, machine, subject.device) * shape.context_len)
@@ -92,7 +92,7 @@ def checks_of(subject: Subject, machine: Machine, scope: Scope) -> Iterator[Chec
 
 
 def _guarded(name: str, group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """The checks of a group; if it breaks off with an error, that is its last result."""
+    """Yield the checks of a group; an exception becomes its last result."""
     try:
         yield from group()
     except (RuntimeError, NotImplementedError, TypeError, MemoryError) as error:
@@ -105,7 +105,7 @@ def _broken(name: str, error: BaseException) -> Check:
 
 
 def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, speed.Pace], list[Check]]:
-    """The speed of each preset, and what there is to say about the measurement."""
+    """The speed of each preset, and checks of the measurement itself."""
     paces: dict[str, speed.Pace] = {}
     checks = []
     before = usage()
@@ -123,7 +123,7 @@ def _paces(subject: Subject, machine: Machine, scope: Scope) -> tuple[dict[str, 
 
 
 def _compiled(subject: Subject, preset: str, machine: Machine, plain: speed.Pace) -> Check:
-    """The speed of compiled training beside that of plain training."""
+    """A check that compares the speed of compiled training with that of plain training."""
     compiled = speed.measure_pace(subject, preset, machine, compiled=True)
     gain = compiled.tok_per_s / plain.tok_per_s
     detail = f"{compiled.tok_per_s:,.0f} tokens a second, {gain:.2f} times as fast as without"

@@ -1,4 +1,4 @@
-"""Examination in a process of its own: a wrong kernel may end it (Metal aborts on a failed assertion) or never answer."""
+"""Examination in a child process: a faulty kernel may crash it (Metal aborts on a failed assertion) or hang."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Work = Callable[[Connection, Subject, Machine, Scope], None]
 
 
 def examine_in_child(connection: Connection, subject: Subject, machine: Machine, scope: Scope) -> None:
-    """What the process does: send every check, then the examination."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and that ends this one
+    """Send every check, then the examination. Runs in the child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
     examination = examine(subject, machine, scope, lambda check: connection.send(check))
     connection.send(examination)
     connection.close()
@@ -32,7 +32,7 @@ def examine_apart(
     work: Work = examine_in_child,
     patience_s: float = PATIENCE_S,
 ) -> Examination:
-    """As `examine`, in a process of its own; when that dies or falls silent, this is what is wrong with the device."""
+    """Like `examine`, in a child process; if that crashes or hangs, the device fails with this reason."""
     ours, theirs = Pipe(duplex=False)
     process = children.spawn(work, theirs, subject, machine, scope)
     theirs.close()
@@ -60,7 +60,7 @@ def examine_apart(
 
 
 def _receive(connection: Connection, patience_s: float) -> Any:
-    """The next message, None when there is none in time, False when the other end is closed."""
+    """The next message, None if none comes in time, False if the other end is closed."""
     try:
         return connection.recv() if connection.poll(patience_s) else None
     except (EOFError, OSError):

@@ -1,7 +1,7 @@
-"""Single operations, in the shapes in which they have been wrong before, against the same operation on the CPU in double precision.
+"""Single operations, in shapes in which they have been wrong before, compared with the CPU in double precision.
 
-A probe is a function of `put`, which takes a tensor to the device: called with one `put` it computes on the device, with another the
-reference. Its source is also the script for PyTorch's bug tracker, so it uses nothing but torch, F and `drawn`.
+A probe is a function of `put`, which moves a tensor: to the device, or for the reference to the CPU in double precision. Its source is also
+the script for PyTorch's bug tracker, so it uses only torch, F and `drawn`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def linear_3d(put: Put) -> list[Tensor]:
 
 
 def linear_large(put: Put, tokens: int = 2_048) -> list[Tensor]:
-    """The head for as many tokens as are computed at once: rows of a product with millions of numbers."""
+    """The output head for a whole micro-batch: a matmul with millions of results."""
     x, w = drawn(tokens, 64), put(drawn(16_000, 64, seed=1))
     rows = torch.tensor([0, 1, tokens // 3, tokens // 2, tokens - 2, tokens - 1])
     if w.dtype == torch.float64:
@@ -52,7 +52,7 @@ def linear_large(put: Put, tokens: int = 2_048) -> list[Tensor]:
 
 
 def linear_large_3d(put: Put, tokens: int = 2_048) -> list[Tensor]:
-    """The same on three-dimensional input, which is computed another way."""
+    """The same on three-dimensional input, which uses another kernel."""
     x, w = drawn(8, tokens // 8, 64), put(drawn(16_000, 64, seed=1))
     if w.dtype == torch.float64:
         return [F.linear(put(x[:, -2:]), w)]
@@ -60,13 +60,13 @@ def linear_large_3d(put: Put, tokens: int = 2_048) -> list[Tensor]:
 
 
 def long_sum(put: Put, tokens: int = 2_048) -> list[Tensor]:
-    """The gradient of a weight: a product that sums over all tokens computed at once."""
+    """The gradient of a weight: a matmul that sums over all tokens of a micro-batch."""
     return [put(drawn(tokens, 96)).mT @ put(drawn(tokens, 80, seed=1))]
 
 
 def longer_sum(put: Put) -> list[Tensor]:
-    """The same over more tokens than are ever computed at once."""
-    rubbish = [put(torch.full((40_000, 96), 1e9)) for _ in range(3)]  # memory that a kernel may read past the end of its operands
+    """The same over more tokens than any micro-batch has."""
+    rubbish = [put(torch.full((40_000, 96), 1e9)) for _ in range(3)]  # memory that a faulty kernel may read beyond its operands
     del rubbish
     return [put(drawn(40_000, 96)).mT @ put(drawn(40_000, 80, seed=1))]
 
@@ -118,7 +118,7 @@ def attention_masked(put: Put) -> list[Tensor]:
 
 
 def attention_one(put: Put) -> list[Tensor]:
-    """One token attending to 1, 100 and 1,100 earlier ones, as when writing a text."""
+    """One token attending to 1, 100 and 1,100 earlier ones, as in decoding."""
     found = []
     for past in (1, 100, 1_100):
         q, k, v = put(drawn(2, 4, 1, 32)), put(drawn(2, 4, past, 32, seed=1)), put(drawn(2, 4, past, 32, seed=2))
@@ -128,7 +128,7 @@ def attention_one(put: Put) -> list[Tensor]:
 
 
 def masked_softmax(put: Put) -> list[Tensor]:
-    """Softmax of rows of which all but one value are masked, and its gradient."""
+    """Softmax of rows with all values but one masked, and its gradient."""
     scores = put(drawn(65, 65) * 30).requires_grad_()
     hidden = put(torch.ones(65, 65, dtype=torch.bool).triu(1))
     y = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1)
@@ -178,13 +178,13 @@ def rotation_and_gate(put: Put) -> list[Tensor]:
 
 
 def transfers(put: Put) -> list[Tensor]:
-    """Numbers taken to the device, whole, in part and turned: nothing may change on the way."""
+    """Tensors copied to the device: whole, sliced and transposed. Nothing may change."""
     whole, ids = drawn(33, 65), torch.tensor([0, 1, (1 << 24) + 1, (1 << 31) + 1, (1 << 53) + 1, -100])
     return [put(whole), put(whole[3:, ::2]), put(whole.mT), put(whole)[5:, 1::3].clone(), put(ids) % 1_000, put(ids) // 1_000]
 
 
 def writing_in_place(put: Put) -> list[Tensor]:
-    """Writing into slices and turned views, as the key/value cache and restoring a checkpoint do."""
+    """Writing into slices and transposed views, as the key/value cache and restoring a checkpoint do."""
     cache = put(torch.zeros(2, 3, 16, 8))
     for position in range(0, 15, 5):
         cache[:, :, position : position + 5] = put(drawn(2, 3, 5, 8, seed=position))
@@ -213,7 +213,7 @@ def optimizer_lists(put: Put) -> list[Tensor]:
 
 
 def optimizer_views(put: Put) -> list[Tensor]:
-    """The same arithmetic on turned views, for which kernels differ."""
+    """The same arithmetic on transposed views, which use other kernels."""
     weight, gradient, square = put(drawn(33, 17)).mT, put(drawn(33, 17, seed=1)).mT, put(drawn(33, 17, seed=2).square()).mT
     square.mul_(0.95).addcmul_(gradient, gradient, value=0.05)
     weight.addcdiv_(gradient, square.sqrt().add_(1e-8), value=-0.01)
@@ -221,7 +221,7 @@ def optimizer_views(put: Put) -> list[Tensor]:
 
 
 def interpolation(put: Put) -> list[Tensor]:
-    """lerp_, with which torch.optim's Adam keeps its means; also on turned views and with a large share."""
+    """lerp_, which torch.optim's Adam uses for its moments; also on transposed views and with a large weight."""
     mean, turned, late = put(drawn(321)), put(drawn(33, 17)).mT, put(drawn(321))
     mean.lerp_(put(drawn(321, seed=1)), 0.1)
     turned.lerp_(put(drawn(17, 33, seed=1)), 0.1)
@@ -230,7 +230,7 @@ def interpolation(put: Put) -> list[Tensor]:
 
 
 def matrices_together(put: Put) -> list[Tensor]:
-    """Matrices stacked, brought to length 1, and their norms, as Muon and gradient clipping do."""
+    """Stacked matrices, normalised, and their norms, as in Muon and gradient clipping."""
     matrices = [put(drawn(96, 33, seed=i)) for i in range(4)]
     together = torch.stack(matrices).mT
     length = together.norm(dim=(-2, -1), keepdim=True)
@@ -250,13 +250,13 @@ def ordering(put: Put) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A probe, the operation it is about, and whether training needs it on the device."""
+    """A probe, the operation it tests, and whether training needs that on the device."""
 
     probe: Probe
     name: str
     operation: str
     is_needed: bool = True
-    is_product: bool = False  # runs in bf16 under autocast; others stay fp32 there and need no second look
+    is_product: bool = False  # runs in bf16 under autocast; others stay fp32 and are not checked again
     is_exact: bool = False
 
 
@@ -286,33 +286,33 @@ KERNELS = (
     Kernel(matrices_together, "stacked matrices and norms", "aten::stack, aten::linalg_vector_norm"),
     Kernel(ordering, "argmax, sort and cumsum", "aten::argmax, aten::sort, aten::topk, aten::cumsum", is_needed=False),
 )
-SIZED: frozenset[Probe] = frozenset({linear_large, linear_large_3d, long_sum})  # as large as what is computed at once
-# error allowed as a share of the typical size of the values: for all of them together, and for the worst
+SIZED: frozenset[Probe] = frozenset({linear_large, linear_large_3d, long_sum})  # as large as a micro-batch
+# allowed error as a share of the typical value: over all values, and for the worst one
 ALLOWED = {"fp32": (3e-5, 1e-3), "bf16": (2e-2, 0.15)}
-COARSE = 2e-3  # all together: products in less than fp32 (such as TF32), which trains well, but is not what was asked for
+COARSE = 2e-3  # over all values: matmuls below fp32 (such as TF32), which train well, but are not what was requested
 
 
 def check_kernels(subject: Subject, tokens: int) -> Iterator[Check]:
-    """One check for every probe. `tokens` are computed at once when training."""
+    """Yield one check for every probe. `tokens`: of a micro-batch in training."""
     for kernel in KERNELS:
         if subject.precision == "fp32" or kernel.is_product:
             yield check_kernel(kernel, subject, tokens)
 
 
 def run(probe: Probe, put: Put, tokens: int) -> list[Tensor]:
-    """What a probe returns; those in SIZED are as large as `tokens`."""
+    """Run a probe and return its results; those in SIZED get `tokens`."""
     results = probe(put, tokens) if probe in SIZED else probe(put)  # type: ignore[call-arg]
     return [tensor.detach() for tensor in results]
 
 
 @cache
 def reference(probe: Probe, tokens: int) -> list[Tensor]:
-    """What is right: the same on the CPU in double precision, computed once."""
+    """The correct results: the probe on the CPU in double precision, computed once."""
     return run(probe, lambda t: t.double() if t.is_floating_point() else t, tokens)
 
 
 def check_kernel(kernel: Kernel, subject: Subject, tokens: int) -> Check:
-    """Whether the device computes this operation as the CPU does in double precision, and twice the same."""
+    """Check that the device agrees with the CPU in double precision, and gives the same bytes twice."""
 
     def once() -> list[Tensor]:
         with subject.around(), subject.autocast():
@@ -336,7 +336,7 @@ def check_kernel(kernel: Kernel, subject: Subject, tokens: int) -> Check:
 
 
 def compare(found: list[Tensor], wanted: list[Tensor], allowed: tuple[float, float]) -> tuple[str, str]:
-    """What is wrong with `found`, empty for nothing; and a remark on how close it is."""
+    """The fault of `found`, empty for none, and a remark on the error."""
     worst = 0.0
     for number, (a, b) in enumerate(zip(found, wanted, strict=True), 1):
         which = f" in result {number} of {len(wanted)}" if len(wanted) > 1 else ""
@@ -362,7 +362,7 @@ def compare(found: list[Tensor], wanted: list[Tensor], allowed: tuple[float, flo
 
 
 def reproduction(kernel: Kernel, subject: Subject, tokens: int) -> str:
-    """A script of a page that shows the fault without this program."""
+    """A one-page script that shows the fault without this program."""
     size = f", {tokens}" if kernel.probe in SIZED else ""
     put = f'lambda t: t.to("{subject.device}")'
     cast = f'torch.autocast("{subject.device}", torch.bfloat16)' if subject.precision == "bf16" else "contextlib.nullcontext()"

@@ -1,4 +1,4 @@
-"""From examinations to what a person does: the verdict, the choice, one sentence, and what to tell PyTorch."""
+"""Conclusions from examinations: the verdict, the choice, one sentence of advice, and bug reports for PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT_BATCH_TOKENS = 2_048
 
 @dataclass(frozen=True)
 class Report:
-    """The whole result. `choice` is what `--device auto --precision auto` will take from now on."""
+    """The whole result. `choice`: what `--device auto --precision auto` will use from now on."""
 
     machine: Machine
     examinations: tuple[Examination, ...]
@@ -32,27 +32,27 @@ class Report:
 
     @property
     def chosen(self) -> Examination | None:
-        """The examination of what was chosen."""
+        """The examination of the chosen device and precision."""
         wanted = (self.choice.device, self.choice.precision)
         return next((e for e in self.examinations if (e.subject.device, e.subject.precision) == wanted), None)
 
     @property
     def failed(self) -> list[tuple[Examination, Check]]:
-        """All that did not pass."""
+        """All failed checks, with their examinations."""
         return [(e, check) for e in self.examinations for check in e.checks if not check.ok]
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing that was examined computes wrong."""
+        """Whether every examined device computes correctly."""
         return not any(check.condemns for _, check in self.failed)
 
     @property
     def disturbance(self) -> str:
-        """Why the speeds are not to be believed, so that they must not decide for later runs; empty where they are."""
+        """Why the measured speeds are unreliable and must not decide for later runs; empty if they are reliable."""
         return next((check.detail for _, check in self.failed if check.name in DISTURBANCES), "")
 
     def sentence(self) -> str:
-        """What to train with, what speed to expect, and how long the usual runs take."""
+        """The device to train with, the speed to expect, and the length of the usual runs."""
         chosen = self.chosen
         if chosen is None or not chosen.paces or not chosen.finding.is_fit:
             return f"Nothing here is fit to train with: {self._troubles()}."
@@ -93,12 +93,12 @@ class Report:
 
 
 def batch_tokens(preset: str, device: str) -> int:
-    """Tokens a step with which a preset is timed: the device's for TinyGPT, few for the small one that fits a short budget."""
+    """Tokens per step for timing a preset: the device's default for TinyGPT, fewer for the small preset of a short budget."""
     return devices.BATCH_TOKENS[device] if preset == "TinyGPT" else SHORT_BATCH_TOKENS
 
 
 def advice(choice: Choice, paces: dict[str, Pace]) -> str:
-    """One sentence: train with what, expect how many tokens a second, how long for 5,000 steps, and what 15 minutes give."""
+    """One sentence: what to train with, its tokens a second, the time for 5,000 steps, and what 15 minutes give."""
     tokens = batch_tokens("TinyGPT", choice.device)
     tiny = paces["TinyGPT"].training(tokens)
     said = (
@@ -116,7 +116,7 @@ def advice(choice: Choice, paces: dict[str, Pace]) -> str:
 
 
 def upstream_report(machine: Machine, examination: Examination, check: Check) -> str:
-    """A report of a wrong operation, ready for PyTorch's bug tracker."""
+    """A bug report about a wrong operation, ready for PyTorch's bug tracker."""
     versions = f"PyTorch {machine.torch}, {machine.system} {machine.os_version}, {machine.chip}"
     return (
         f"[{examination.subject.device}] {check.detail}\n\n{check.name}, {examination.subject.precision}.\n"
@@ -131,7 +131,7 @@ def subjects_of(machine: Machine, only: str = "auto") -> list[Subject]:
 
 
 def diagnose(machine: Machine, subjects: Sequence[Subject], scope: Scope, say: Say, today: date) -> Report:
-    """The report on `subjects`. A CPU is examined in this process, anything else in one of its own."""
+    """Examine `subjects` and report. A CPU is examined in this process, other devices in a child process each."""
     examinations = []
     for subject in subjects:
         say(f"{subject.name} ...")
@@ -150,7 +150,7 @@ def diagnose(machine: Machine, subjects: Sequence[Subject], scope: Scope, say: S
 
 
 def _compared(examinations: list[Examination], machine: Machine) -> list[Examination]:
-    """The examinations with the CPU's speed in bf16 as pairs of measurements have it: minutes lie between the two that were made apart."""
+    """The examinations with the CPU's bf16 speed from paired measurements, because its two examinations lie minutes apart."""
     cpu = {e.subject.precision: e for e in examinations if e.subject.device == "cpu" and e.finding.is_fit}
     if len(cpu) < 2:
         return examinations
@@ -161,7 +161,7 @@ def _compared(examinations: list[Examination], machine: Machine) -> list[Examina
 
 
 def present(subjects: Sequence[Subject]) -> tuple[devices.DeviceName, ...]:
-    """The devices of `subjects`, each once, in their order."""
+    """The distinct devices of `subjects`, in order."""
     return tuple(dict.fromkeys(subject.device for subject in subjects))
 
 

@@ -1,4 +1,4 @@
-"""How fast a device trains, in fp32 and bf16, from a few seconds of work."""
+"""The training speed of a device in fp32 and bf16, from a few seconds of work."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from positron_mini.model import GPT
 from positron_mini.optim import build_optimizer
 from positron_mini.train.speed import fastest, measure_speed
 
-HOPELESS = 2.0  # times as long as in fp32 for one product: bf16 is emulated
+HOPELESS = 2.0  # a bf16 matmul that takes this many times as long as in fp32 is emulated
 QUIET_MACHINE, PAIRS_AGREE = "a quiet machine", "pairs that agree"
-DISTURBANCES = (QUIET_MACHINE, PAIRS_AGREE)  # checks without which speeds are not to be believed
+DISTURBANCES = (QUIET_MACHINE, PAIRS_AGREE)  # if one of these checks fails, the speeds are unreliable
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a preset costs on a device: `tok_per_s` of forward and backward passes, and `update_s` of one optimizer step."""
+    """The cost of a preset on a device: `tok_per_s` of forward and backward passes, `update_s` of one optimizer step."""
 
     tok_per_s: float
     update_s: float
 
     def training(self, batch_tokens: int) -> float:
-        """Tokens per second of training with steps of that many tokens."""
+        """Tokens per second of training with `batch_tokens` tokens per step."""
         return batch_tokens / (batch_tokens / self.tok_per_s + self.update_s)
 
 
 def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
-    """Seconds of one product of 256 x 256 matrices, the fastest of five; the first, which may compile a kernel, is left out.
+    """Seconds of one matmul of 256 x 256 matrices, the fastest of five after a warm-up, which may compile a kernel.
 
-    On one thread of the CPU: two that wait for each other on a busy machine take a hundred times as long in any precision.
+    A CPU uses one thread: on a busy machine, threads that wait for each other take a hundred times as long in any precision.
     """
     a = subject.take(torch.ones(256, 256)).to(dtype)
     seconds = []
@@ -55,12 +55,12 @@ def time_small_product(subject: Subject, dtype: torch.dtype, clock: Clock = time
 
 
 def hopeless_bf16(times: float) -> str:
-    """Why bf16 is not worth an examination, if one small product takes that many times as long as in fp32; empty where it may be."""
+    """Why to skip bf16, if a small matmul takes `times` as long as in fp32; empty to examine it."""
     return f"is emulated here: one small product takes {times:,.0f} times as long as in fp32" if times >= HOPELESS else ""
 
 
 def judge_quiet(before: Usage, after: Usage, threads: int, cores: int) -> Check:
-    """Whether the CPU worked for this process alone while speeds were measured; see `quiet.disturbance`."""
+    """Check that other programs left the CPU to this process during the measurement; see `quiet.disturbance`."""
     disturbed = disturbance(before, after, threads, cores)
     if disturbed:
         return Check(QUIET_MACHINE, False, f"{disturbed}: close other programs and run it again for the real speed", condemns=False)
@@ -68,7 +68,7 @@ def judge_quiet(before: Usage, after: Usage, threads: int, cores: int) -> Check:
 
 
 def compare_precisions(machine: Machine, preset: str) -> tuple[float, Check]:
-    """How many times as fast as in fp32 the CPU trains a preset in bf16, by pairs, and whether the pairs agree."""
+    """The CPU's training speed in bf16 relative to fp32, by pairs, and a check that the pairs agree."""
     ways = [Subject("cpu", "fp32"), Subject("cpu", "bf16")]
     fp32, bf16 = (partial(_tok_per_s, way, preset, machine) for way in ways)
     found = paired(fp32, bf16, devices.BF16_GAIN)
@@ -81,21 +81,21 @@ def _tok_per_s(subject: Subject, preset: str, machine: Machine) -> float:
 
 
 def rows_at_once(shape: ModelConfig, machine: Machine, device: str) -> int:
-    """Rows that training computes at once with the device's tokens a step."""
+    """Rows of a micro-batch in training with the device's default tokens per step."""
     rows = max(1, round(devices.BATCH_TOKENS[device] / shape.context_len))
     return devices.micro_batch_rows(shape, shape.context_len, rows, device, machine.memory_bytes)
 
 
 def measure_pace(subject: Subject, preset: str, machine: Machine, *, compiled: bool = False) -> Pace:
-    """Speed of training `preset` from random weights, in the best of three micro-batches, and of the optimizer, in the better of two.
+    """Training speed of `preset` with random weights: the best of three micro-batches, and the better of two optimizer steps.
 
-    A CPU computes one row at a time as fast as several, within a few per cent, so it is timed on one.
+    A CPU is timed on one row, which is as fast per token as several, within a few per cent.
     """
     shape = preset_shape(preset)
     model = GPT(shape).init_weights(0).to(devices.torch_device(subject.device))
     rows = 1 if subject.device == "cpu" else rows_at_once(shape, machine, subject.device)
     if compiled:
-        part = "hidden" if subject.device == "cpu" else "loss"  # what training compiles there
+        part = "hidden" if subject.device == "cpu" else "loss"  # the part that training compiles
         setattr(model, part, devices.compiled(getattr(model, part)))
     with subject.around():
         tok_per_s = measure_speed(model, subject.device, subject.precision, rows=rows, compiled=compiled)

@@ -1,4 +1,4 @@
-"""What is examined, and what one check of it says."""
+"""The subject of an examination, and the result of one check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from positron_mini.device import DeviceName, Precision
 
 @dataclass(frozen=True)
 class Check:
-    """One law, and whether the device keeps it. `condemns`: where it does not, what it computes is wrong, so it must not train."""
+    """One check and whether the device passes it. `condemns`: if it fails, the device computes wrongly and must not train."""
 
     name: str
     ok: bool
@@ -30,7 +30,7 @@ def _nothing() -> contextlib.AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A device in one precision. All that it is to compute happens inside `around()`, where tests plant faults."""
+    """A device in one precision. All its computations run inside `around()`, where tests inject faults."""
 
     device: DeviceName
     precision: Precision
@@ -46,15 +46,15 @@ class Subject:
         return tensor.to(devices.torch_device(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Around forward passes."""
+        """The autocast context for forward passes."""
         return devices.autocast(self.device, self.precision)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """While inside, the CPU computes on one thread.
+    """A context in which the CPU computes on one thread.
 
-    Small tensors gain nothing from more, and threads that wait for each other on a busy machine take several times as long.
+    More threads gain nothing for small tensors, and take several times as long on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Whole models on the device against the same on the CPU in fp32: what is seen, what is computed, what is learned, what is left behind."""
+"""Whole models on the device compared with the CPU in fp32: causality, one pass, decoding, many steps, and memory."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ LEARNING_RATE = 4e-3
 
 @dataclass(frozen=True)
 class Allowed:
-    """How far a device may be from the CPU in fp32. `values` and `gradients` are shares of their size, `loss` and `losses` of the loss."""
+    """Allowed differences from the CPU in fp32: `values` and `gradients` as shares of their size, `loss` and `losses` of the loss."""
 
     values: float
     gradients: float
-    loss: float  # of one pass
+    loss: float  # in one pass
     losses: float  # in 20 steps
-    weights: float  # after 20 steps, as a share of how far they have moved
+    weights: float  # after 20 steps, as a share of their change
     drift: float  # of the loss at the end of 200 steps
 
 
-# room for what rounding does: products in bf16, and in fp32 with the 10 bits of TF32, measured in docs/results/doctor.md
+# room for rounding: matmuls in bf16, and in fp32 with the 10 bits of TF32, measured in docs/results/doctor.md
 ALLOWED = {"fp32": Allowed(5e-3, 1e-2, 1e-3, 3e-3, 0.1, 0.01), "bf16": Allowed(0.05, 0.15, 0.01, 0.01, 0.2, 0.03)}
-ENDING = 20  # steps whose mean loss is compared at the end of the drift
-CHUNK = 10  # steps between two looks at the memory
-GROWTH_BYTES = 256_000  # a step may leave behind at most this
+ENDING = 20  # last steps whose mean loss is compared
+CHUNK = 10  # steps between two readings of the memory
+GROWTH_BYTES = 256_000  # allowed growth of memory per step
 
 
 def ids_like_text(shape: ModelConfig, rows: int, length: int, seed: int = 0) -> Tensor:
-    """Ids (rows, length) of which few are frequent and many rare, and which follow each other by a rule that can be learned."""
+    """Ids (rows, length), few frequent and many rare, whose order follows a learnable rule."""
     noise = drawn(rows, length, seed=seed).abs()
     ids = (noise**3 * shape.vocab_size / 60).long() % shape.vocab_size
     ids[:, 1::2] = (ids[:, : length - length % 2 : 2] * 7 + 3) % shape.vocab_size
@@ -50,7 +50,7 @@ def ids_like_text(shape: ModelConfig, rows: int, length: int, seed: int = 0) -> 
 
 
 def lively(shape: ModelConfig, subject: Subject) -> GPT:
-    """A model on the device whose blocks matter; a new one's do nothing yet, and would hide what is wrong in them."""
+    """A model on the device with random output projections; at initialisation they are zero, which would hide faults in the blocks."""
     model = GPT(shape).init_weights(0)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -59,7 +59,7 @@ def lively(shape: ModelConfig, subject: Subject) -> GPT:
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """The error as a share of the typical value; infinite when something is not finite."""
+    """The error as a share of the typical value; infinite if a value is not finite."""
     error = (found.double() - wanted.double()).square().mean().sqrt()
     share = float(error / wanted.double().square().mean().sqrt().clamp_min(1e-30))
     return share if share == share else float("inf")
@@ -68,11 +68,11 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 # --- looking ahead -----------------------------------------------------------------------------------------------------------------
 
 
-WAYS = ("training", "evaluating", "packed")  # each is computed by other kernels
+WAYS = ("training", "evaluating", "packed")  # each uses other kernels
 
 
 def check_causality(subject: Subject) -> Iterator[Check]:
-    """Changing a token changes nothing before it: while training, while evaluating, and with texts packed into a row."""
+    """Check that changing a token changes nothing before it: in training, in evaluation, and with texts packed into a row."""
     model = lively(ODD, subject)
     worst, where = 0.0, ""
     for length, way in product((129, 128, 64, 7), WAYS):
@@ -101,7 +101,7 @@ def _predictions(subject: Subject, model: GPT, ids: Tensor, way: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward and backward pass gave, on the CPU."""
+    """The results of one forward and backward pass, on the CPU."""
 
     logits: Tensor
     loss: float
@@ -127,13 +127,13 @@ def one_pass(subject: Subject, shape: ModelConfig, rows: int) -> Pass:
 
 @cache
 def reference_pass(shape: ModelConfig, rows: int) -> Pass:
-    """The same on one thread of the CPU in fp32, once for all that is compared with it."""
+    """The same on one thread of the CPU in fp32, computed once."""
     with one_thread():
         return one_pass(REFERENCE, shape, rows)
 
 
 def check_pass(subject: Subject, shape: ModelConfig, rows: int, label: str) -> Iterator[Check]:
-    """Forward pass, loss and gradients equal the CPU's."""
+    """Check that logits, loss and gradients equal the CPU's."""
     allowed = ALLOWED[subject.precision]
     found, wanted = one_pass(subject, shape, rows), reference_pass(shape, rows)
     error = relative(found.logits, wanted.logits)
@@ -146,7 +146,7 @@ def check_pass(subject: Subject, shape: ModelConfig, rows: int, label: str) -> I
 
 
 def check_decoding(subject: Subject) -> Iterator[Check]:
-    """Token by token with a cache, the predictions are those of one pass."""
+    """Check that decoding token by token with a cache predicts the same as one pass."""
     model, ids = lively(ODD, subject), ids_like_text(ODD, 2, 40)
     cache = KVCache(ODD, 2, devices.torch_device(subject.device), torch.bfloat16 if subject.precision == "bf16" else torch.float32)
     with torch.inference_mode(), subject.around(), subject.autocast():
@@ -163,7 +163,7 @@ def check_decoding(subject: Subject) -> Iterator[Check]:
 
 
 class Course:
-    """A model in training on the device, with the optimizer of the real thing."""
+    """A model in training on the device, with the real optimizer."""
 
     def __init__(self, subject: Subject, shape: ModelConfig, rows: int) -> None:
         self.subject, self.shape, self.rows = subject, shape, rows
@@ -172,7 +172,7 @@ class Course:
         self.step = 0
 
     def train(self, steps: int) -> list[float]:
-        """Losses of the next `steps` steps, in nats per token."""
+        """Train `steps` more steps; return their losses in nats per token."""
         losses = []
         for _ in range(steps):
             ids = ids_like_text(self.shape, self.rows, self.shape.context_len + 1, seed=self.step)
@@ -194,13 +194,13 @@ class Course:
 
 @cache
 def reference_course(shape: ModelConfig, rows: int, steps: int) -> tuple[list[float], Tensor]:
-    """Losses and last weights of that many steps on the CPU in fp32."""
+    """The losses and final weights of that many steps on the CPU in fp32."""
     course = Course(REFERENCE, shape, rows)
     return course.train(steps), course.weights()
 
 
 def check_steps(subject: Subject, steps: int) -> Iterator[Check]:
-    """After some optimizer steps, losses and weights are the CPU's; and the same steps twice give the same bytes."""
+    """Check that losses and weights after some optimizer steps equal the CPU's, and that the same steps twice give the same bytes."""
     allowed = ALLOWED[subject.precision]
     found, again = Course(subject, ODD, 2), Course(subject, ODD, 2)
     start, losses = found.weights(), found.train(steps)
@@ -216,7 +216,7 @@ def check_steps(subject: Subject, steps: int) -> Iterator[Check]:
 
 
 def check_drift(subject: Subject, steps: int) -> Iterator[Check]:
-    """After many steps the device has learned as much as the CPU, and holds no more memory than at the beginning."""
+    """Check that after many steps the loss equals the CPU's, and that memory does not grow."""
     found = Course(subject, SMALL, 8)
     losses, held = _train_watching(found, steps)
     right, _ = reference_course(SMALL, 8, steps)
@@ -229,7 +229,7 @@ def check_drift(subject: Subject, steps: int) -> Iterator[Check]:
 
 
 def _train_watching(course: Course, steps: int) -> tuple[list[float], list[int]]:
-    """Losses, and the bytes held after every CHUNK of steps."""
+    """Train; return the losses, and the bytes held after every CHUNK of steps."""
     losses: list[float] = []
     held: list[int] = []
     while len(losses) < steps:
@@ -239,7 +239,7 @@ def _train_watching(course: Course, steps: int) -> tuple[list[float], list[int]]
 
 
 def judge_memory(held: list[int]) -> Check:
-    """Whether memory, looked at after every CHUNK of steps, keeps growing after the first quarter, in which caches are filled."""
+    """Check that memory, read after every CHUNK of steps, does not grow after the first quarter, in which caches fill."""
     settled = held[len(held) // 4 :]
     growth = (settled[-1] - settled[0]) / max(1, CHUNK * (len(settled) - 1))
     late = (settled[-1] - settled[len(settled) // 2]) / max(1, CHUNK * (len(settled) - 1 - len(settled) // 2))

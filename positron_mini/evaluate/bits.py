@@ -19,13 +19,13 @@ from positron_mini.generate import check_finite
 from positron_mini.model import GPT, IGNORED
 from positron_mini.text.tokenizer import BOS, Tokenizer
 
-BATCH_TOKENS = 8_192  # tokens of one forward pass; more gains nothing on a CPU
+BATCH_TOKENS = 8_192  # tokens per forward pass; more gains nothing on a CPU
 HEAD_ROWS = 2_048  # positions whose logits exist at once
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over documents: nats and number of predicted tokens (eos included), UTF-8 bytes of the texts, documents."""
+    """Sums over documents: nats, predicted tokens (eos included), UTF-8 bytes of the texts, documents."""
 
     nats: float
     tokens: int
@@ -70,13 +70,13 @@ def token_logprobs(
     precision: str = "fp32",
     done: Callable[[int], None] = lambda _: None,
 ) -> list[Tensor]:
-    """ln p of every token after the first, per document: (length - 1,) fp32 each. `done` is told the tokens read after each pass.
+    """ln p of every token after the first, per document: (length - 1,) fp32 each. `done` gets the tokens read after each pass.
 
     Errors: NotFiniteOutput.
     """
     context = model.config.context_len
     results = [torch.zeros(max(len(document) - 1, 0)) for document in documents]
-    windows = sorted(_windows([len(document) for document in documents], context), key=lambda w: w.length)  # alike lengths: little padding
+    windows = sorted(_windows([len(document) for document in documents], context), key=lambda w: w.length)  # little padding
     for group in _groups(windows):
         width = max(w.length for w in group)
         ids = torch.zeros(len(group), width, dtype=torch.long)  # (B, T)
@@ -110,7 +110,7 @@ def _groups(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
 
 
 def _pick_logprobs(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
-    """ln p of `targets` (M,) given `hidden` (M, C), some rows of logits at a time."""
+    """ln p of `targets` (M,) given `hidden` (M, C), HEAD_ROWS rows of logits at a time."""
     parts = zip(torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True)
     return torch.cat([-F.cross_entropy(model.logits(h), t, reduction="none") for h, t in parts]) if len(targets) else hidden.new_zeros(0)
 
@@ -131,6 +131,6 @@ def score_texts(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> Score
 
 
 def line_logprobs(model: GPT, tokenizer: Tokenizer, lines: Sequence[str]) -> list[tuple[float, int]]:
-    """Sum of ln p of a line's tokens after bos (no eos), and their number, per line."""
+    """Per line, the sum of ln p of its tokens after bos (no eos), and their number."""
     documents = [[BOS, *tokenizer.encode(line)] for line in lines]
     return [(float(values.double().sum()), len(values)) for values in token_logprobs(model, documents)]

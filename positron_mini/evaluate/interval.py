@@ -1,4 +1,4 @@
-"""How sure a share of right answers is."""
+"""Confidence intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def wilson(right: float, items: int) -> tuple[float, float]:
-    """The 95 % interval of a share. Source: Wilson 1927; unlike the normal one it holds near 0 and 1 and for few items."""
+    """The 95 % confidence interval of a share. Source: Wilson 1927; unlike the normal one it is valid near 0 and 1 and for few items."""
     if items == 0:
         return 0.0, 1.0
     z, share = 1.959964, right / items

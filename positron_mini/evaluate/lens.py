@@ -1,7 +1,7 @@
-"""Looking inside a model: what it sees, how surprised it is, where it looks, and what each layer would say.
+"""Views into a model: its tokens, its surprise at each token, its attention, and the prediction of each layer.
 
-Everything here is a pure function that retraces the forward pass of `model.py` with the model's own modules, so what is shown is what
-is computed. `ids` are one sequence, bos first. Shapes: T tokens, V vocabulary, L layers, H heads, K key/value heads, D head_dim, C width.
+All are pure functions that repeat the forward pass of `model.py` with the model's own modules, so they show what is really computed.
+`ids` are one sequence, bos first. Shapes: T tokens, V vocabulary, L layers, H heads, K key/value heads, D head_dim, C width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from positron_mini.text.tokenizer.model_file import FIRST_BYTE, FIRST_NORMAL
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token as it can be shown. `text` is None where its bytes are no whole character; `kind` is text, byte, control or unknown."""
+    """One token for display. `text` is None if its bytes are not whole characters; `kind` is text, byte, control or unknown."""
 
     id: int
     piece: str
@@ -37,7 +37,7 @@ class TokenView:
 
 
 def token_views(tokenizer: Tokenizer, ids: Sequence[int]) -> list[TokenView]:
-    """What stands behind each id. The bytes, joined, decode to the text. Errors: TokenizerError for an id that does not exist."""
+    """The token of each id. Their bytes, joined, decode to the text. Errors: TokenizerError for an unknown id."""
     return [_token_view(tokenizer, index) for index in ids]
 
 
@@ -53,14 +53,14 @@ def _token_view(tokenizer: Tokenizer, index: int) -> TokenView:
 
 @dataclass(frozen=True)
 class MaskedToken:
-    """A token of a conversation, and whether fine-tuning teaches the model to write it; it reads all of them."""
+    """A token of a conversation, and whether fine-tuning trains on it; the model reads all of them."""
 
     token: TokenView
     is_trained: bool
 
 
 def fine_tuning_mask(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[MaskedToken]:
-    """The tokens of a conversation as fine-tuning sees them: only what the assistant says, and the end of its turn, is learned."""
+    """The tokens of a conversation with fine-tuning's loss mask: only the assistant's text and the end of its turn are learned."""
     encoded = encode_chat(tokenizer, messages)
     views = token_views(tokenizer, encoded.ids)
     return [MaskedToken(view, trained) for view, trained in zip(views, encoded.trained, strict=True)]
@@ -70,17 +70,17 @@ def fine_tuning_mask(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[
 
 
 def next_token_distribution(model: GPT, ids: Sequence[int]) -> Tensor:
-    """The logits (V,), fp32, of the token after `ids`: what the sampler starts from. A text longer than the context is read as
-    generation reads it: bos and its newest three quarters of a context. Errors: ValueError for no ids."""
+    """The logits (V,), fp32, of the token after `ids`, before sampling. Of a text longer than the context, as in generation, bos and the
+    newest three quarters of a context are read. Errors: ValueError for no ids."""
     if not ids:
         raise ValueError("there are no tokens to continue; begin with bos")
     return Reader(model, 1).read(torch.tensor([list(ids)]))[0]
 
 
 def surprise(model: GPT, ids: Sequence[int]) -> list[float]:
-    """-ln p, in nats, of every token after the first, each predicted from those before it; their sum is what `positron score` negates.
+    """-ln p, in nats, of every token after the first, each predicted from those before it; `positron score` prints their negated sum.
 
-    A text longer than the context is read in windows that advance by half a context, as everywhere in scoring.
+    A text longer than the context is read in windows that advance by half a context, as in evaluate/bits.
     """
     (logprobs,) = token_logprobs(model, [list(ids)])
     return (-logprobs).tolist()
@@ -91,21 +91,21 @@ def surprise(model: GPT, ids: Sequence[int]) -> list[float]:
 
 @torch.inference_mode()
 def attention_maps(model: GPT, ids: Sequence[int]) -> Tensor:
-    """How much each token (row) looks at each token up to itself (column), per layer and head: (L, H, T, T), each row sums to 1.
+    """The attention weights (L, H, T, T) of each token (row) on each token up to itself (column); each row sums to 1.
 
-    Errors: ValueError when the text is longer than the context, NotFiniteOutput.
+    Errors: ValueError if the text is longer than the context, NotFiniteOutput.
     """
     streams, rope = _streams(model, ids), _angles(model, len(ids))
     blocks = cast(Iterable[Block], model.model.layers)
-    layers = zip(blocks, streams, strict=False)  # the last stream, which no layer reads, is left over
+    layers = zip(blocks, streams, strict=False)  # the last stream is unused: no layer reads it
     maps = torch.stack([attention_weights(block.self_attn, block.input_layernorm(x), rope) for block, x in layers])
     check_finite(maps, model)
     return maps
 
 
 def attention_weights(attention: Attention, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """The weights (H, T, T) with which `attention` mixes the values of its input `x` (1, T, C), the part of its forward pass that the
-    fused kernel keeps to itself: softmax of q . k / sqrt(D) over the tokens so far."""
+    """The attention weights (H, T, T) of `attention` for input `x` (1, T, C), which the fused kernel does not return: softmax of
+    q . k / sqrt(D) over the tokens so far."""
     T, D = x.shape[1], attention.config.head_dim
     q = attention.q_norm(attention.q_proj(x).view(1, T, -1, D)).transpose(1, 2)  # (1, H, T, D)
     k = attention.k_norm(attention.k_proj(x).view(1, T, -1, D)).transpose(1, 2)  # (1, K, T, D)
@@ -122,8 +122,8 @@ def attention_weights(attention: Attention, x: Tensor, rope: tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class LayerGuess:
-    """What the stream after some layers says comes next, after each token: the k likeliest ids and their probabilities, (T, k) each,
-    the entropy in bits (T,), and the probability (T,) of the token that the whole model finds likeliest."""
+    """The next-token prediction from the residual stream after some layers, for each token: the k likeliest ids and their probabilities,
+    (T, k) each, the entropy in bits (T,), and the probability (T,) of the whole model's likeliest token."""
 
     ids: Tensor
     probabilities: Tensor
@@ -133,10 +133,10 @@ class LayerGuess:
 
 @torch.inference_mode()
 def logit_lens(model: GPT, ids: Sequence[int], k: int = 5) -> list[LayerGuess]:
-    """The guesses after the embedding and after each layer, L + 1 of them: the final norm and the head applied to the stream there, as
-    if the layers above did nothing. The last one is the model's own prediction. Source: nostalgebraist 2020, "the logit lens".
+    """The L + 1 guesses after the embedding and each layer: the final norm and the head applied to the residual stream there, as if the
+    later layers did nothing. The last one is the model's own prediction. Source: nostalgebraist 2020, "the logit lens".
 
-    Errors: ValueError when the text is longer than the context, NotFiniteOutput.
+    Errors: ValueError if the text is longer than the context, NotFiniteOutput.
     """
     final = model(_row(model, ids))[0].argmax(-1)  # (T,)
     guesses = []
@@ -149,7 +149,7 @@ def logit_lens(model: GPT, ids: Sequence[int], k: int = 5) -> list[LayerGuess]:
 
 @torch.inference_mode()
 def layer_logits(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
-    """The logits (T, V) that the stream gives after the embedding and after each layer, one layer at a time."""
+    """Yield the logits (T, V) from the residual stream after the embedding and after each layer."""
     for x in _streams(model, ids):
         yield model.logits(model.model.norm(x))[0]
 
@@ -162,7 +162,7 @@ def _guess(logprobs: Tensor, final: Tensor, k: int) -> LayerGuess:
 
 @torch.inference_mode()
 def _streams(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
-    """The stream (1, T, C) as it leaves the embedding and each block. Errors: UsageError for a model that is not the built-in one."""
+    """Yield the residual stream (1, T, C) after the embedding and each block. Errors: UsageError if the model is not the built-in one."""
     if why := changed(model):
         raise UsageError(f"this model is not the built-in one ({why}), whose inside is another", "generate and score know it as it is")
     row = _row(model, ids)
@@ -180,7 +180,7 @@ def _angles(model: GPT, T: int) -> tuple[Tensor, Tensor]:
 
 
 def _row(model: GPT, ids: Sequence[int]) -> Tensor:
-    """`ids` as a batch of one on the model's device. Errors: ValueError when they are none, or more than the context holds."""
+    """`ids` as a batch of one on the model's device. Errors: ValueError if there are none, or more than the context holds."""
     if not 0 < len(ids) <= model.config.context_len:
         raise ValueError(f"{len(ids)} tokens; the context holds from 1 to {model.config.context_len}")
     return torch.tensor([list(ids)], device=model.rope_cos.device)

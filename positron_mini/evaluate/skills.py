@@ -1,8 +1,8 @@
-"""What a model can do, skill by skill: the share of minimal pairs in which it finds the right text likelier than the wrong one.
+"""A model's skills: for each, the share of minimal pairs in which the model finds the right text likelier than the wrong one.
 
-A text's score is the sum of ln p of its tokens after bos; nothing is divided by a length, because in every unit of two pairs each wording
-is right once and wrong once (`pairs/making.py`), so that a longer or rarer one cannot help. Chance is 50 %: a model that knows how often
-words occur gets exactly that. Equal scores count as half.
+A text's score is the sum of ln p of its tokens after bos, not divided by its length: in every unit of two pairs each wording is right once
+and wrong once (`pairs/making.py`), so that a longer or rarer one cannot help. Chance is 50 %, exactly what a model that knows only word
+frequencies gets. Equal scores count as half.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from positron_mini.text.tokenizer import BOS, Tokenizer
 
 CHANCE = 0.5
 TIE = 1e-4  # nats; sums of ln p in fp32 that should be equal differ by less
-SHARE = 0.05  # of the training time, at most, goes into scoring skills
-END_PART = 0.25  # of that, the last scoring
-FORWARD_COST = 0.4  # of a training step, per token: a third for the pass itself, and some for texts that are short and padded
+SHARE = 0.05  # largest share of the training time spent on scoring skills
+END_PART = 0.25  # of that, the share of the last scoring
+FORWARD_COST = 0.4  # of a training step, per token: a third for the pass itself, the rest for padding
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SkillResult:
 
 @dataclass(frozen=True)
 class SkillTest:
-    """The pairs of every skill as ids, ready to score models with: bos and a text, the right one and the wrong one of each pair in turn."""
+    """The pairs of every skill as ids, each bos and a text: the right and the wrong text of each pair in turn."""
 
     texts: dict[str, list[list[int]]]  # by skill, equally many of each
 
@@ -55,44 +55,44 @@ class SkillTest:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one scoring predicts."""
+        """Tokens predicted in one scoring."""
         return sum(len(ids) - 1 for texts in self.texts.values() for ids in texts)
 
     def within(self, most_tokens: float) -> SkillTest | None:
-        """The longest beginning that predicts at most so many tokens, None when even two pairs of each skill are too many."""
+        """The longest beginning of the test with at most `most_tokens` predicted tokens, None if two pairs of each skill are too many."""
         sizes = np.array([[len(ids) - 1 for ids in texts] for texts in self.texts.values()])  # (skills, texts)
         units = sizes.reshape(len(sizes), -1, 4).sum((0, 2)).cumsum()  # tokens of the first 1, 2, ... units of all skills
         affordable = int(np.searchsorted(units, most_tokens, side="right"))
         return self.beginning(2 * affordable) if affordable else None
 
     def beginning(self, pairs: int) -> SkillTest:
-        """The test with the first so many pairs of each skill only."""
+        """The test with only the first `pairs` pairs of each skill."""
         return SkillTest({skill: texts[: 2 * pairs] for skill, texts in self.texts.items()})
 
     def score(
         self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
     ) -> list[SkillResult]:
-        """One result per skill. `done` is told the tokens read after each pass."""
+        """One result per skill. `done` gets the tokens read after each pass."""
         points = self.points(model, device=device, precision=precision, done=done)
         return [result_of(skill, found) for skill, found in points.items()]
 
     def points(
         self, model: GPT, *, device: str = "cpu", precision: str = "fp32", done: Callable[[int], None] = lambda _: None
     ) -> dict[str, list[float]]:
-        """By skill, what each pair was judged to be: 1 right, 0 wrong, 0.5 a tie."""
+        """By skill, the judgement of each pair: 1 right, 0 wrong, 0.5 a tie."""
         flat = [ids for texts in self.texts.values() for ids in texts]
         return self.judged(
             float(values.double().sum()) for values in token_logprobs(model, flat, device=device, precision=precision, done=done)
         )
 
     def judged(self, sums: Iterable[float]) -> dict[str, list[float]]:
-        """The same from a sum of ln p for each text, in the order of `texts`."""
+        """The same from the sums of ln p of the texts, in the order of `texts`."""
         known = iter(sums)
         return {skill: [judge(next(known), next(known)) for _ in range(len(texts) // 2)] for skill, texts in self.texts.items()}
 
 
 def skill_test(tokenizer: Tokenizer, pairs: int = PAIRS, *, threads: int = 0) -> SkillTest:
-    """The first so many pairs of each skill, an even number. Equal arguments give equal tests."""
+    """The first `pairs` pairs of each skill, an even number. Equal arguments give equal tests."""
     found = {}
     for skill in SKILLS:
         texts = [text for pair in skill_pairs(skill, pairs) for text in (pair.good, pair.bad)]
@@ -102,16 +102,16 @@ def skill_test(tokenizer: Tokenizer, pairs: int = PAIRS, *, threads: int = 0) ->
 
 @dataclass(frozen=True)
 class RunTests:
-    """What a run is scored on: at its milestones, and at its end, which the verdict is about; None where there is no time for it."""
+    """The tests of a run: at its milestones, and at its end, which decides the verdict; None if there is no time for one."""
 
     milestone: SkillTest | None
     end: SkillTest | None
 
 
 def run_tests(full: SkillTest, run_tokens: int, scorings: int) -> RunTests:
-    """The beginnings of `full` that a run of `run_tokens` is scored on `scorings` times, the last time at its end.
+    """The parts of `full` for a run of `run_tokens` tokens that is scored `scorings` times, the last time at its end.
 
-    All scorings together take `SHARE` of the training time, the last one a larger part.
+    All scorings together take `SHARE` of the training time, the last one a larger part of it.
     """
     tokens = SHARE / FORWARD_COST * run_tokens
     end = full.within(tokens * max(END_PART, 1 / max(scorings, 1)))
@@ -124,7 +124,7 @@ def judge(good: float, bad: float) -> float:
 
 
 def result_of(skill: str, points: Sequence[float]) -> SkillResult:
-    """The result of a skill from what its pairs were judged to be."""
+    """The result of a skill from the judgements of its pairs."""
     low, high = wilson(sum(points), len(points))
     return SkillResult(skill, sum(points) / max(len(points), 1), low, high, len(points))
 
@@ -132,7 +132,7 @@ def result_of(skill: str, points: Sequence[float]) -> SkillResult:
 def skills_suite(
     model: GPT, tokenizer: Tokenizer, *, pairs: int = PAIRS, done: Callable[[int, int], None] = lambda _i, _n: None
 ) -> dict[str, Any]:
-    """The result of all skills: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` is told (tokens read, all)."""
+    """The result of all skills: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` gets (tokens read, all)."""
     test = skill_test(tokenizer, pairs)
     read = 0
 

@@ -1,7 +1,7 @@
-"""What the stories of a model are like: do they end, do they go round in circles, are they copied, are they consistent?
+"""Measures of a model's stories: do they end, do they repeat themselves, are they copied, are they consistent?
 
-A word is a run of letters, digits and apostrophes, in lower case; punctuation and case do not hide a repetition or a copy. Held-out stories
-of the same text are measured alike, because people repeat phrases too, and share them with other stories.
+A word is a run of letters, digits and apostrophes, in lower case, so that punctuation and case do not hide a repetition or a copy. Held-out
+stories of the same text are measured too, because human stories also repeat and share phrases.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from positron_mini.text.tokenizer import BOS
 STORIES = 20
 SAMPLING = SampleConfig(max_tokens=400, temperature=0.7, seed=42)
 HELD_OUT = 200  # stories of the validation part that are measured for comparison
-INDEXED_BYTES = 32_000_000  # of the training text; more would take more than a few seconds and 300 MB
+INDEXED_BYTES = 32_000_000  # of the training text; more would take more than a few seconds and 300 MB of memory
 LONGEST_COPY = 256  # words; a longer copy is reported as this long
-LOOPED_WORDS = 12  # a story that says this many words in a row twice goes round in circles
-COPIED_WORDS = 24  # a story with this many words in a row from the training text is copied
+LOOPED_WORDS = 12  # a story that repeats a run of this many words counts as looping
+COPIED_WORDS = 24  # a story with a run of this many words from the training text counts as copied
 _WORD = re.compile(r"[\w']+")
 _ENDING = re.compile(r"[.!?…][\"'”’)]*\s*$")
 
@@ -48,22 +48,22 @@ def words_of(text: str) -> list[str]:
 
 
 def distinct(words: Sequence[str], n: int) -> float:
-    """The share of different ones among all runs of `n` words, 1 where there is none. Source: Li et al. 2016 (arXiv 1510.03055)."""
+    """The share of distinct runs among all runs of `n` words, 1 if there are none. Source: Li et al. 2016 (arXiv 1510.03055)."""
     runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
 def longest_repeat(words: Sequence[str]) -> int:
-    """The length of the longest run of words that stands at two places, which may overlap.
+    """The length of the longest run of words that occurs twice; the two may overlap.
 
-    Whatever stands at two places begins two suffixes, and in sorted order the two that share most are neighbours.
+    A repeated run is a common prefix of two suffixes, and the longest one belongs to neighbours in sorted order.
     """
     suffixes = sorted(list(words[i:]) for i in range(len(words)))
     return max((_shared(one, other) for one, other in pairwise(suffixes)), default=0)
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items two sequences have in common at their beginning."""
+    """The length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -72,17 +72,17 @@ def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 @dataclass(frozen=True)
 class Copy:
-    """The longest run of words of a text that also stands in another: how many, and which."""
+    """The longest run of words that a text shares with another: how many, and which."""
 
     words: int
     text: str
 
 
 class SuffixIndex:
-    """Every place of some stories in alphabetical order of what follows, so that any run of words is found by bisection.
+    """A suffix array over the words of some stories, in which any run of words is found by bisection.
 
-    Built by prefix doubling: places sorted by their first k words, and by the next k as those are sorted already, are sorted by 2k words.
-    Source: Manber and Myers 1990. 13 MB of stories take a few seconds and 8 bytes a word.
+    Built by prefix doubling: an order by the first k words gives the order by 2k words. Source: Manber and Myers 1990. 13 MB of stories
+    take a few seconds and 8 bytes a word.
     """
 
     def __init__(self, stories: Iterable[str]) -> None:
@@ -97,7 +97,7 @@ class SuffixIndex:
         self._places = suffix_order(self._ids, LONGEST_COPY)
 
     def longest_copy(self, text: str) -> Copy:
-        """The longest run of words of `text` that stands in one of the stories."""
+        """The longest run of words of `text` that occurs in one of the stories."""
         words = words_of(text)
         ids = [self._numbers.get(word, 0) for word in words]
         best, at = 0, 0
@@ -108,10 +108,10 @@ class SuffixIndex:
         return Copy(best, " ".join(words[at : at + best]))
 
     def _match(self, ids: list[int]) -> int:
-        """How many of `ids`, from the first on, stand in a story: what stands there longest is a neighbour in sorted order."""
+        """The length of the longest prefix of `ids` that occurs in a story; it belongs to a neighbour in sorted order."""
         place = bisect_left(range(len(self._places)), ids, key=self._words_at)
         near = range(max(place - 1, 0), min(place + 1, len(self._places)))
-        known = ids[: ids.index(0)] if 0 in ids else ids  # 0: a word of no story
+        known = ids[: ids.index(0)] if 0 in ids else ids  # 0: a word that no story has
         return max((_shared(known, self._words_at(i)) for i in near), default=0)
 
     def _words_at(self, index: int) -> list[int]:
@@ -121,7 +121,7 @@ class SuffixIndex:
 
 
 def suffix_order(ids: NDArray[np.signedinteger[Any]], length: int) -> NDArray[np.int32]:
-    """The places of `ids` (all above 0), sorted by the up to `length` ids from there on, a power of two."""
+    """The positions of `ids` (all above 0), sorted by the up to `length` (a power of two) ids from each."""
     rank = ids.astype(np.int64)
     order = np.argsort(rank, kind="stable")
     known = 1
@@ -132,7 +132,7 @@ def suffix_order(ids: NDArray[np.signedinteger[Any]], length: int) -> NDArray[np
         rank[order] = np.cumsum(is_new) + 1
         if known >= length or len(ids) == 0 or rank[order[-1]] == len(ids):
             return order.astype(np.int32)
-        following = np.zeros_like(rank)  # 0: the text ends there, which sorts first
+        following = np.zeros_like(rank)  # 0: past the end, which sorts first
         following[: -known or None] = rank[known:]
         rank = rank * (len(ids) + 1) + following
         order = np.argsort(rank, kind="stable")
@@ -144,7 +144,7 @@ def suffix_order(ids: NDArray[np.signedinteger[Any]], length: int) -> NDArray[np
 
 @dataclass(frozen=True)
 class StoryMeasures:
-    """One story in figures. `ended` is whether it came to its end with a finished sentence; None where a thing was not measured."""
+    """The measures of one story, None if not measured. `ended`: whether it ended with a finished sentence."""
 
     words: int
     ended: bool
@@ -158,7 +158,7 @@ class StoryMeasures:
     parsed_share: float | None = None
 
     def verdicts(self) -> dict[str, bool]:
-        """What is right about the story, for all that was measured."""
+        """Whether the story passes, for each criterion that was measured."""
         found: dict[str, bool | None] = {
             "ends": self.ended,
             "varied": self.longest_repeat < LOOPED_WORDS,
@@ -169,7 +169,7 @@ class StoryMeasures:
 
 
 def measure_story(text: str, *, stopped: bool, index: SuffixIndex | None = None, is_storyworld: bool = False) -> StoryMeasures:
-    """The figures of a story. `stopped`: the model ended it; `index`: of the training text; `is_storyworld`: that text is the world's."""
+    """The measures of a story. `stopped`: the model ended it; `index`: of the training text; `is_storyworld`: of the story world."""
     words = words_of(text)
     copy = index.longest_copy(text) if index is not None else None
     verdict = storyworld.check_story(text) if is_storyworld else None
@@ -188,7 +188,7 @@ def measure_story(text: str, *, stopped: bool, index: SuffixIndex | None = None,
 
 
 def means(stories: Sequence[StoryMeasures]) -> dict[str, float]:
-    """The mean of every figure that was measured, and the largest number of copied words."""
+    """The mean of every measure, and the largest number of copied words."""
     names = ("words", "distinct_1", "distinct_2", "distinct_3", "longest_repeat", "copied_words", "parsed_share")
     known = {name: [getattr(story, name) for story in stories if getattr(story, name) is not None] for name in names}
     found = {name: fmean(values) for name, values in known.items() if values}
@@ -199,7 +199,7 @@ def means(stories: Sequence[StoryMeasures]) -> dict[str, float]:
 
 
 def train_stories(prepared: Prepared, most_bytes: int = INDEXED_BYTES) -> Iterator[str]:
-    """The training stories, from the first on, until they have `most_bytes` bytes."""
+    """Yield the training stories, from the first on, until they have `most_bytes` bytes."""
     size = 0
     for start, end in prepared.train.documents():
         story = prepared.tokenizer.decode(prepared.train.ids[start:end].tolist())
@@ -210,7 +210,7 @@ def train_stories(prepared: Prepared, most_bytes: int = INDEXED_BYTES) -> Iterat
 
 
 def held_out_stories(prepared: Prepared, most: int = HELD_OUT) -> list[str]:
-    """The first held-out stories, which no training step has read."""
+    """The first `most` held-out stories, which no training step has read."""
     return [
         prepared.tokenizer.decode(prepared.validation.ids[start:end].tolist())
         for start, end in islice(prepared.validation.documents(), most)
@@ -218,7 +218,7 @@ def held_out_stories(prepared: Prepared, most: int = HELD_OUT) -> list[str]:
 
 
 def is_from_storyworld(stories: Sequence[str]) -> bool:
-    """Whether these stories are the story world's: its checker can read every sentence of the first ones."""
+    """Whether the story world's checker can read every sentence of the first stories."""
     return bool(stories) and all(storyworld.check_story(story).parsed_share == 1.0 for story in stories[:3])
 
 
@@ -226,7 +226,7 @@ def is_from_storyworld(stories: Sequence[str]) -> bool:
 
 
 def sample_stories(model: GPT, checkpoint: Checkpoint, count: int = STORIES) -> list[tuple[str, bool]]:
-    """Stories that the model tells from nothing, or when a chat model is asked for one; with whether it ended them itself."""
+    """Stories that the model writes without a prompt (a chat model: on request), each with whether the model ended it."""
     prompt = prompt_ids(checkpoint, "Tell me a story.") if checkpoint.is_chat else [BOS]
     told = generate(model, checkpoint.tokenizer, prompt, SAMPLING, n=count, end_ids=checkpoint.end_ids)
     return [(sample.text.strip(), sample.finish_reason == "stop") for sample in told]
@@ -237,8 +237,8 @@ def stories_suite(
 ) -> dict[str, Any]:
     """The result: {"suite", "items", "accuracy", "low", "high", "by_kind", "measures", "held_out", ...}.
 
-    Right is a story that ends, does not go round in circles, is not copied and, where the text is the story world's, is consistent;
-    `by_kind` has each of these. `prepared` is the text that the model was trained on, `score` how well it predicts the held-out part.
+    A story is right if it ends, does not loop, is not copied and, for a story-world text, is consistent; `by_kind` has each of these.
+    `prepared`: the model's training text; `score`: the model's loss on its held-out part.
     """
     index, is_storyworld, compared = None, False, None
     if prepared is not None:

@@ -1,4 +1,4 @@
-"""Suites with answers that code can check: reading comprehension and requests, on story-world stories that no training text holds."""
+"""Suites whose answers code can check: reading comprehension and requests, on story-world stories that are in no training text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUESTS = SampleConfig(max_tokens=400, temperature=0.3)
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One task: what is asked, its kind, and the judge of a reply."""
+    """One task: its prompt, its kind, and the judge of a reply."""
 
     prompt: str
     kind: str
@@ -42,7 +42,7 @@ def reading_items(count: int, seed: int = 0) -> Iterator[Item]:
     for index, story in enumerate(storyworld.stories(seed, split="validation")):
         asked = storyworld.questions(story)
         chosen = (asked[index % len(asked)], asked[(7 * index + 3) % len(asked)]) if asked else ()
-        for question in dict.fromkeys(chosen):  # a set would give another order in every process
+        for question in dict.fromkeys(chosen):  # a set has another order in every process
             if made == count:
                 return
             made += 1
@@ -50,13 +50,13 @@ def reading_items(count: int, seed: int = 0) -> Iterator[Item]:
 
 
 def request_items(count: int, seed: int = 0) -> Iterator[Item]:
-    """Requests for a story; right is a story that the checker can follow and that meets every constraint."""
+    """Requests for a story; a story is right if the checker can follow it and it meets every constraint."""
     for request in storyworld.requests(seed, count):
         yield Item(request.text, request.constraints["event"], lambda reply, r=request: storyworld.check_request(r, reply))  # type: ignore[misc]
 
 
 def chance_of(items: list[Item], replies: list[str]) -> float:
-    """How often the reply to one task is also right for another of its kind: what answering without reading would give."""
+    """How often the reply to one task is also right for another of its kind: the accuracy of answering without reading."""
     by_kind: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         by_kind.setdefault(item.kind, []).append(i)
@@ -70,7 +70,7 @@ def chance_of(items: list[Item], replies: list[str]) -> float:
 def run_suite(
     name: str, model: GPT, checkpoint: Checkpoint, *, items: int | None = None, done: Callable[[int, int], None] = lambda _i, _n: None
 ) -> dict[str, object]:
-    """The result of a suite: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` is told (finished, all)."""
+    """The result of a suite: {"suite", "items", "accuracy", "low", "high", "chance", "by_kind"}; `done` gets (finished, all)."""
     make, usual, settings = (reading_items, READING_ITEMS, READING) if name == "reading" else (request_items, REQUEST_ITEMS, REQUESTS)
     tasks = list(make(usual if items is None else items))
     replies = []
@@ -84,7 +84,7 @@ def run_suite(
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
-    """The ids that ask `text` of a chat model; a base model reads it as the beginning of a text that goes on with the answer."""
+    """The prompt ids for `text`: a user's message for a chat model; for a base model the beginning of a text that the answer continues."""
     if checkpoint.is_chat:
         return encode_chat(checkpoint.tokenizer, [Message("user", text)], add_generation_prompt=True).ids
     return [BOS, *checkpoint.tokenizer.encode(f"{text}\n")]

@@ -1,5 +1,5 @@
-"""The evolution report: what a run measured, what it learned and when, and whether to go on.
+"""The evolution report: a run's measurements, what it learned and when, and whether to train on.
 
-`build.evolution` reads a run folder and works everything out; `page` writes it as one HTML file, `plots` as pictures, `compare` sets two
-runs side by side. Nothing is measured here that the run folder and the prepared text do not hold.
+`evolution.evolution` reads a run folder and computes everything; `page` writes it as one HTML file, `plots` as pictures, `compare` sets
+two runs side by side. Everything comes from the run folder and the prepared text.
 """

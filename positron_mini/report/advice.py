@@ -1,4 +1,4 @@
-"""Shall I go on? Three questions, each answered from the measured curve and skills by a rule that is written down here.
+"""Shall I go on? Three questions, each answered from the measured curve and skills by a rule given here.
 
 - A run whose held-out loss has turned (`curve.turned`) is not improving, whatever else its curve does; the step with the lowest loss stands
   for it, and more text is what helps.
@@ -34,7 +34,7 @@ LEAST_POINTS = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """One question, its answer (None: cannot be told) and the figures behind it."""
+    """One question, its answer (None: unknown) and the figures behind it."""
 
     question: str
     answer: bool | None
@@ -43,13 +43,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Advice:
-    """The three verdicts, what twice the tokens would give, and what to type next."""
+    """The three verdicts, the expected gain from twice the tokens, and the next command."""
 
     improving: Verdict
     stories: Verdict
     fine_tuning: Verdict
     gain_per_doubling: float | None  # bits per byte
-    share_per_doubling: float | None  # the same as a share of the bits per byte where the line ends
+    share_per_doubling: float | None  # the same as a share of the bits per byte at the end of the line
     next_command: str
 
     @property
@@ -64,7 +64,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Improvement:
-    """Whether a run still improves, and what twice the tokens take off its bits per byte: how many, and as a share."""
+    """Whether a run still improves, and by how much twice the tokens lower its bits per byte: absolute, and as a share."""
 
     verdict: Verdict
     gain: float | None = None
@@ -72,7 +72,7 @@ class Improvement:
 
 
 def advise(record: RunHistory, corpus: Corpus, lines: Sequence[SkillLine]) -> Advice:
-    """The advice for a run as it stands."""
+    """The advice for a run in its present state."""
     found = improvement(record)
     stories = _stories(record, corpus, lines)
     tuning = _fine_tuning(stories, lines)
@@ -110,7 +110,7 @@ def constant_rate(record: RunHistory) -> list[StepReport]:
 
 
 def gain_per_doubling(rows: Sequence[StepReport]) -> float | None:
-    """Bits per byte that twice the tokens would take away, by the line of least squares; None for fewer than three validations."""
+    """Bits per byte gained by twice the tokens, by a least-squares line; None for fewer than three validations."""
     points = [(math.log2(row.tokens), row.val_bpb) for row in rows if row.tokens > 0 and row.val_bpb is not None]
     if len(points) < LEAST_POINTS:
         return None
@@ -131,7 +131,7 @@ def _improving(rows: Sequence[StepReport], gain: float | None, share: float | No
 
 
 def _improving_answers(record: RunHistory) -> Verdict:
-    """A fine-tuning reads its conversations again and again: it improves while the newest held-out loss is the lowest."""
+    """The verdict for fine-tuning, which reads its conversations repeatedly: it improves while the newest held-out loss is the lowest."""
     question, rows = "Is it still improving?", record.validations
     if len(rows) < LEAST_POINTS:
         return Verdict(question, None, f"Validations: {len(rows)}; an answer needs {LEAST_POINTS}.")
@@ -174,7 +174,7 @@ def _fine_tuning(stories: Verdict, lines: Sequence[SkillLine]) -> Verdict:
 
 
 def _further(record: RunHistory) -> tuple[str, str]:
-    """The flag and its value that train a run on, to about twice the tokens where it had an end."""
+    """The flag and value that continue a run, to about twice its tokens if it had a horizon."""
     if record.schedule.horizon is None:
         return "--more_steps", "1000"
     if record.is_timed:

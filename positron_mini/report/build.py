@@ -1,4 +1,4 @@
-"""The files that a report becomes: one page and some pictures."""
+"""The files of a report: one page and some pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURES = ("loss.png", "bits_per_byte.png", "skills.png", "throughput.png")
 
 
 def pictures(found: Evolution) -> dict[str, tuple[plots.Draw, tuple[float, float]]]:
-    """The figures for a README by file name, with their sizes in inches; one without data is left out."""
+    """The figures for a README by file name, with their sizes in inches; those without data are left out."""
     record = found.record
     drawn: dict[str, tuple[plots.Draw, tuple[float, float]]] = {}
     if record.reports:
@@ -31,7 +31,7 @@ def pictures(found: Evolution) -> dict[str, tuple[plots.Draw, tuple[float, float
 
 
 def write_report(found: Evolution) -> tuple[Path, list[Path]]:
-    """`report.html` and the PNGs in `report/`, written into the run folder. The same folder gives the same bytes."""
+    """Write `report.html` and the PNGs in `report/` into the run folder; return their paths. The same folder gives the same bytes."""
     text = page(found)
     if len(text.encode()) > MOST_BYTES:
         raise PositronError(
@@ -44,7 +44,7 @@ def write_report(found: Evolution) -> tuple[Path, list[Path]]:
     written = []
     drawn = pictures(found)
     for old in set(PICTURES) - set(drawn):
-        (folder / old).unlink(missing_ok=True)  # of a report on more than there is now
+        (folder / old).unlink(missing_ok=True)  # a picture of an earlier report, whose data is gone
     for name, (draw, size) in drawn.items():
         files.write_bytes(folder / name, plots.png(draw, size))
         written.append(folder / name)

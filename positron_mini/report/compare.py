@@ -22,12 +22,12 @@ from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import BOS
 
 ROWS = 8  # of a table of curves
-SET_ASIDE = ("out_dir", "track")  # settings that change nothing in a model
+SET_ASIDE = ("out_dir", "track")  # settings that do not change a model
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what was given, its checkpoint, and the run it belongs to up to that step, None for a folder that lies alone."""
+    """One of the two: the name given, its checkpoint, and its run up to that step (None for a step folder outside a run)."""
 
     given: str
     checkpoint: Checkpoint
@@ -40,7 +40,7 @@ class Side:
 
     @property
     def label(self) -> str:
-        """What was given, and the step."""
+        """The name given, and the step."""
         return self.given if self.step is None else f"{self.given} at step {self.step:,}"
 
 
@@ -56,7 +56,7 @@ def open_side(given: str, say: Say) -> tuple[Side, GPT]:
 
 
 def settings(side: Side) -> dict[str, Any]:
-    """Everything that can differ, by name: the shape, and of a run its settings, schedule, text, device and versions."""
+    """All settings by name: the shape, and for a run its settings, schedule, text, device and versions."""
     shape = {**asdict(side.checkpoint.config), "parameters": side.checkpoint.config.parameters}
     found = {**shape, "tokenizer": side.checkpoint.tokenizer.fingerprint[:16], "step": side.step}
     record = side.record
@@ -71,7 +71,7 @@ def settings(side: Side) -> dict[str, Any]:
 
 
 def differences(a: Side, b: Side) -> list[tuple[str, Any, Any]]:
-    """The settings in which the two differ, as (name, a's, b's); None where one has no such setting."""
+    """The settings in which the two differ, as (name, a's, b's); None if one has no such setting."""
     one, other = settings(a), settings(b)
     return [(name, one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
 
@@ -81,7 +81,7 @@ def differences(a: Side, b: Side) -> list[tuple[str, Any, Any]]:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Bits per byte of both at the same number of tokens, or of seconds."""
+    """Bits per byte of both at the same number of tokens or seconds."""
 
     at: float
     a: float
@@ -89,9 +89,9 @@ class Crossing:
 
 
 def crossings(a: RunHistory | None, b: RunHistory | None, axis: Callable[[StepReport], float], most: int = ROWS) -> list[Crossing]:
-    """Where a validation of the one lies between validations of the other: at most `most` places, spread over the shared stretch.
+    """The points where a validation of one lies between validations of the other: at most `most`, spread over the shared range.
 
-    The other's value there is on the straight line between its neighbours over the logarithm of the axis.
+    The other's value there is interpolated linearly over the logarithm of the axis.
     """
     if a is None or b is None:
         return []
@@ -110,7 +110,7 @@ def _points(record: RunHistory, axis: Callable[[StepReport], float]) -> list[tup
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The value at `x`, which lies within the points."""
+    """The interpolated value at `x`, which lies within the points."""
     for (left, y), (right, z) in pairwise(points):
         if left <= x <= right:
             share = (math.log(x) - math.log(left)) / (math.log(right) - math.log(left)) if right > left else 0.0
@@ -119,17 +119,17 @@ def _between(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def equal_tokens(a: Side, b: Side) -> list[Crossing]:
-    """Both at the same number of tokens read."""
+    """The crossings at equal numbers of tokens read."""
     return crossings(a.record, b.record, lambda row: float(row.tokens))
 
 
 def equal_time(a: Side, b: Side) -> list[Crossing]:
-    """Both after the same seconds of training."""
+    """The crossings at equal seconds of training."""
     return crossings(a.record, b.record, lambda row: row.elapsed_s)
 
 
 def cautions(a: Side, b: Side) -> list[str]:
-    """Why figures of the two may not be comparable."""
+    """Reasons why the figures of the two may not be comparable."""
     found = []
     if a.record is None or b.record is None:
         found.append("a folder that lies outside its run has no curves")
@@ -149,7 +149,7 @@ def cautions(a: Side, b: Side) -> list[str]:
 
 
 def skill_moves(a: Side, b: Side, models: tuple[GPT, GPT], say: Say) -> list[Move]:
-    """Each skill of both, those that differ most first. What a run has not measured is scored now."""
+    """Each skill of both, largest difference first. Skills that a run has not measured are scored now."""
     first, second = (_scores(side, model, say) for side, model in zip((a, b), models, strict=True))
     found = [Move(skill, first[skill], second[skill]) for skill in first if skill in second]
     return sorted(found, key=lambda move: (-abs(move.gain), move.skill))
@@ -166,7 +166,7 @@ def _scores(side: Side, model: GPT, say: Say) -> dict[str, SkillScore]:
 
 @dataclass(frozen=True)
 class Twin:
-    """What both wrote after the same prompt with the same seed."""
+    """The texts of both for the same prompt and seed."""
 
     prompt: str
     seed: int
@@ -175,7 +175,7 @@ class Twin:
 
 
 def twins(a: Side, b: Side, models: tuple[GPT, GPT], prompts: Sequence[str], sampling: SampleConfig) -> list[Twin]:
-    """A continuation of each prompt by both, with a seed of its own; an answer where both are chat models."""
+    """A continuation of each prompt by both, each prompt with its own seed; an answer if both are chat models."""
     is_chat = a.checkpoint.is_chat and b.checkpoint.is_chat
     found = []
     for i, prompt in enumerate(prompts):
@@ -208,7 +208,7 @@ def default_prompts(a: Side, b: Side) -> tuple[tuple[str, ...], SampleConfig]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `positron compare` shows."""
+    """All results of `positron compare`."""
 
     a: Side
     b: Side
@@ -220,7 +220,7 @@ class Comparison:
     cautions: list[str]
 
     def summary(self) -> dict[str, Any]:
-        """The same as plain values, for programs."""
+        """The comparison as plain values, for --json."""
         return {
             "a": self.a.label,
             "b": self.b.label,
@@ -240,7 +240,7 @@ def _plain(score: SkillScore) -> dict[str, Any]:
 
 
 def compare(given_a: str, given_b: str, *, prompts: Sequence[str], seed: int | None, max_tokens: int | None, say: Say) -> Comparison:
-    """The comparison. `prompts` empty, `seed` or `max_tokens` None: as the milestones have them. Errors: CheckpointError, RunError."""
+    """Compare two. `prompts` empty, `seed` or `max_tokens` None: as for the milestones. Errors: CheckpointError, RunError."""
     (a, model_a), (b, model_b) = open_side(given_a, say), open_side(given_b, say)
     usual, sampling = default_prompts(a, b)
     sampling = sampling if seed is None else replace(sampling, seed=seed)

@@ -1,4 +1,4 @@
-"""The text behind a run: its preparation report, and the losses of models so simple that they need no training.
+"""The text of a run: its preparation report, and the losses of models so simple that they need no training.
 
 Reference losses, each over the tokens that the run's own validation scores (every token after bos, eos included):
 - uniform: every piece equally likely, ln(vocabulary).
@@ -32,7 +32,7 @@ FORMAT = 1  # raise it when a definition changes
 MEMORY = "report/corpus.json"
 COUNTED_TOKENS = 20_000_000
 DISCOUNT = 0.75
-VALIDATION_SHARE = 0.15  # of the tokens between two validations, as pretrain takes them; tests compare the two
+VALIDATION_SHARE = 0.15  # of the tokens between two validations, as in train/pretrain; a test compares the two
 
 Ids = NDArray[np.int64]
 Nats = NDArray[np.float64]
@@ -40,7 +40,7 @@ Nats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reference:
-    """A horizontal line in the curve: nats per token and bits per byte that something simple reaches."""
+    """A horizontal line in the curve: nats per token and bits per byte of a simple model."""
 
     name: str
     loss: float
@@ -49,19 +49,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is known about a run's text. `report` is from its preparation; `note` says where `positron prepare` had it from."""
+    """The facts about a run's text. `report`: from its preparation; `note`: the source that `positron prepare` recorded."""
 
     references: tuple[Reference, ...]
     report: dict[str, Any]
     note: dict[str, Any]
 
     def reference(self, name: str) -> Reference | None:
-        """The reference of that name, where it is known."""
+        """The reference of that name, or None."""
         return next((line for line in self.references if line.name == name), None)
 
 
 def describe_corpus(record: RunHistory, cache_dir: Path = Path("data/cache")) -> Corpus:
-    """The corpus of a run: as its report folder remembers it, else from the prepared tokens, else the little the run itself tells."""
+    """The corpus of a run: as stored in its report folder, else from the prepared tokens, else from the run's own record."""
     if record.kind != "pretrain" or record.shape is None:
         return Corpus(_uniform(record), {}, {})
     remembered = _recall(record)
@@ -75,7 +75,7 @@ def describe_corpus(record: RunHistory, cache_dir: Path = Path("data/cache")) ->
 
 
 def remember(record: RunHistory, corpus: Corpus) -> None:
-    """Keep what was counted beside the report, so that it outlives the cache and the text."""
+    """Store the counts beside the report, so that they outlive the cache and the text."""
     if record.kind == "pretrain" and corpus.report:
         lines = [asdict(line) for line in corpus.references]
         value = {"format": FORMAT, **_fingerprints(record), "references": lines, "report": corpus.report, "note": corpus.note}
@@ -89,16 +89,16 @@ def _recall(record: RunHistory) -> Corpus | None:
             return None
         return Corpus(tuple(Reference(**line) for line in data["references"]), dict(data["report"]), dict(data["note"]))
     except (PositronError, KeyError, TypeError, ValueError):
-        return None  # it only saves time
+        return None  # this file only saves time
 
 
 def _fingerprints(record: RunHistory) -> dict[str, Any]:
-    """What the references depend on."""
+    """The fingerprints that the references depend on."""
     return {"text": record.identity.get("text"), "tokenizer": record.identity.get("tokenizer"), "validated": _validation_tokens(record)}
 
 
 def open_prepared(record: RunHistory, cache_dir: Path) -> Prepared | None:
-    """The prepared tokens of a run's text from the cache; None when they, or the run's tokenizer, are no longer there."""
+    """The prepared tokens of a run's text from the cache; None if they, or the run's tokenizer, are gone."""
     text, fingerprint = str(record.identity.get("text")), str(record.identity.get("tokenizer"))
     folder = cache_dir / f"{text[:16]}-{fingerprint[:16]}"
     if not folder.is_dir():
@@ -117,7 +117,7 @@ def open_prepared(record: RunHistory, cache_dir: Path) -> Prepared | None:
 
 
 def _own_tokenizer(run: Path) -> Tokenizer | None:
-    """The tokenizer of a run, from its newest step that has one and is not dropped meanwhile."""
+    """The tokenizer of a run, from its newest step that has one."""
     for path in sorted(run.glob("step_*"), reverse=True):
         with contextlib.suppress(PositronError):
             return Tokenizer.load(path / "tokenizer.model")
@@ -128,7 +128,7 @@ def _own_tokenizer(run: Path) -> Tokenizer | None:
 
 
 def _validation_tokens(record: RunHistory) -> int:
-    """The most tokens that one validation of the run reads."""
+    """The largest number of tokens in one validation of the run."""
     assert record.shape is not None
     context = record.shape.context_len
     rows = max(1, round(int(record.config.get("batch_tokens") or context) / context))
@@ -164,7 +164,7 @@ def _counted(record: RunHistory, prepared: Prepared) -> tuple[Reference, ...]:
 
 
 def unigram_probabilities(train: Ids, vocab_size: int) -> Nats:
-    """Probability of each piece (V,) as the next token, whatever went before: its count plus one. bos is never predicted."""
+    """Probability of each piece (V,) as the next token, whatever precedes it: from its count plus one. bos is never predicted."""
     counts = np.bincount(train, minlength=vocab_size).astype(np.float64)
     counts[BOS] = 0
     probabilities: Nats = (counts + 1) / (counts.sum() + vocab_size)
@@ -174,7 +174,7 @@ def unigram_probabilities(train: Ids, vocab_size: int) -> Nats:
 def bigram_probabilities(train: Ids, unigram: Nats, before: Ids, after: Ids) -> Nats:
     """Probability of each `after` given `before`, both (N,): (count - d)/all + d x kinds/all x unigram, d = 0.75.
 
-    `all` is how often `before` occurs with a successor, `kinds` how many different ones it has. A piece never seen gives the unigram.
+    `all` is how often `before` occurs with a successor, `kinds` how many different ones it has. After a piece never seen it is the unigram.
     """
     vocab = len(unigram)
     is_pair = train[1:] != BOS

@@ -1,4 +1,4 @@
-"""Everything a report shows, worked out from one run folder."""
+"""The contents of a report, computed from one run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from positron_mini.store.run_history import RunHistory, read_run
 
 @dataclass(frozen=True)
 class Evolution:
-    """A run, its text, what it learned, what to do next, and how to make it again."""
+    """A run, its text, what it learned, what to do next, and the commands that reproduce it."""
 
     record: RunHistory
     corpus: Corpus
@@ -34,7 +34,7 @@ class Evolution:
 
     @property
     def epochs(self) -> float | None:
-        """How often the training text was read."""
+        """Epochs: how often the training text was read."""
         there = self.corpus.report.get("train_tokens")
         return self.record.reports[-1].tokens / there if there and self.record.reports else None
 
@@ -42,12 +42,12 @@ class Evolution:
     def state_bytes(self) -> int | None:
         """Size of the newest saved training state: raw weights, optimizer, running average."""
         for path in sorted(self.record.path.glob(f"step_*/{STATE_FILE}"), reverse=True):
-            with contextlib.suppress(OSError):  # dropped meanwhile by the process that trains the run
+            with contextlib.suppress(OSError):  # the process that trains the run may remove it meanwhile
                 return path.stat().st_size
         return None
 
     def summary(self) -> dict[str, Any]:
-        """The same as plain values, for programs."""
+        """The evolution as plain values, for --json."""
         record, newest = self.record, self.record.validations[-1:]
         verdicts = {"improving": self.advice.improving, "stories": self.advice.stories, "fine_tuning": self.advice.fine_tuning}
         return {

@@ -1,8 +1,8 @@
-"""When each skill was learned, and what may be said about it.
+"""When each skill was learned, and which claims the measurements support.
 
 A skill is above a share at a step when the lower end of its 95 % interval lies above it and, because many skills are looked at together, an
 exact binomial test still says so after Holm's correction over all skills of that step (one-sided, 2.5 %). It *rose* above the share at the
-first step from which on that holds at every later measured step. Nothing is said about a skill that does not pass.
+first step from which on that holds at every later measured step. A skill that does not pass is not mentioned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEVEL = 0.025
 
 @dataclass(frozen=True)
 class SkillLine:
-    """One skill over the run: its scores in the order of steps, and since when it is above chance and above 80 %, None for not."""
+    """One skill over the run: its scores by step, and the steps since which it is above chance and above 80 % (None: it is not)."""
 
     skill: str
     scores: tuple[SkillScore, ...]
@@ -33,7 +33,7 @@ class SkillLine:
 
     @property
     def title(self) -> str:
-        """The skill's name as a person reads it."""
+        """The skill's name with spaces."""
         return title(self.skill)
 
 
@@ -43,7 +43,7 @@ def title(skill: str) -> str:
 
 
 def binomial_tail(right: int, pairs: int, share: float) -> float:
-    """Probability of at least `right` of `pairs` when each is right with probability `share`."""
+    """Probability of at least `right` of `pairs` if each is right with probability `share`."""
     if right <= 0:
         return 1.0
     log = (math.log(share), math.log1p(-share), math.lgamma(pairs + 1))
@@ -52,7 +52,7 @@ def binomial_tail(right: int, pairs: int, share: float) -> float:
 
 
 def holm(p_values: dict[str, float], level: float) -> set[str]:
-    """The names whose hypothesis falls at a family-wise error of `level`. Source: Holm 1979."""
+    """The names whose null hypothesis is rejected at a family-wise error of `level`. Source: Holm 1979."""
     fallen: set[str] = set()
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: (item[1], item[0]))):
         if p > level / (len(p_values) - place):
@@ -63,13 +63,13 @@ def holm(p_values: dict[str, float], level: float) -> set[str]:
 
 def above(scores: Sequence[SkillScore], share: float) -> set[str]:
     """The skills among those measured together that are above `share`."""
-    # a quarter makes good the four digits of the log, and still rounds the half point of a tie down
+    # the quarter makes up for the log's four digits, and still rounds a tie's half point down
     tails = {row.skill: binomial_tail(int(row.accuracy * row.pairs + 0.25), row.pairs, share) for row in scores}
     return holm(tails, LEVEL) & {row.skill for row in scores if row.low > share}
 
 
 def skill_lines(scores: Iterable[SkillScore]) -> tuple[SkillLine, ...]:
-    """One line per skill: first those learned first, then by what they reached."""
+    """One line per skill: first learned first, then by accuracy."""
     by_step: dict[int, list[SkillScore]] = {}
     by_skill: dict[str, dict[int, SkillScore]] = {}
     for row in scores:
@@ -101,7 +101,7 @@ def _order(line: SkillLine) -> tuple[float, float, float, str]:
 
 @dataclass(frozen=True)
 class Move:
-    """How far a skill's accuracy went between two steps. `is_clear` when the two intervals do not meet."""
+    """The change of a skill's accuracy between two steps."""
 
     skill: str
     before: SkillScore
@@ -119,7 +119,7 @@ class Move:
 
 
 def moves(lines: Sequence[SkillLine], since: int | None = None) -> list[Move]:
-    """What each skill did from the newest score at or before step `since` (default: the last but one) to the newest, largest first."""
+    """The change of each skill from the newest score at or before step `since` (default: the last but one) to the newest, largest first."""
     found = []
     for line in lines:
         earlier = [row for row in line.scores[:-1] if since is None or row.step <= since]
@@ -130,7 +130,7 @@ def moves(lines: Sequence[SkillLine], since: int | None = None) -> list[Move]:
 
 # --- words ------------------------------------------------------------------------------------------------------------------------------
 
-# what the skills are about, by their names in evaluate/pairs
+# areas of the skills, by their names in evaluate/pairs
 AREAS: dict[str, tuple[str, ...]] = {
     "grammar": ("word_order", "agreement_near", "agreement_attractor", "pronoun_gender", "possessives", "tense"),
     "dialogue": ("quotation", "politeness"),
@@ -142,7 +142,7 @@ AREAS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What the intervals support about an area: `word` is emerging or firm; the skills are its evidence."""
+    """A claim about an area that the intervals support: `word` is emerging or firm; the skills are its evidence."""
 
     area: str
     word: str
@@ -151,12 +151,12 @@ class Claim:
 
 
 def area_of(skill: str) -> str | None:
-    """The area that a skill belongs to, None for one that this module does not know."""
+    """The area of a skill, None for an unknown one."""
     return next((area for area, skills in AREAS.items() if skill in skills), None)
 
 
 def claims(lines: Sequence[SkillLine]) -> list[Claim]:
-    """What may be said: an area is emerging when a skill of it rose above chance, firm when all that it has rose above 80 %."""
+    """The supported claims: an area is emerging if a skill of it rose above chance, firm if all its skills rose above 80 %."""
     found = []
     for area, skills in AREAS.items():
         members = [line for line in lines if area_of(line.skill) == area]

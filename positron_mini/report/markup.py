@@ -1,4 +1,4 @@
-"""Small parts of a page. Every text goes through `esc`; whatever a model or a file holds is shown, and never obeyed."""
+"""Small parts of a page. Every text of a model or a file goes through `esc`, so that none of it acts as HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def section(name: str, heading: str, *parts: str) -> str:
 
 
 def figure(wide: str, narrow: str | None, alt: str, caption: str) -> str:
-    """A figure in two widths, of which the style sheet shows one. `alt` says what is seen, `caption` (HTML) what is measured and means."""
+    """A figure in two widths, of which the style sheet shows one. `alt` describes the picture, `caption` (HTML) explains it."""
     drawings = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>' if narrow is not None else wide
     return f'<figure>\n<div class="plot" role="img" aria-label="{esc(alt)}">{drawings}</div>\n<figcaption>{caption}</figcaption>\n</figure>'
 
@@ -31,13 +31,13 @@ def pairs(rows: Iterable[tuple[str, str]], kind: str = "facts") -> str:
 
 
 def command_block(*commands: str) -> str:
-    """Commands to copy; a line may break before a flag, but not between the dashes of one."""
+    """Commands to copy; a line may break before a flag, but not between its dashes."""
     lines = "\n".join(re.sub(r"(^| )(--?\w+)", r'\1<span class="flag">\2</span>', esc(command)) for command in commands)
     return f'<pre class="command"><code>{lines}</code></pre>'
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """A table of figures in HTML cells, the first of each row its name; it scrolls by itself where it is too wide."""
+    """A table of HTML cells, the first of each row its name; it scrolls if it is too wide."""
     top = "".join(f'<th scope="col">{esc(head)}</th>' for head in heads)
     body = "".join(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>\n" for first, *rest in rows)
     return (
@@ -47,17 +47,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> 
 
 
 def details(summary: str, content: str) -> str:
-    """Something that opens on demand."""
+    """Content that the reader can open."""
     return f"<details><summary>{esc(summary)}</summary>\n{content}\n</details>"
 
 
 def amount(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """A number with so many decimals and its unit; a dash where there is none."""
+    """A number with so many decimals and its unit; a dash for None."""
     return "\u2013" if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def large(value: float) -> str:
-    """A large count in few signs: 3.44 million."""
+    """A large count in short: 3.44 million."""
     for size, word in ((1e9, "billion"), (1e6, "million")):
         if value >= size:
             return f"{value / size:.3g} {word}"

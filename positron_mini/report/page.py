@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing loaded from elsewhere (and a policy in its head that forbids both)."""
+"""The report as one HTML file: no script, nothing loaded from elsewhere (its content security policy forbids both)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(found: Evolution) -> str:
 
 
 def header(found: Evolution) -> str:
-    """Title, one paragraph that says what happened, and the key figures."""
+    """Title, a summary paragraph, and the key figures."""
     record = found.record
     return (
         f'<header>\n<p class="kicker">Evolution report</p>\n<h1>{esc(record.name)}</h1>\n<p class="lead">{lead(found)}</p>\n'
@@ -51,7 +51,7 @@ def header(found: Evolution) -> str:
 
 
 def lead(found: Evolution) -> str:
-    """What the run was, in two sentences of HTML."""
+    """Two sentences of HTML that describe the run."""
     record = found.record
     name, size = str(record.config.get("config") or "A model"), record.shape.parameters if record.shape else 0
     what = f"{esc(name)}, a language model of {large(size)} parameters"
@@ -93,7 +93,7 @@ def _key_figures(found: Evolution) -> list[tuple[str, str]]:
 
 
 def advice_section(found: Evolution) -> str:
-    """The three verdicts, and what to type next."""
+    """The three verdicts, and the next command."""
     advice, place = found.advice, found.record.place
     command = advice.next_command.replace(shlex.quote(place), shlex.quote(shown_path(place)))
     cards = "".join(_card(verdict) for verdict in (advice.stories, advice.fine_tuning, advice.improving))
@@ -113,7 +113,7 @@ def _card(verdict: Verdict) -> str:
 
 
 def _forecast(found: Evolution) -> str:
-    """What twice the tokens would cost and give; empty once the rate falls, as the line is measured before."""
+    """The cost and gain of twice the tokens; empty once the rate falls, because the line is fitted before."""
     share, rows, reports = found.advice.share_per_doubling, found.record.validations, found.record.reports
     if share is None or share <= 0 or constant_rate(found.record)[-1].step < rows[-1].step:
         return ""

@@ -1,4 +1,4 @@
-"""Sections of the page about what the model can do, and about how the figures came about."""
+"""Sections of the page about the model's abilities, and about how the figures were measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron_mini.text.corpus.report import report_lines
 
 FEW_SAMPLES, FEW_CELLS = 6, 4
 MOST_CELLS = 16
-WHITE_FROM = 0.64  # of the way to the darkest colour: from there on pale figures are read more easily than dark ones
+WHITE_FROM = 0.64  # share of the darkest colour from which light figures are easier to read than dark ones
 MOST_CHARACTERS = 4_000  # of one sample
 
 
@@ -66,7 +66,7 @@ def _entry(entry: Entry, *, is_first: bool) -> str:
 
 
 def skills_section(found: Evolution) -> str:
-    """What the skills say in words, the table of colours, and when each was learned."""
+    """The claims about the skills, the table of colours, and when each was learned."""
     lines = found.skills
     if not lines:
         text = "<p>No skills were measured in this run. Its newest checkpoint can be measured with:</p>"
@@ -84,7 +84,7 @@ def skills_section(found: Evolution) -> str:
 
 
 def _claims(claims: Sequence[Claim]) -> str:
-    """One sentence per area that the intervals support; nothing about the others."""
+    """One sentence per supported claim."""
     if not claims:
         return "<p>No skill is above chance yet.</p>"
     items = []
@@ -103,7 +103,7 @@ def _unlearned(lines: Sequence[SkillLine]) -> str:
 
 
 def _asked(lines: Sequence[SkillLine]) -> str:
-    """What each skill is about, with its first pair: the right text, and the wrong one."""
+    """Each skill with its first pair: the right text, and the wrong one."""
     items = []
     for line in lines:
         if line.skill in SKILLS:
@@ -114,7 +114,7 @@ def _asked(lines: Sequence[SkillLine]) -> str:
 
 
 def _heat(lines: Sequence[SkillLine]) -> str:
-    """The accuracies as a table of colours; on a narrow page only some of the columns are shown."""
+    """The accuracies as a table of colours; a narrow page shows only some columns."""
     every = sorted({row.step for line in lines for row in line.scores})
     risen = {step for line in lines for step in (line.above_chance, line.above_sure) if step is not None}
     steps = every if len(every) <= MOST_CELLS else sorted(set(shown_steps(every, max(2, MOST_CELLS - len(risen)))) | risen)
@@ -168,7 +168,7 @@ def _since(line: SkillLine) -> str:
 
 
 def corpus_section(found: Evolution) -> str:
-    """The text: where it is from, what is in it, what was left out."""
+    """The text: its source, its contents, and what was left out."""
     known, rows = found.corpus, []
     source = _source(found)
     if source:
@@ -194,7 +194,7 @@ def _source(found: Evolution) -> str:
 
 
 def setup_section(found: Evolution) -> str:
-    """The commands that make the run again, and what it ran on."""
+    """The commands that reproduce the run, and the machine it ran on."""
     record = found.record
     commands = command_block(*found.commands)
     shape = record.shape
@@ -232,7 +232,7 @@ def _fingerprints(found: Evolution) -> list[tuple[str, object]]:
 
 
 def method_section() -> str:
-    """The rules behind the lines, the words and the advice, as the modules state them."""
+    """The rules behind the references, claims and advice, from the docstrings of their modules."""
     rules = {"Lines in the curve": corpus.__doc__, "What counts as learned": learned.__doc__, "Advice": advice.__doc__}
     parts = [f"<h3>{name}</h3>{_paragraphs(text or '')}" for name, text in rules.items()]
     return section("method", "How these figures are made", details("Definitions and rules", "".join(parts)))

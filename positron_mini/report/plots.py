@@ -1,6 +1,6 @@
-"""The figures of a report: drawn once, written as PNG for a README and as SVG that takes its colours and fonts from the page.
+"""The figures of a report: drawn once, written as PNG for a README and as SVG with the colours and fonts of the page.
 
-In an SVG each colour is first a mark of its own, which is then replaced by a CSS variable of that name.
+An SVG is drawn with a placeholder for each colour, which is then replaced by a CSS variable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from positron_mini.report.corpus import Corpus
 from positron_mini.report.learned import SkillLine
 from positron_mini.store.run_history import RunHistory
 
-# name of the CSS variable: (mark in the SVG, colour on white paper)
+# name of the CSS variable: (placeholder in the SVG, colour of the PNG)
 COLOURS = {
     "ink": ("#0a0b01", "#23262b"),
     "muted": ("#0a0b02", "#62676e"),
@@ -30,9 +30,9 @@ COLOURS = {
 WIDE, NARROW, SMALL = (9.6, 4.7), (4.5, 4.0), (4.5, 2.5)  # inches at 72 points
 PNG_DPI = 150
 BINS = 320
-MOST_LETTERS = 48  # of a name beside a row
-WHITE_FROM = 0.75  # share of the darkest colour from which on a white figure is read more easily than a dark one
-NAME_HEIGHT = 0.052  # of a name in the margin, as a share of the axis
+MOST_LETTERS = 48  # characters of a name beside a row
+WHITE_FROM = 0.75  # share of the darkest colour from which a white figure is easier to read than a dark one
+NAME_HEIGHT = 0.052  # height of a name in the margin, as a share of the axis
 LABELS = {"uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "entropy": "generator's entropy"}
 
 Paint = dict[str, str]
@@ -83,9 +83,9 @@ def png(draw: Draw, size: tuple[float, float] = WIDE) -> bytes:
 
 
 def svg(draw: Draw, size: tuple[float, float], name: str) -> str:
-    """The drawing as an `<svg>` element for a page: no declaration, ids that begin with `name`, colours from CSS variables.
+    """The drawing as an `<svg>` element for a page: no XML declaration, ids that begin with `name`, colours from CSS variables.
 
-    A hundredth of a point is exact enough.
+    Coordinates are rounded to a hundredth of a point.
     """
     import matplotlib
 
@@ -112,7 +112,7 @@ def svg(draw: Draw, size: tuple[float, float], name: str) -> str:
 
 
 def binned(points: Sequence[tuple[float, float]], bins: int = BINS, *, log: bool) -> list[tuple[float, float]]:
-    """Points averaged within `bins` equal stretches of x, or of log x; empty stretches have none."""
+    """Points averaged within `bins` equal intervals of x, or of log x; empty intervals give none."""
     if not points:
         return []
     place = math.log if log else float
@@ -125,7 +125,7 @@ def binned(points: Sequence[tuple[float, float]], bins: int = BINS, *, log: bool
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a figure: points (x, y), whether it is the main one, and what a reader calls it."""
+    """A line of a figure: points (x, y), whether it is the main one, and its label."""
 
     points: list[tuple[float, float]]
     is_main: bool
@@ -179,7 +179,7 @@ class Chart:
 
 
 def _levels(axes: Any, levels: Sequence[tuple[float, str]], reached: tuple[float, str] | None, paint: Paint) -> None:
-    """Dashed lines, named in the right margin together with what the main curve reached; names keep a line's height apart."""
+    """Draw dashed lines, labelled in the right margin together with the main curve's end; labels do not overlap."""
     for y, _ in levels:
         axes.axhline(y, color=paint["warm"], linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     low, high = axes.get_ylim()
@@ -202,12 +202,12 @@ def _levels(axes: Any, levels: Sequence[tuple[float, str]], reached: tuple[float
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Descending places in [0, 1], moved as little as keeps them at least `gap` apart."""
+    """Descending positions in [0, 1], moved as little as possible to be at least `gap` apart."""
     moved: list[float] = []
     for place in places:
         moved.append(min(place, moved[-1] - gap) if moved else place)
     lowest = min(places[-1], 0.0) if places else 0.0
-    for i in range(len(moved) - 1, -1, -1):  # what was pushed below the axis pushes the others up
+    for i in range(len(moved) - 1, -1, -1):  # those pushed below the axis push the others up
         lowest = max(moved[i], lowest)
         moved[i] = lowest
         lowest += gap
@@ -241,7 +241,7 @@ def _tick_format(axes: Any) -> None:
 
 
 def count(value: float) -> str:
-    """A number as an axis says it: 500, 2 k, 3 M."""
+    """A number for an axis: 500, 2 k, 3 M."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:,.3g}{unit}"
@@ -263,7 +263,7 @@ def loss_chart(record: RunHistory, corpus: Corpus) -> Chart:
 
 
 def bits_chart(record: RunHistory, corpus: Corpus) -> Chart:
-    """Bits per byte of the validation text against the time of training, with the references that are not far above it."""
+    """Bits per byte of the validation text against training time, with the references not far above it."""
     unit, seconds = time_unit(record)
     rows = [(row.elapsed_s / seconds, row.val_bpb, row.step) for row in record.validations if row.val_bpb is not None]
     watched = set(record.observed)
@@ -275,13 +275,13 @@ def bits_chart(record: RunHistory, corpus: Corpus) -> Chart:
 
 
 def time_unit(record: RunHistory) -> tuple[str, float]:
-    """The unit in which the run's time reads well, and its seconds."""
+    """A readable unit for the run's time, and its seconds."""
     last = record.reports[-1].elapsed_s if record.reports else 0.0
     return ("seconds", 1.0) if last < 180 else ("minutes", 60.0) if last < 4 * 3_600 else ("hours", 3_600.0)
 
 
 def moments(record: RunHistory, axis: str) -> tuple[tuple[float, str], ...]:
-    """When the windows grew to the full context and when the rate began to fall, on the axis of tokens or of time."""
+    """The points, in tokens or seconds, at which the windows grew to the full context and the rate began to fall."""
     named = [(record.schedule.cooldown_start, "rate falls"), (record.config.get("short_steps"), "full context")]
     found = []
     for step, name in named:
@@ -298,13 +298,13 @@ def step_chart(record: RunHistory, field: str, y_label: str, *, from_zero: bool 
 
 
 def story_chart(record: RunHistory) -> Chart:
-    """Bits per byte of the base model's stories against steps of a fine-tuning: what it forgets."""
+    """Bits per byte of the base model's stories against fine-tuning steps: what the model forgets."""
     points = [(float(row.step), row.story_bpb) for row in record.stories if row.story_bpb is not None]
     return Chart("step", "bits per byte of stories", (Curve(points, True, "stories"),), dots=tuple(points))
 
 
 def skills_draw(lines: Sequence[SkillLine]) -> Draw:
-    """A table of colours: skills by milestones, darker is better; a thin frame where the skill is above chance, a thick one above 80 %."""
+    """A table of colours: skills by milestones, darker is better; a thin frame for skills above chance, a thick one above 80 %."""
     steps = sorted({row.step for line in lines for row in line.scores})
 
     def draw(figure: Any, paint: Paint) -> None:

@@ -1,6 +1,6 @@
-"""The commands that make a run again, from what it recorded: the text, then one command for each schedule it followed.
+"""The commands that reproduce a run, from its record: the text, then one command for each schedule it followed.
 
-A fine-tuning records no schedule that a flag could ask for, and the one of a run with a budget followed the clock: their own command is
+For a fine-tuning, whose schedule no flag can set, and for a run with a budget, whose schedule followed the clock, the original command is
 shown.
 """
 
@@ -19,7 +19,7 @@ from positron_mini.train.find_run import CONTROL_FLAGS
 
 
 def reproduction(record: RunHistory, note: dict[str, Any]) -> list[str]:
-    """Shell lines; comments say what a command cannot. An absolute path is shortened to its name: a report may be shown to others."""
+    """Shell lines, with comments for what no command can do. Absolute paths are shortened to the name: a report may be shown to others."""
     if record.kind != "pretrain":
         trained = [_typed(record, "sft")]
     elif record.is_timed:
@@ -38,7 +38,7 @@ def _folder(record: RunHistory) -> str:
 
 
 def _typed(record: RunHistory, name: str) -> str:
-    """The command that began the run, as it was typed; `name` is that of the command where a file such as train.py was started."""
+    """The command that began the run, as typed; `name` is the command for a file such as train.py."""
     words = [shown_path(word) for word in shlex.split(record.command)[1:]]
     return command(*([] if words[:1] and not words[0].startswith("-") else [name]), *words)
 
@@ -57,7 +57,7 @@ def _text_lines(record: RunHistory, note: dict[str, Any]) -> list[str]:
 
 
 def _prepare_words(note: dict[str, Any]) -> list[str] | None:
-    """Data set and flags of the `positron prepare` that wrote a text; None where the note beside it does not say."""
+    """Data set and flags of the `positron prepare` that wrote a text; None if the note beside it does not record them."""
     if note.get("corpus") == "storyworld":
         return ["storyworld", "--stories", str(note.get("stories")), "--seed", str(note.get("seed"))]
     if "first_bytes" in note and note.get("source"):
@@ -81,7 +81,7 @@ def _train_lines(record: RunHistory) -> list[str]:
 
 
 def _schedule_words(schedule: Schedule, begin: int, warmup: int) -> list[str]:
-    """The flags that ask for a schedule at step `begin`."""
+    """The flags that set a schedule at step `begin`."""
     if schedule.horizon is None:
         return []
     cooldown = ["--cooldown_steps", str(schedule.cooldown_steps)]

@@ -1,4 +1,4 @@
-"""The short form of a report, for a terminal between two chunks of training: two samples, the skills that moved most, whether to go on."""
+"""The short report, for a terminal between two chunks of training: two samples, the skills that moved most, whether to go on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SAMPLES, SKILLS = 2, 3
 
 
 def short_form(path: Path, since: int) -> list[str]:
-    """Lines of text, as the model and the files have it: whoever prints them takes care of control characters. `since`: the last chunk's
-    end. Errors: those of `read_run`."""
+    """Lines of text, unfiltered: the caller handles control characters. `since`: the step at the end of the last chunk. Errors: those of
+    `read_run`."""
     record = read_run(path)
     return [*_validation(record), *_samples(record, since), *_skills(record, since), *_advice(record)]
 
@@ -28,13 +28,13 @@ def _validation(record: RunHistory) -> list[str]:
 
 
 def _samples(record: RunHistory, since: int) -> list[str]:
-    """The newest samples, unless they were shown after an earlier chunk already, or are those of a model that has learned nothing."""
+    """The newest samples, unless an earlier chunk showed them already, or they are of the untrained model."""
     newest = [row for row in record.samples if row.step == record.samples[-1].step > since][:SAMPLES]
     return [line for row in newest for line in ("", f"[step {row.step:,}] {row.prompt}{row.text}")]
 
 
 def _skills(record: RunHistory, since: int) -> list[str]:
-    """The three that moved most since `since`; where the chunk met no milestone, nothing was measured and nothing is said."""
+    """The three skills that moved most since `since`; none if the chunk had no milestone."""
     lines = skill_lines(record.skills)
     newest = max((row.step for row in record.skills), default=0)
     found = [] if newest <= since else moves(lines, since)[:SKILLS]

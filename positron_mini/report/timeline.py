@@ -1,4 +1,4 @@
-"""The samples of a run side by side: the same prompt and seed at each milestone, with what changed since the one before."""
+"""The samples of a run side by side: the same prompt and seed at each milestone, with the changes since the previous one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from difflib import SequenceMatcher
 from positron_mini.store.run_logs import Sample
 
 MOST_SHOWN = 20
-LEAST_RUN = 2  # words in a row; a single one in common is chance
-LEAST_KEPT = 0.3  # of the words; below it nearly everything would be marked, which tells nothing
+LEAST_RUN = 2  # words in a row; a single common word is chance
+LEAST_KEPT = 0.3  # share of the words; below it nearly everything would be marked
 _PARTS = re.compile(r"\s+|\S+")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a sample: whether it is new against the milestone before."""
+    """A part of a sample, and whether it is new since the previous milestone."""
 
     text: str
     is_new: bool
@@ -25,7 +25,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample in pieces, how many of its words the milestone before has too (0: all are new, or it is the first), and how many it has."""
+    """A sample in pieces, the number of its words that the previous milestone has too (0: all new, or the first), and its words."""
 
     sample: Sample
     pieces: tuple[Piece, ...]
@@ -34,7 +34,7 @@ class Entry:
 
 
 def shown_steps(steps: Sequence[int], most: int = MOST_SHOWN) -> list[int]:
-    """At most `most` of the steps, first and last among them, the others spread evenly over their order."""
+    """At most `most` of the steps: the first, the last, and others spread evenly between."""
     steps = sorted(set(steps))
     if len(steps) <= most:
         return list(steps)
@@ -42,7 +42,7 @@ def shown_steps(steps: Sequence[int], most: int = MOST_SHOWN) -> list[int]:
 
 
 def timelines(samples: Sequence[Sample], most: int = MOST_SHOWN) -> dict[str, tuple[Entry, ...]]:
-    """For each prompt its samples at no more than `most` milestones, oldest first, each compared with the shown one before."""
+    """For each prompt its samples at no more than `most` milestones, oldest first, each compared with the previous one shown."""
     steps = set(shown_steps([sample.step for sample in samples], most))
     by_prompt: dict[str, dict[int, Sample]] = {}
     for sample in samples:
@@ -62,9 +62,9 @@ def _entries(samples: Sequence[Sample]) -> tuple[Entry, ...]:
 
 
 def compare_texts(before: str | None, text: str) -> tuple[tuple[Piece, ...], int]:
-    """`text` in pieces, new ones told apart, and the number of words that `before` has too, in the same order.
+    """`text` in pieces, old and new, and the number of words that `before` has too, in the same order.
 
-    Common are runs of two words and more. Where they are less than three tenths of the text it counts as new as a whole, and is not marked.
+    Runs of two or more words count as common. If they are less than three tenths of the text, all of it counts as new and is not marked.
     """
     parts = _PARTS.findall(text)
     places = [i for i, part in enumerate(parts) if not part.isspace()]
@@ -75,7 +75,7 @@ def compare_texts(before: str | None, text: str) -> tuple[tuple[Piece, ...], int
         return ((Piece(text, False),) if text else ()), 0
     kept = {places[place] for place in same}
     flags = [not (i in kept or part.isspace()) for i, part in enumerate(parts)]
-    for i, part in enumerate(parts):  # a space between two new words is new as well, so that marks do not fall apart
+    for i, part in enumerate(parts):  # a space between two new words is new as well, so that marks are continuous
         if part.isspace() and 0 < i < len(parts) - 1:
             flags[i] = flags[i - 1] and flags[i + 1]
     pieces: list[Piece] = []

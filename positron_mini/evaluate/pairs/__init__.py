@@ -1,7 +1,7 @@
-"""Minimal pairs: two texts that differ in one respect, of which one is right. Fifteen skills, any number of pairs, from a seed.
+"""Minimal pairs: two texts that differ in one respect, only one of them right. Fifteen skills, any number of pairs, from a seed.
 
-The pairs are our own text in the words of stories for three-year-olds. They come in units of two, made so that neither the frequency of a
-word nor the length of a text helps (`making.py`): a model that knows only how often words occur is right in exactly half of them.
+The pairs are written for this project, in the words of stories for three-year-olds. They come in units of two, made so that neither word
+frequency nor text length helps (`making.py`): a model that knows only word frequencies is right in exactly half of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAIRS = 200  # of each skill
 
 @dataclass(frozen=True)
 class Skill:
-    """A skill: what it is, and the kinds of units that test it. `is_local`: neighbouring words alone can tell right from wrong."""
+    """A skill: its description, and the kinds of units that test it. `is_local`: neighbouring words suffice to tell right from wrong."""
 
     name: str
     about: str
@@ -49,13 +49,13 @@ SKILLS: dict[str, Skill] = {
 
 
 def skill_units(name: str, units: int = PAIRS // 2, seed: int = 0) -> list[Unit]:
-    """The first so many units of a skill; more of them begin with the same ones. Errors: KeyError for an unknown skill."""
+    """The first `units` units of a skill; a longer list begins with the same ones. Errors: KeyError for an unknown skill."""
     names = [*(person.name for person in PEOPLE), *PET_NAMES]
     return collect(SKILLS[name].kinds, units, random.Random(f"{name} {seed}"), names)
 
 
 def skill_pairs(name: str, pairs: int = PAIRS, seed: int = 0) -> list[Pair]:
-    """The first so many pairs of a skill, an even number. Errors: KeyError for an unknown skill."""
+    """The first `pairs` pairs of a skill, an even number. Errors: KeyError for an unknown skill."""
     assert pairs % 2 == 0, pairs
     return [pair for unit in skill_units(name, pairs // 2, seed) for pair in unit]
 

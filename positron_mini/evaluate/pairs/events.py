@@ -1,4 +1,4 @@
-"""What happens and what follows: where a thing is, cause and effect, feelings."""
+"""Events and their consequences: the place of a thing, cause and effect, feelings."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TRACKING_WHERE: tuple[Kind, ...] = (_moved, _not_moved, _which_thing, _walked, _
 
 # --- cause and effect -------------------------------------------------------------------------------------------------------------------
 
-# Within a frame, every cause has another effect.
+# Within a frame, every cause has a different effect.
 CAUSES: dict[str, dict[str, str]] = {
     "{a} {cause}. {a.He} wanted to _.": {
         "was very hungry": "eat", "was very tired": "sleep", "was so thirsty": "drink", "had dirty hands": "wash",
@@ -152,7 +152,7 @@ FELT: dict[str, tuple[str, ...]] = {
         "{a} was mean to {b}, and {b} cried.", "{a} forgot the birthday of {b}.",
     ),
 }  # fmt: skip
-# feelings that can follow the same event, such as angry and sad, are left out
+# no two feelings that can follow the same event, such as angry and sad
 UNLIKE = (
     ("sad", "happy"), ("sad", "happy"), ("sad", "proud"), ("scared", "happy"), ("scared", "proud"), ("angry", "happy"), ("angry", "proud"),
     ("angry", "tired"), ("scared", "tired"), ("sorry", "happy"), ("sorry", "proud"), ("sorry", "tired"), ("sorry", "scared"),

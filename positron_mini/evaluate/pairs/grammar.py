@@ -17,7 +17,7 @@ QUESTIONS = ("Why _ {t}", "Why _ so {t}", "Why _ very {t}", "But why _ so {t}", 
 MODALS = ("we can", "you can", "they can", "I can", "he will", "she will", "we will", "they will", "you will", "he could", "she could")
 DEEDS = ("go home", "find the ball", "fix the boat", "help the bird", "make a cake", "open the box", "climb the tree", "get the kite",
          "cross the river", "catch the fish", "play with the ball", "clean the room", "reach the top", "build a house")  # fmt: skip
-# the words on both sides of a swap vary, so that no neighbour decides many pairs
+# the words on both sides of a swap vary, so that no single neighbour decides many pairs
 ORDERS = (
     "{a} {found} a <{adj}|{n}> {where}.",
     "{a} {found} <the|{n}> {where}.",
@@ -89,7 +89,7 @@ WORD_ORDER: tuple[Kind, ...] = (_statement_or_question, _ordered, _can_we, _orde
 
 
 class Verb(NamedTuple):
-    """A verb after one and after many, and what may follow it."""
+    """A verb in the singular and the plural, and what may follow it."""
 
     one: str
     many: str
@@ -137,7 +137,7 @@ ON = ("on", "under", "near", "behind", "next to")
 
 
 def _agreeing(rng: random.Random, noun: Noun, past: Verb, present: tuple[Verb, ...], after: str = "") -> Unit:
-    """The verb after one and after many, told in the past or said in the present; `after` stands between noun and verb."""
+    """A unit on singular and plural verbs, in the past (narrated) or the present (spoken); `after` is put between noun and verb."""
     if rng.random() < 0.4:
         verb, frame = past, f"{rng.choice(STARTS)} {{subject}} _ {rng.choice(past.rests)}."
     else:

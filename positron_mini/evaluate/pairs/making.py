@@ -1,7 +1,7 @@
-"""How minimal pairs are made: two contexts, two wordings, each wording right in one of the contexts.
+"""Making minimal pairs: two contexts, two wordings, each wording right in one of the contexts.
 
-Both contexts carry both wordings, so the right texts of a unit hold the same words as the wrong ones. Whatever favours a wording for itself
-(its frequency, its length, how the tokenizer cuts it) favours it once where it is right and once where it is wrong.
+Each context is used with each wording, so the right texts of a unit hold the same words as the wrong ones. Whatever favours a wording
+(its frequency, its length, its tokenization) favours it once where it is right and once where it is wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kind = Callable[[random.Random], Unit]
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody in a text, with the words that stand for them. In a template: {a}, {a.he}, {a.He}, {a.his}."""
+    """A person in a text: name and pronouns. In a template: {a}, {a.he}, {a.He}, {a.his}."""
 
     name: str
     he: str
@@ -54,7 +54,7 @@ class Person:
 
 
 def cross(first: str, second: str, one: str, two: str) -> Unit:
-    """The unit in which `one` is right in the context `first` and `two` in `second`; `_` is their place."""
+    """The unit in which `one` is right in the context `first` and `two` in `second`; `_` marks their place."""
     return (
         Pair(first.replace(PLACE, one), first.replace(PLACE, two)),
         Pair(second.replace(PLACE, two), second.replace(PLACE, one)),
@@ -67,15 +67,15 @@ def swap(template: str) -> Pair:
 
 
 def two(rng: random.Random, choices: Sequence[T]) -> tuple[T, T]:
-    """Two different ones of some choices, in random order."""
+    """Two different elements of `choices`, in random order."""
     first, second = rng.sample(range(len(choices)), 2)
     return choices[first], choices[second]
 
 
 def collect(kinds: Sequence[Kind], units: int, rng: random.Random, names: Iterable[str]) -> list[Unit]:
-    """That many units, each kind in turn. No text occurs twice, nor do units that differ in `names` only.
+    """`units` units, the kinds in turn. No text occurs twice, and no two units differ only in `names`.
 
-    Errors: ValueError when a kind cannot make that many.
+    Errors: ValueError if a kind cannot make that many.
     """
     name = re.compile(rf"\b({'|'.join(names)})\b")
     found: list[Unit] = []

@@ -75,7 +75,7 @@ def _gendered(rng: random.Random, frame: str, form: str) -> Unit:
 
 
 def _inside(name: str) -> str:
-    """A name within a sentence: "the king" for "The king"."""
+    """A name inside a sentence: "the king" for "The king"."""
     return f"the {name[4:]}" if name.startswith("The ") else name
 
 
@@ -224,7 +224,7 @@ NAMING: tuple[Kind, ...] = (_same_name, _which_name, _same_name, _same_kind)
 
 # --- who has it -------------------------------------------------------------------------------------------------------------------------
 
-# The answer is {b} or, after the bar, {a}. In half of them it was named last, in half first: guessing by nearness gains nothing.
+# The answer is {b} or, after the bar, {a}. It is named last in half of them, first in the others: guessing the nearest name does not help.
 HOLDER_FRAMES = (
     "{a} had a {t}. {a} gave the {t} to {b}. Now _ has the {t}.|b",
     "{b} took the {t} from {a}. Now _ has the {t}.|b",

@@ -1,4 +1,4 @@
-"""How stories begin and end."""
+"""Beginnings and endings of stories."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from positron_mini.evaluate.pairs.words import ADJECTIVES, ANIMALS, HOLDERS, PLA
 
 # --- the beginning ----------------------------------------------------------------------------------------------------------------------
 
-# First sentences and sentences that come later, by the word that they begin with. With any two words, the first one once opens the right
-# text and once the wrong one.
+# First sentences and later sentences, by their first word. For any two words, each opens the right text once and the wrong one once.
 FIRST: dict[str, tuple[str, ...]] = {
     "Once": (
         "Once upon a time, there was a little {child} named {a}.", "Once upon a time, there lived a {k} and a {child} named {a}.",
@@ -56,7 +55,7 @@ SOLVED = (
     "The little {k} was safe again, and {a} was proud.", "At last, {a} came home from the {p}, and Mom hugged {a.him}.",
     "{b} gave the {t} back to {a}, and they both smiled.", "Then {a} shared the {t} with {b}, and they laughed.",
 )  # fmt: skip
-# By their number of words, so that only sentences of equal length are compared.
+# By number of words, so that only sentences of equal length are compared.
 NEXT: dict[int, tuple[str, ...]] = {
     6: ("{He} had a {k} named Spot.", "{He} liked to play with toys.", "{He} lived in a small house.", "{He} loved to sing and dance.",
         "{He} had a big {adj} {t}.", "{He} wanted to find a friend."),
@@ -95,7 +94,7 @@ def _in_order(rng: random.Random) -> Unit:
 
 
 def _follows(rng: random.Random, tables: tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, ...]]], frames: tuple[str, ...]) -> Unit:
-    """Sentences of equal length, one after a sentence of `frames`, one after trouble that is over."""
+    """A unit of two sentences of equal length: one fits after a sentence of `frames`, the other after trouble that is over."""
     (a, b), slots, words = unlike_persons(rng), _slots(rng), rng.choice((6, 7, 8))
     forms = {"He": a.He, "he": a.he, "his": a.his, "him": a.him}
     one, other = (rng.choice(table[words]).format(**forms, **slots) for table in tables)
@@ -124,7 +123,7 @@ TRYING: dict[int, tuple[str, ...]] = {
     8: ("{He} ran home and told {his} mom everything.", "But {he} did not want to give up.", "Then {he} had an idea and ran outside.",
         "{He} tried and tried, but nothing would help."),
 }  # fmt: skip
-# Trouble, then what was tried and how it ended: both sentences begin with the same word, so that only their order differs.
+# Trouble, then an attempt and its result: both sentences begin with the same word, so that only their order differs.
 TALES = (
     ("{a} and {b} could not find the {t}.", "They looked in the {c} and in the garden.", "They found it at last and were happy."),
     ("{a} and {b} were lost near the {p}.", "They walked and walked for a long time.", "They saw their house and ran home."),
@@ -141,7 +140,7 @@ TALES = (
     ("{a} wanted to build a {tree}.", "{a.He} got some wood and worked all day.", "{a.He} showed it to {b} when it was done."),
     ("{a} was afraid of the {k}.", "{a.He} hid behind the {tree}.", "{a.He} was never afraid of it again."),
 )  # fmt: skip
-# How it may go, well or badly, and the last sentence.
+# An outcome, good or bad, and the last sentence.
 TURNS = (
     ("{a} lost the {t}. {a.He} looked for it and", "found it under the bed", "never found it again", "{a.He} went to bed _ that night."),
     ("{a} ran in the race at the {p}. {a.He}", "won the race", "lost the race and fell", "{a.He} went home very _."),

@@ -1,4 +1,4 @@
-"""Dialogue: where quoted speech begins and ends, and what polite people say."""
+"""Dialogue: where quoted speech begins and ends, and polite phrases."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ QUOTATION: tuple[Kind, ...] = (_end_before_name, _end_of_speech, _question_mark,
 
 # --- politeness -------------------------------------------------------------------------------------------------------------------------
 
-# What is said, in two words, and when.
+# A polite phrase of two words, and when it is said.
 SITUATIONS: dict[str, tuple[str, ...]] = {
     "Thank you": (
         "{b} gave {a} a {food} as a gift.", "{b} helped {a} find the lost {t}.", "{a} was cold, and {b} gave {a.him} a warm coat.",
@@ -95,7 +95,7 @@ SITUATIONS: dict[str, tuple[str, ...]] = {
         "{a} had a gift for {b}, because it was {b.his} birthday.", "It was a big day. {b} was five years old! {a} gave {b.him} a {food}.",
     ),
 }  # fmt: skip
-# "you're welcome" and "thank you" both follow a gift, mornings can be thanked for: such couples are left out
+# no two phrases that fit the same situation: "you're welcome" and "thank you" both follow a gift
 UNLIKE = (
     ("Thank you", "I'm sorry"), ("Thank you", "Good night"), ("I'm sorry", "Good night"), ("I'm sorry", "Good morning"),
     ("I'm sorry", "You're welcome"), ("I'm sorry", "Happy birthday"), ("Good night", "Good morning"), ("Good night", "You're welcome"),

@@ -1,4 +1,4 @@
-"""The words of the minimal pairs: what occurs often in stories for three-year-olds, and in the story world too."""
+"""The words of the minimal pairs: frequent both in stories for three-year-olds and in the story world."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def _nouns(text: str) -> tuple[Noun, ...]:
 ANIMALS = _nouns("dog cat bird frog duck cow pig horse bear rabbit fox/foxes mouse/mice puppy/puppies bunny/bunnies kitten lion monkey")
 CHILDREN = _nouns("boy girl child/children kid baby/babies friend twin")
 THINGS = _nouns("ball hat toy cup box/boxes key book kite boat doll car stick stone flower bag shoe spoon leaf/leaves balloon drum")
-SIGHTS = _nouns("tree house flower rock bush/bushes box/boxes chair car gate tent boat ladder")  # what stands about
+SIGHTS = _nouns("tree house flower rock bush/bushes box/boxes chair car gate tent boat ladder")  # things to see
 TOYS = _words("ball hat kite doll car drum book boat bear truck bike train")
 FOODS = _words("cake cookie apple sandwich banana pie carrot pear muffin")
-SMALL = _words("ball hat doll book key coin shoe spoon stone flower kite cup")  # what fits in a bag
+SMALL = _words("ball hat doll book key coin shoe spoon stone flower kite cup")  # things that fit in a bag
 HOLDERS = _words("box bag basket bucket car boat closet drawer tent pot kitchen garden")  # in the ...
 PLACES = _words("park shop zoo beach farm lake school library river pond market playground")  # at the ...
 ADJECTIVES = _words("big small red blue green yellow old new shiny soft little pretty")
@@ -43,7 +43,7 @@ TRAITS = _words("happy kind brave sad shy funny clever friendly hungry sleepy lo
 
 
 def person(rng: random.Random) -> Person:
-    """Anybody."""
+    """A random person."""
     return rng.choice(PEOPLE)
 
 

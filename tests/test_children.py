@@ -98,7 +98,7 @@ def test_X1_no_module_starts_a_program_but_by_the_one_that_does_it_safely() -> N
     assert not everywhere(unsafe_starts, "device.children", "cli.spelling")
     only_says_how = ast.dump(sources()["cli.spelling"])  # this program is started, and starts nothing itself
     assert "subprocess" not in only_says_how and "multiprocessing" not in only_says_how
-    assert unsafe_starts(sources()["children"])
+    assert unsafe_starts(sources()["device.children"])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ from positron_mini.store.find import find_checkpoint
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.text.tokenizer import Tokenizer
 from positron_mini.train import pretrain, speed
+from positron_mini.train.open_run import open_session
 from positron_mini.trainer import StopFlag
 
 Record = Callable[[str, object], None]  # keeps what a case tried, and what it cost, for docs/reliability.md
@@ -103,7 +104,7 @@ def test_C1_a_pause_at_any_kind_of_step_leaves_no_trace(bench: Path, pauses: tup
 
 
 def test_C1_a_pause_at_the_edge_of_an_epoch_leaves_no_trace(bench: Path) -> None:
-    session = pretrain.open_session(TrainConfig(out_dir=str(BASE)), stop=StopFlag())
+    session = open_session(TrainConfig(out_dir=str(BASE)), stop=StopFlag())
     epoch = session.trainer.source.windows / session.trainer.source.rows  # type: ignore[attr-defined]
     edge = int(epoch)  # the update after this many steps reads from two epochs
     assert 12 < edge < epoch < edge + 1 < 60, "the text has another length now"
@@ -120,10 +121,10 @@ def test_C1_a_pause_at_the_edge_of_an_epoch_leaves_no_trace(bench: Path) -> None
 def test_C2_any_split_of_twelve_steps_gives_the_same_bytes_and_rates(bench: Path, pauses: set[int], record_property: Record) -> None:
     shutil.rmtree(CUT, ignore_errors=True)
     for step in sorted(pauses):
-        session = pretrain.open_session(split_config(step))
+        session = open_session(split_config(step))
         assert [report.step for report in session.steps()][-1] == step
         record_property("again", steps_again(CUT))
-    list(pretrain.open_session(split_config(None)).steps())
+    list(open_session(split_config(None)).steps())
     assert trained(CUT, 12) == trained(BASE, 12)
     assert timeless(CUT) == timeless(BASE)  # the rates among them
 

@@ -98,7 +98,7 @@ class ChatSession:
         self._attempt = 0
 
     def prompt(self, question: str, turns: list[Turn] | None = None) -> Prompt:
-        """Input for `question` after `turns` (default: all so far); a quarter of the context, or max_tokens if less, is left for the answer.
+        """Input for `question` after `turns` (default: all so far); a quarter of the context, or max_tokens if less, is left to answer.
 
         Errors: UsageError when the question alone does not fit.
         """

@@ -13,7 +13,7 @@ from positron_mini import files
 from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
-from positron_mini.errors import RunError
+from positron_mini.errors import PositronError, RunError
 from positron_mini.ours import foreign, is_nobodys, size_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,14 @@ def prune(flags: PruneFlags) -> int:
 
     found: list[Removable] = []
     for run in [RunFolder(path) for path in ([Path(flags.run)] if flags.run else list_runs(Path(flags.root)))]:
-        if run.read() is None:
+        try:
+            recorded = run.read()
+        except PositronError as error:  # the others can be pruned as ever
+            if flags.run:
+                raise
+            note(f"{error.message}; left alone")
+            continue
+        if recorded is None:
             raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
         pid = run.writer()
         if pid is not None:

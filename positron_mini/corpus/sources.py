@@ -30,6 +30,8 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
     Errors: DataError, UsageError, HubError with the manual way as its hint.
     """
     shares = parse_mix(dataset)
+    if text_out is not None:
+        _check_free(text_out, dataset)
     if shares is not None:
         return write_mix(shares, text_out, stories=stories, seed=seed, say=say)
     if dataset == "storyworld":
@@ -50,7 +52,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
         return source.path
     out = text_out or Path("data") / f"{source.path.stem}{'' if stories is None else f'-{stories}'}.txt"
     if out.exists() and out.resolve() == source.path.resolve():
-        raise UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {_quoted(out, '-copy.txt')}")
+        raise _same(out)
     count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
     say(f"{out}: {count:,} stories")
     return out
@@ -92,6 +94,21 @@ def write_mix(shares: list[tuple[str, float]], out: Path | None, *, stories: int
     parts = [f"{each.chosen_bytes / 1e6:,.1f} MB of {name}" for (name, _), each in zip(shares, ingredients, strict=True)]
     say(f"{out}: {count:,} stories{'' if stories is None else ' of a mix'} from {', '.join(parts)}")
     return out
+
+
+def _same(out: Path) -> UsageError:
+    return UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {_quoted(out, '-copy.txt')}")
+
+
+def _check_free(out: Path, dataset: str) -> None:
+    """Nothing, or UsageError when something stands at `out` that is no text of ours, which has a note beside it: it is not replaced."""
+    if not os.path.lexists(out):
+        return
+    if Path(dataset).exists() and out.resolve() == Path(dataset).resolve():
+        raise _same(out)
+    if out.is_symlink() or not out.is_file() or not {"corpus", "source"} & _note(out).keys():
+        free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{out.with_suffix('')}-{number}.txt"))
+        raise UsageError(f"{out}: is there already, and would be overwritten", f"--text_out {shlex.quote(free)}")
 
 
 def _quoted(out: Path, ending: str) -> str:

@@ -4,7 +4,7 @@
 #   ./ask_model.sh [QUESTION] [--ckpt C] [--max_tokens 30] [--temperature 0.3] [--top_p 0.8] [more flags of chat]
 set -euo pipefail
 export POSITRON_CALLED_FROM="$PWD" # so that the commands it prints work there
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh
 exec "$POSITRON_BIN/positron" chat "$@"

@@ -3,7 +3,7 @@
 #   ./bootstrap_tiny_llm.sh [--dataset tinystories|storyworld|PATH] [--config PRESET] [--steps N] [--out_dir DIR] [more flags of train]
 set -euo pipefail
 export POSITRON_CALLED_FROM="$PWD" # so that the commands it prints work there
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh
 exec "$POSITRON_BIN/positron" bootstrap "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, then runs ruff, mypy and pytest. With arguments: pytest alone, with them (./run_tests.sh tests/test_model.py -k rope).
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 POSITRON_EXTRAS="${POSITRON_EXTRAS:+$POSITRON_EXTRAS,}dev"
 # shellcheck source=setup.sh

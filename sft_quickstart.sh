@@ -3,7 +3,7 @@
 #   ./sft_quickstart.sh [--base_ckpt RUN] [--rows N] [more flags of sft]
 set -euo pipefail
 export POSITRON_CALLED_FROM="$PWD" # so that the commands it prints work there
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh
 exec "$POSITRON_BIN/positron" quicksft "$@"

@@ -3,7 +3,7 @@
 #   ./train_incremental.sh [N] [--dataset tinystories|storyworld|PATH] [--config PRESET] [--out_dir DIR] [more flags of train]
 set -euo pipefail
 export POSITRON_CALLED_FROM="$PWD" # so that the commands it prints work there
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh
 exec "$POSITRON_BIN/positron" incremental "$@"

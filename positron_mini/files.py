@@ -32,6 +32,7 @@ from positron_mini.own_files import (
     open_own,
     open_regular,
     read_small,
+    refuse_device,
     temporary_name,
 )
 
@@ -100,6 +101,7 @@ def stream_file(path: Path, fill: Callable[[Any], Any]) -> None:
     path = Path(path)
     temporary = temporary_name(path)
     with translate_os_errors(f"writing {path}"):
+        refuse_device(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fault_point("before_write")

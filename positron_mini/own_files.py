@@ -54,6 +54,14 @@ def _check_regular(mode: int) -> None:
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"{kind} where a regular file is expected")
 
 
+def refuse_device(path: Path) -> None:
+    """Raise OSError if a device stands at `path`, or at the end of a link there: the whole machine needs it, no file takes its place."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            _check_regular(mode)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open the regular file at `path` for reading. Errors: OSError for a pipe or a device, without blocking or reading it."""
     _check_regular(os.stat(path).st_mode)  # checked before opening: opening a device can have effects

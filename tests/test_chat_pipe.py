@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers.models import lively_model, shape
 from helpers.runs import Result, positron
 from positron_mini import generate
 from positron_mini.chat.model import CHAT_SETTINGS
+from positron_mini.cli import main
 from positron_mini.cli.terminal import is_open_block, printable, without_quotes
 from positron_mini.config import SampleConfig
 from positron_mini.model import GPT
@@ -145,3 +147,12 @@ def test_flags_set_what_is_drawn_and_defaults_are_those_of_the_chat(chat_folder:
     assert (CHAT_SETTINGS.max_tokens, CHAT_SETTINGS.temperature, CHAT_SETTINGS.top_p) == (30, 0.3, 0.8)
     assert seen[1][1] == SampleConfig(max_tokens=7, temperature=0.0, top_p=1.0, seed=5, stop=("x",))
     assert len(seen[1][0]) > len(seen[0][0])
+
+
+@pytest.mark.parametrize("words", [["generate", "--prompt", "-"], ["chat"], ["score"], ["eval"]])
+def test_a_closed_stdin_is_an_empty_one(
+    chat_folder: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    main([*words, "--ckpt", str(chat_folder)])
+    assert "unexpected" not in capsys.readouterr().err

@@ -249,6 +249,19 @@ def test_files_of_somebody_else_are_not_replaced(base: Checkpoint, tmp_path: Pat
     assert [path.name for path in export_gguf(base, tmp_path / "again" / "m.gguf").beside] == ["Modelfile", "README.md"]
 
 
+@pytest.mark.parametrize("content", [b"mine", b"GGUF" + bytes(5000), b""])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_model_of_somebody_else_is_not_replaced(base: Checkpoint, tmp_path: Path, content: bytes, is_named: bool) -> None:
+    first = export_gguf(base, tmp_path / "m.gguf" if is_named else tmp_path).path
+    again = export_gguf(base, first if is_named else tmp_path).path
+    assert again == first
+    first.write_bytes(content)
+    with pytest.raises(UsageError, match="is not an export of this model, and is not replaced") as caught:
+        export_gguf(base, first if is_named else tmp_path)
+    assert first.read_bytes() == content
+    assert export_gguf(base, Path(shlex.split(caught.value.hint)[1])).path.stem == f"{first.stem}-2"
+
+
 def test_without_the_package_there_is_one_sentence_and_how_to_get_it(base: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     result = positron("export", "--ckpt", base.folder)

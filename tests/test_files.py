@@ -205,3 +205,14 @@ def test_a_path_that_cannot_be_written_is_refused_without_making_anything(tmp_pa
     with pytest.raises(PositronError, match="may not be written"):
         files.check_writable(tmp_path / "a")
     assert entries(tmp_path) == ["file"]
+
+
+def test_a_file_never_takes_the_place_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[str] = []
+    monkeypatch.setattr(os, "replace", lambda _, target: replaced.append(str(target)))  # or the machine would lose its own
+    (tmp_path / "link").symlink_to(os.devnull)
+    for path in (Path(os.devnull), tmp_path / "link"):
+        with pytest.raises(PositronError, match="a device where a regular file is expected"):
+            files.write_text(path, "text")
+    assert replaced == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "link"]

@@ -9,6 +9,8 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -589,6 +591,20 @@ def test_a_very_long_run_still_fits(tmp_path: Path) -> None:
     )
     html, _ = write_report(evolution(run))
     check_page(html.read_text())
+
+
+def test_a_matplotlibrc_of_the_current_folder_starts_nothing_and_changes_nothing(empty: Path) -> None:
+    draw = "from positron_mini.report import plots; import sys; d = lambda f, p: f.text(0, 0, 'a'); "
+    draw += "sys.stdout.buffer.write(plots.png(d, (1, 1)) + plots.svg(d, (1, 1), 'x').encode())"
+    call = [sys.executable, "-P", "-c", draw]
+    before = subprocess.run(call, capture_output=True, check=True).stdout
+    for name in ("latex", "dvipng"):
+        Path(name).write_text(f"#!/bin/sh\ntouch {empty}/started\nexit 1\n", encoding="utf-8")
+        Path(name).chmod(0o755)
+    Path("matplotlibrc").write_text("text.usetex: True\nsavefig.facecolor: red\nfigure.facecolor: red\nfont.weight: bold\n", "utf-8")
+    environment = {**os.environ, "PATH": f"{empty}:{os.environ['PATH']}"}
+    assert subprocess.run(call, capture_output=True, check=True, env=environment).stdout == before
+    assert not Path("started").exists()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------------------

@@ -122,3 +122,13 @@ def test_retention_removes_nothing_while_the_newest_step_is_not_whole(workshop: 
     before = listing(BASE)
     RunFolder(BASE).prune(30, frozenset(), frozenset())
     assert listing(BASE) == before
+
+
+def test_a_run_that_is_damaged_does_not_keep_the_others_from_being_pruned(workshop: Path) -> None:
+    (BASE / "superseded/001").mkdir(parents=True)
+    shutil.copytree(BASE, "runs/broken", symlinks=True)
+    Path("runs/broken/run.json").write_text('{"format": 1}', encoding="utf-8")
+    result = positron("runs", "prune", "--yes")
+    assert result.code == 0 and "runs/broken/run.json: damaged" in result.err and "left alone" in result.err
+    assert not (BASE / "superseded/001").exists() and Path("runs/broken/superseded/001").exists()
+    assert "damaged" in positron("runs", "prune", "--run", "runs/broken").sentence

@@ -265,3 +265,16 @@ def test_a_failed_set_up_stops_the_script_that_sourced_it(computer: Computer) ->
     status, output = computer.run("set -e; source ./setup.sh; echo went on", FAKE_FAIL="setuptools")
     assert status == 1
     assert "went on" not in output
+
+
+@pytest.mark.parametrize("script", ["ask_model.sh", "bootstrap_tiny_llm.sh", "run_tests.sh", "sft_quickstart.sh", "train_incremental.sh"])
+def test_a_script_runs_what_lies_beside_it_whatever_CDPATH_says(tmp_path: Path, script: str) -> None:
+    for place in ("here", "other"):
+        (tmp_path / place / "mini").mkdir(parents=True)
+        (tmp_path / place / "mini/setup.sh").write_text(f"echo {place} >&2; exit 7\n", encoding="utf-8")
+    shutil.copy(Path(__file__).parent.parent / script, tmp_path / "here/mini" / script)
+    environment = {**os.environ, "CDPATH": str(tmp_path / "other")}
+    done = subprocess.run(
+        ["bash", f"mini/{script}"], cwd=tmp_path / "here", env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stderr.split()[-1:]) == (7, ["here"])

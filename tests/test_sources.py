@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,32 @@ def test_prepare_refuses_what_cannot_be(words: tuple[str, str]) -> None:
     result = positron("prepare", "--dataset", "mine.txt", *words)
     assert result.code == 2 and words[0].removeprefix("--") in f"{result.sentence} {result.hint}"
     assert not Path("data").exists()
+
+
+# --- what stands where a text is to be written ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["mine.txt", "storyworld", "mine.txt:0.5,others.txt:0.5"])
+@pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
+def test_what_stands_at_text_out_is_never_replaced(folder: Path, dataset: str, kind: str) -> None:
+    Path("others.txt").write_text("Other one." + SEPARATOR + "Other two.", encoding="utf-8")
+    Path("kept.txt").write_text("kept", encoding="utf-8")
+    out = Path("out.txt")
+    {
+        "file": lambda: out.write_text("kept", encoding="utf-8"),
+        "link": lambda: out.symlink_to("kept.txt"),
+        "pipe": lambda: os.mkfifo(out),
+        "folder": lambda: out.mkdir(),
+    }[kind]()
+    before = out.lstat()
+    with pytest.raises(UsageError, match="is there already") as caught:
+        obtain(dataset, stories=2, text_out=out, say=unheard)
+    assert caught.value.hint == "--text_out out-2.txt"
+    assert (out.lstat().st_ino, out.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert Path("kept.txt").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_text_with_its_note_may_be_made_again_as_another(folder: Path) -> None:
+    for stories in (2, 3):
+        obtain("storyworld", stories=stories, text_out=Path("tales.txt"), say=lambda _: None)
+        assert len(documents_of(Path("tales.txt"))) == stories

@@ -421,3 +421,19 @@ def test_shipped_curves_are_offered_and_held_against_a_run(
     assert client.get("/lab/api/runs/base/checks?reference=").json()["reference"] is None
     unknown = client.get("/lab/api/runs/base/checks?reference=..%2fsame").json()
     assert len(unknown["checks"]) == 5
+
+
+def test_a_run_that_took_the_name_of_another_answers_and_not_the_one_in_memory(runs: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "runs/one", tmp_path / "other"
+    shutil.copytree(runs / "base", one, symlinks=True)
+    shutil.copytree(one, other, symlinks=True)  # with the same steps and times
+    models = Models(list_folders=lambda: list_runs(tmp_path / "runs"))
+    for id in ("one", f"one@{RunFolder(one).steps()[-1]}"):
+        first = models.load(id)
+        assert models.load(id) is first and models.in_memory(id) is first
+        one.rename(tmp_path / "away")
+        assert models.in_memory(id) is first  # nothing else has its name
+        other.rename(one)
+        (tmp_path / "away").rename(other)
+        assert models.in_memory(id) is None
+        assert models.load(id) is not first

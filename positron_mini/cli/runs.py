@@ -14,7 +14,7 @@ from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import print
 from positron_mini.config import check_ranges
-from positron_mini.errors import RunError, command
+from positron_mini.errors import PositronError, RunError, command
 from positron_mini.own_files import foreign, is_nobodys, size_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,14 @@ def prune(flags: PruneFlags) -> int:
 
     found: list[Removable] = []
     for run in [RunFolder(path) for path in ([Path(flags.run)] if flags.run else list_runs(Path(flags.root)))]:
-        if run.read() is None:
+        try:
+            recorded = run.read()
+        except PositronError as error:  # the others can be pruned as ever
+            if flags.run:
+                raise
+            note(f"{error.message}; left alone")
+            continue
+        if recorded is None:
             raise RunError(f"{run.path}: no run there", "positron runs lists the runs there are")
         pid = run.writer()
         if pid is not None:

@@ -6,6 +6,7 @@ import builtins
 import codecs
 import contextlib
 import io
+import os
 import sys
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ def open_streams() -> None:
 
     By default Python uses the system's encoding for files too (cp1252 on Windows, ASCII with LANG=C).
     """
+    if sys.stdin is None:  # closed by who started the program
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             is_terminal = stream.isatty()

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 import re
 import shlex
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +144,25 @@ def _gguf_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
     _refuse_checkpoints(path.parent)
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder", "name another file, or another folder to put the file in")
+    if os.path.lexists(path) and not _is_gguf_of(path, model_name(checkpoint)):
+        raise UsageError(f"{path} is not an export of this model, and is not replaced", f"--out {shlex.quote(_free(path))}")
     return path
+
+
+def _is_gguf_of(path: Path, model: str) -> bool:
+    """Whether a regular file at `path` begins like a GGUF file of the model of this name."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with files.translate_os_errors(f"reading {path}"), open_regular(path) as handle:
+        beginning = handle.read(4096)
+    word = model.encode()
+    return beginning.startswith(b"GGUF") and b"general.name" + struct.pack("<IQ", 8, len(word)) + word in beginning  # 8: a string
+
+
+def _free(path: Path) -> str:
+    """A name like that of `path` that nothing has yet."""
+    tried = (str(path.with_name(f"{path.stem}-{number}{path.suffix}")) for number in itertools.count(2))
+    return next(name for name in tried if not os.path.lexists(name))
 
 
 def _export_folder(checkpoint: Checkpoint) -> Path:

@@ -42,8 +42,17 @@ Draw = Callable[[Any, Paint], None]
 # --- from a drawing to bytes ------------------------------------------------------------------------------------------------------------
 
 
-def _figure(draw: Draw, size: tuple[float, float], paint: Paint) -> Any:
+def _only(settings: dict[str, Any]) -> Any:
+    """A context in which these settings of matplotlib hold and else its defaults: a `matplotlibrc` of this folder could start LaTeX."""
     import matplotlib
+    from matplotlib.style.core import STYLE_BLACKLIST
+
+    defaults: dict[str, Any] = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in STYLE_BLACKLIST}
+    known: Any = defaults | settings
+    return matplotlib.rc_context(known)
+
+
+def _figure(draw: Draw, size: tuple[float, float], paint: Paint) -> Any:
     from matplotlib.figure import Figure
 
     settings: Any = {
@@ -67,7 +76,7 @@ def _figure(draw: Draw, size: tuple[float, float], paint: Paint) -> Any:
         "svg.hashsalt": "positron",
         "text.parse_math": False,  # names of skills come from a file
     }
-    with matplotlib.rc_context(settings):
+    with _only(settings):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, paint)
         return figure
@@ -76,9 +85,10 @@ def _figure(draw: Draw, size: tuple[float, float], paint: Paint) -> Any:
 def png(draw: Draw, size: tuple[float, float] = WIDE) -> bytes:
     """The drawing as PNG on white; the same drawing gives the same bytes."""
     out = io.BytesIO()
-    _figure(draw, size, {name: colour for name, (_, colour) in COLOURS.items()}).savefig(
-        out, format="png", dpi=PNG_DPI, metadata={"Software": None}
-    )
+    with _only({}):
+        _figure(draw, size, {name: colour for name, (_, colour) in COLOURS.items()}).savefig(
+            out, format="png", dpi=PNG_DPI, metadata={"Software": None}
+        )
     return out.getvalue()
 
 
@@ -87,10 +97,8 @@ def svg(draw: Draw, size: tuple[float, float], name: str) -> str:
 
     Coordinates are rounded to a hundredth of a point.
     """
-    import matplotlib
-
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "positron"}):
+    with _only({"svg.fonttype": "none", "svg.hashsalt": "positron"}):
         _figure(draw, size, {role: mark for role, (mark, _) in COLOURS.items()}).savefig(
             out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )

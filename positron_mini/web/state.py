@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from positron_mini.errors import CheckpointError
 from positron_mini.fast.decoder import Decoder, quickest
 from positron_mini.model import GPT
-from positron_mini.store.checkpoint import Checkpoint, open_checkpoint, step_name
+from positron_mini.store.checkpoint import MANIFEST, Checkpoint, open_checkpoint, step_name
 from positron_mini.store.find import find_checkpoint, read_found
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.web.engine import Engine
@@ -19,6 +19,7 @@ from positron_mini.web.engine import Engine
 if TYPE_CHECKING:
     from positron_mini.chat.model import Model
 
+Place = tuple[Path, tuple[int, int] | None]  # a step folder, and which manifest lies in it
 MAX_LOADED = 4  # models in memory at once, besides those that stay; the lab page asks for the steps of a run one after the other
 
 
@@ -61,7 +62,7 @@ class Models:
         self._staying = {served.id: served for served in staying}
         self._list_folders = list_folders
         self._runs: dict[str, tuple[RunFolder, list[int]]] = {}  # with the saved steps; replaced as a whole, so any thread may read it
-        self._loaded: dict[str, tuple[Path, Served]] = {}  # id -> (the folder when it was read, model), least recently used first
+        self._loaded: dict[str, tuple[Place, Served]] = {}  # id -> (what it meant when it was read, model), least recently used first
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -95,19 +96,25 @@ class Models:
         """The model if it is in memory and current: a run's own name means its newest step, which may change with each refresh."""
         if id in self._staying or id not in self._loaded:
             return self._staying.get(id)
-        folder, served = self._loaded[id]
-        return served if folder == self._folder(id) else None
+        (folder, manifest), served = self._loaded[id]
+        now, found = self._place(id)
+        return served if now == folder and found in (manifest, None) else None
 
     def load(self, id: str) -> Served:
         """The model, read if it is not in memory. Runs in the engine's thread. Errors: CheckpointError."""
         if not self.knows(id):
             raise CheckpointError(f"there is no model {id!r:.80}", f"models: {', '.join(self.ids()) or 'none yet'}")
-        served = self.in_memory(id) or read_found(partial(self._open, id), partial(load_served, id))
-        if id not in self._staying:
-            self._loaded.pop(id, None)
-            self._loaded[id] = (self._folder(id), served)
-            while len(self._loaded) > MAX_LOADED:
-                self._loaded.pop(next(iter(self._loaded)))
+        if id in self._staying:
+            return self._staying[id]
+        served, place = self.in_memory(id), self._place(id)  # before it is read: what changes meanwhile is then read again
+        if served is None:
+            served = read_found(partial(self._open, id), partial(load_served, id))
+        else:
+            place = self._loaded[id][0]
+        self._loaded.pop(id, None)
+        self._loaded[id] = (place, served)
+        while len(self._loaded) > MAX_LOADED:
+            self._loaded.pop(next(iter(self._loaded)))
         return served
 
     def _find(self, id: str) -> tuple[RunFolder, int | None] | None:
@@ -126,6 +133,15 @@ class Models:
             raise CheckpointError(f"the model {id!r:.80} is no longer there", f"models: {', '.join(self.ids()) or 'none yet'}")
         run, step = found
         return run.folder(step) if step is not None else run.path / (run.points_to("best") or step_name(self._runs[run.path.name][1][-1]))
+
+    def _place(self, id: str) -> Place:
+        """The folder that a known `id` means now, and which manifest lies in it: another run may have taken its name."""
+        folder = self._folder(id)
+        try:
+            status = (folder / MANIFEST).stat()
+        except OSError:
+            return folder, None
+        return folder, (status.st_ino, status.st_mtime_ns)
 
     def _open(self, id: str) -> Checkpoint:
         """The checkpoint that `id` means now; for a run's own name an earlier one if the newest is damaged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from pathlib import Path
@@ -9,6 +10,22 @@ from typing import Any
 
 from positron_mini.errors import PositronError, UsageError
 from positron_mini.files import read_json
+
+
+def same_text(out: Path) -> UsageError:
+    """The error for a text that would be written over itself."""
+    return UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {quoted(out, '-copy.txt')}")
+
+
+def check_free(out: Path, dataset: str) -> None:
+    """Raise UsageError if something stands at `out` that is no text of ours, which has a note beside it: it is not replaced."""
+    if not os.path.lexists(out):
+        return
+    if Path(dataset).exists() and out.resolve() == Path(dataset).resolve():
+        raise same_text(out)
+    if out.is_symlink() or not out.is_file() or not {"corpus", "source"} & _note(out).keys():
+        free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{out.with_suffix('')}-{number}.txt"))
+        raise UsageError(f"{out}: is there already, and would be overwritten", f"--text_out {shlex.quote(free)}")
 
 
 def quoted(out: Path, ending: str) -> str:

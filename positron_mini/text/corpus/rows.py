@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file", "name a file of conversations: --sft_data tiny_instruct_sample.jsonl") from error
+        sample = Path(__file__).parents[3] / "tiny_instruct_sample.jsonl"  # in the project's folder, which need not be this one
+        name = shlex.quote(str(sample)) if sample.is_file() else "FILE.jsonl"
+        raise DataError(f"{path}: no such file", f"name a file of conversations: --sft_data {name}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{path}: cannot be read ({error})", f"ls -l '{path}' shows who may read it") from error
     if path.is_dir():

@@ -6,13 +6,13 @@ import hashlib
 import itertools
 from pathlib import Path
 
-from positron_mini.errors import Say, UsageError
+from positron_mini.errors import Say
 from positron_mini.files import write_json
 from positron_mini.text.corpus.dataset import resolve_source, write_dataset, write_documents
 from positron_mini.text.corpus.files import read_documents
 from positron_mini.text.corpus.memo import signature_of
 from positron_mini.text.corpus.mix import choose, mixed, parse_mix
-from positron_mini.text.corpus.note import check_note, is_there, note_path, quoted
+from positron_mini.text.corpus.note import check_free, check_note, is_there, note_path, same_text
 from positron_mini.text.corpus.reading import ReadStats
 
 STORYWORLD_STORIES = 20_000  # about 18 MB, a few epochs in half an hour on a laptop
@@ -27,6 +27,8 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
     Errors: DataError, UsageError, HubError with the manual way as its hint.
     """
     shares = parse_mix(dataset)
+    if text_out is not None:
+        check_free(text_out, dataset)
     if shares is not None:
         return write_mix(shares, text_out, stories=stories, seed=seed, say=say)
     if dataset == "storyworld":
@@ -47,7 +49,7 @@ def obtain(dataset: str, *, stories: int | None = None, text_out: Path | None = 
         return source.path
     out = text_out or Path("data") / f"{source.path.stem}{'' if stories is None else f'-{stories}'}.txt"
     if out.exists() and out.resolve() == source.path.resolve():
-        raise UsageError(f"{out}: this is the text to be read, and would be overwritten", f"--text_out {quoted(out, '-copy.txt')}")
+        raise same_text(out)
     count = write_documents(out, itertools.islice(read_documents(source.path, stats=ReadStats()), stories))
     say(f"{out}: {count:,} stories")
     return out

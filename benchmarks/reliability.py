@@ -204,7 +204,8 @@ def run_tests(groups: Sequence[str], jobs: int) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", *parallel, "-o", "junit_family=xunit1", f"--junitxml={report}", *nodes]
-        subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode > 1:  # 1: some tests failed, which is a result
+            raise SystemExit("the tests could not be run, so nothing is written")
         return count_cases(list(ElementTree.parse(report).iter("testcase")), datetime.date.today().isoformat())
 
 

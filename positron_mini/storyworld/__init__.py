@@ -1,4 +1,4 @@
-"""The story world: unlimited children's stories from a simulated world, with what is true in each of them.
+"""The story world: unlimited children's stories from a simulated world, each with the facts that are true in it.
 
 `story(seed, index)` writes one; `questions`, `requests` and `retellings` ask about it; `check_story` judges any text by the same rules.
 """
@@ -12,7 +12,7 @@ from positron_mini.storyworld.requests import Request, check_request, read_reque
 from positron_mini.storyworld.rows import conversation_rows, instruction_rows
 from positron_mini.storyworld.tales import Split, Story, stories, story
 
-VERSION = 6  # goes up when the same seed gives other bytes
+VERSION = 6  # increased when the same seed gives other bytes
 
 __all__ = [
     "VERSION",

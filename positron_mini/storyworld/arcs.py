@@ -1,6 +1,6 @@
-"""The courses a story can take: wish or trouble, attempts, a turn, and an ending with a feeling that has its reason.
+"""Story arcs: wish or trouble, attempts, a turn, and an ending with a feeling that has its reason.
 
-Each arc is a function of the teller; what it decides becomes visible in the very next sentences.
+Each arc is a function of the teller; what it decides shows in the very next sentences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Arc = Callable[[Teller, str], None]
 
 
 def opening(t: Teller) -> str:
-    """The hero's name, after the first sentences."""
+    """Tell the first sentences; return the hero's name."""
     name, kind = someone(t)
     t.tell(("intro", "intro_home", "intro_likes")[t.one_of(3)], A=name, A_kind=kind)
     if not t.state.facts.get("homed") and t.coin(0.15):
@@ -26,7 +26,7 @@ def opening(t: Teller) -> str:
 
 
 def treasure(t: Teller, hero: str, mark: str) -> str:
-    """The noun of an object that the hero owns and loves."""
+    """Introduce an object that the hero owns and loves; return its noun."""
     roles = thing(t, mark)
     t.tell("own", A=hero, **roles)
     if t.coin(0.2):
@@ -35,7 +35,7 @@ def treasure(t: Teller, hero: str, mark: str) -> str:
 
 
 def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
-    """The hero goes to a place, with the object if one is named, and looks around."""
+    """Let the hero go to a place, with the object if one is named, and look around."""
     t.paragraph()
     where = place(t, *groups)
     if noun:
@@ -46,7 +46,7 @@ def set_out(t: Teller, hero: str, noun: str = "", *groups: str) -> None:
 
 
 def look_around(t: Teller, hero: str, noun: str = "") -> None:
-    """Up to two sentences about the scene and a game."""
+    """Tell up to two sentences about the scene and a game."""
     t.tell("view", A=hero)
     if noun and t.coin(0.25):
         t.tell("use_thing", A=hero, O=noun)
@@ -55,7 +55,7 @@ def look_around(t: Teller, hero: str, noun: str = "") -> None:
 
 
 def helper(t: Teller, hero: str) -> str:
-    """The name of somebody who comes along: a stranger, a friend or a grown-up."""
+    """Bring in a stranger, a friend or a grown-up who comes along; return the name."""
     course = t.one_of(3)
     if course == 2:
         name = elder(t)
@@ -67,7 +67,7 @@ def helper(t: Teller, hero: str) -> str:
 
 
 def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) -> None:
-    """The helper asks what is wrong, the hero tells, the helper has a kind word."""
+    """Let the helper ask what is wrong, the hero tell, and the helper say a kind word."""
     if t.coin(0.15):
         t.tell("ask_wrong", A=friend, B=hero)
     t.tell(tell_event, A=hero, B=friend, **roles)
@@ -76,14 +76,14 @@ def console(t: Teller, hero: str, friend: str, tell_event: str, **roles: str) ->
 
 
 def thanks(t: Teller, hero: str, friend: str) -> None:
-    """The hero thanks the friend, who may answer."""
+    """Let the hero thank the friend, who may answer."""
     t.tell("thank", A=hero, B=friend)
     if t.coin(0.1):
         t.tell("welcome", A=friend, B=hero)
 
 
 def together(t: Teller, hero: str, friend: str) -> None:
-    """A game or a snack, or neither."""
+    """Tell a game or a snack, or neither."""
     course = t.one_of(3)
     if course == 0:
         t.tell("play_pair")
@@ -92,7 +92,7 @@ def together(t: Teller, hero: str, friend: str) -> None:
 
 
 def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
-    """The way home, supper or bed, and a last sentence."""
+    """Tell the way home, supper or bed, and a last sentence."""
     t.paragraph()
     if t.state.facts["scene"] == "home" or t.coin(0.4):
         homeward(t, hero, noun)
@@ -103,7 +103,7 @@ def ending(t: Teller, hero: str, friend: str, noun: str = "") -> None:
 
 
 def homeward(t: Teller, hero: str, noun: str) -> None:
-    """The way home, if the hero is not there yet, supper and bed."""
+    """Tell the way home, if the hero is not there yet, supper and bed."""
     if t.state.facts["scene"] != "home":
         roles = {"O": noun} if noun and t.state.facts.get(f"holder {noun}") == hero else {}
         t.tell("go_home", A=hero, **roles)
@@ -114,7 +114,7 @@ def homeward(t: Teller, hero: str, noun: str) -> None:
 
 
 def lost(t: Teller, hero: str) -> None:
-    """The hero loses an object and finds it again with help."""
+    """Arc: the hero loses an object and finds it again with help."""
     noun = treasure(t, hero, "")
     set_out(t, hero, noun)
     t.tell("lose", A=hero, O=noun)
@@ -145,7 +145,7 @@ def lost(t: Teller, hero: str) -> None:
 
 
 def broken(t: Teller, hero: str) -> None:
-    """An object breaks; somebody who can mend it does, or both do."""
+    """Arc: an object breaks; somebody who can mend it does, or both do."""
     noun = treasure(t, hero, "b")
     set_out(t, hero, noun)
     t.tell("break", A=hero, O=noun)
@@ -170,7 +170,7 @@ def broken(t: Teller, hero: str) -> None:
 
 
 def stuck(t: Teller, hero: str) -> None:
-    """The wind puts an object into a tree; somebody tall or with a ladder gets it down."""
+    """Arc: the wind puts an object into a tree; somebody tall or with a ladder gets it down."""
     noun = treasure(t, hero, "k")
     set_out(t, hero, noun, "nature", "water")
     t.tell("stick", A=hero, O=noun)
@@ -194,7 +194,7 @@ def stuck(t: Teller, hero: str) -> None:
 
 
 def wish(t: Teller, hero: str) -> None:
-    """The hero wants to buy an object, has no money, works for it and buys it."""
+    """Arc: the hero wants to buy an object, has no money, works for it and buys it."""
     set_out(t, hero, "", "town")
     roles = thing(t)
     noun = roles["O"]
@@ -218,7 +218,7 @@ def wish(t: Teller, hero: str) -> None:
 
 
 def guilt(t: Teller, hero: str) -> None:
-    """The hero breaks what a friend lent, hides it, tells the truth and is forgiven."""
+    """Arc: the hero breaks what a friend lent, hides it, tells the truth and is forgiven."""
     set_out(t, hero)
     friend, kind = someone(t)
     t.tell("friend_comes", A=friend, A_kind=kind, B=hero)

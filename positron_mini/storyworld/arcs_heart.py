@@ -1,4 +1,4 @@
-"""More courses: troubles between hearts, and of the seasons. See `arcs` for the shared steps."""
+"""More arcs: troubles between friends, and of the seasons. See `arcs` for the shared steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from positron_mini.storyworld.teller import Teller
 
 
 def friend_of(t: Teller, hero: str) -> str:
-    """The name of a friend who comes along."""
+    """Bring in a friend who comes along; return the name."""
     name, kind = someone(t)
     t.tell(("meet", "friend_comes")[t.one_of(2)], A=name, A_kind=kind, B=hero)
     if t.coin(0.2):
@@ -32,7 +32,7 @@ def friend_of(t: Teller, hero: str) -> str:
 
 
 def quarrel(t: Teller, hero: str) -> None:
-    """The hero does not share, is left alone, says sorry and makes up."""
+    """Arc: the hero does not share, is left alone, says sorry and makes up."""
     noun = treasure(t, hero, "")
     set_out(t, hero, noun)
     friend = friend_of(t, hero)
@@ -56,7 +56,7 @@ def quarrel(t: Teller, hero: str) -> None:
 
 
 def lonely(t: Teller, hero: str) -> None:
-    """The hero has no friend, is shy, and finds one."""
+    """Arc: the hero has no friend, is shy, and finds one."""
     noun = treasure(t, hero, "r") if t.coin() else ""
     set_out(t, hero, noun)
     t.tell("lonely", A=hero)
@@ -82,7 +82,7 @@ def lonely(t: Teller, hero: str) -> None:
 
 
 def afraid(t: Teller, hero: str) -> None:
-    """The hero is afraid of something and becomes brave with a friend."""
+    """Arc: the hero is afraid of something and becomes brave with a friend."""
     set_out(t, hero)
     fear = t.choose(lexicon().fears)
     t.tell("afraid", A=hero, X=fear)
@@ -107,7 +107,7 @@ def afraid(t: Teller, hero: str) -> None:
 
 
 def gift(t: Teller, hero: str) -> None:
-    """The hero makes a birthday present by hand."""
+    """Arc: the hero makes a birthday present by hand."""
     t.paragraph()
     friend, kind = someone(t)
     t.tell("plan_gift", A=hero, B=friend, B_kind=kind)
@@ -135,7 +135,7 @@ def gift(t: Teller, hero: str) -> None:
 
 
 def set_out_here(t: Teller, hero: str) -> None:
-    """A glance at the weather and a game, without leaving."""
+    """Tell the weather and a game, without leaving."""
     if t.coin():
         t.tell("air")
     else:
@@ -143,7 +143,7 @@ def set_out_here(t: Teller, hero: str) -> None:
 
 
 def astray(t: Teller, hero: str) -> None:
-    """The hero loses the way, and a friend takes the hero home."""
+    """Arc: the hero loses the way, and a friend takes the hero home."""
     set_out(t, hero)
     t.tell("stray", A=hero)
     t.paragraph()
@@ -164,7 +164,7 @@ def astray(t: Teller, hero: str) -> None:
 
 
 def hiding(t: Teller, hero: str) -> None:
-    """A game of hide-and-seek."""
+    """Arc: a game of hide-and-seek."""
     set_out(t, hero)
     friend = friend_of(t, hero)
     seeker, hider = hero, friend
@@ -184,7 +184,7 @@ def hiding(t: Teller, hero: str) -> None:
 
 
 def cook(t: Teller, hero: str) -> None:
-    """Something is missing in the kitchen, and a neighbour has it."""
+    """Arc: something is missing in the kitchen, and a neighbour has it."""
     t.paragraph()
     first = elder(t, *FAMILY)
     t.tell("elder_comes", A=first, B=hero)
@@ -208,7 +208,7 @@ def cook(t: Teller, hero: str) -> None:
 
 
 def rain(t: Teller, hero: str) -> None:
-    """Rain spoils a picnic, and a good idea saves it."""
+    """Arc: rain spoils a picnic, and a good idea saves it."""
     set_out(t, hero, "", "nature", "water")
     friend = helper(t, hero)
     t.tell("picnic", A=hero, B=friend)
@@ -225,7 +225,7 @@ def rain(t: Teller, hero: str) -> None:
 
 
 def seed(t: Teller, hero: str) -> None:
-    """A seed takes its time."""
+    """Arc: a seed takes its time to grow."""
     t.paragraph()
     t.tell("plant", A=hero)
     if t.coin(0.7):

@@ -1,6 +1,6 @@
-"""Whether a story is consistent: it is read sentence by sentence with the generator's patterns and replayed by the world's rules.
+"""Check whether a story is consistent: parse it sentence by sentence with the generator's patterns, and replay it by the world's rules.
 
-Any text can be judged, a model's included. What cannot be read counts as inconsistent; `parsed_share` says how much could be.
+Any text can be judged, a model's included. A sentence that cannot be parsed counts as inconsistent; `parsed_share` tells how many could.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from positron_mini.storyworld.reading import Reading, readings_at
 from positron_mini.storyworld.world import CHARACTERS, Contradiction, Rule, State, apply
 
 _STOP = re.compile(r'[.!?]"?(?=\s|$)')
-DEFAULTS = {"O": "thing", "F": "missing", "X": "fear", "K": "chore"}  # what an unnamed role of an event stands for
+DEFAULTS = {"O": "thing", "F": "missing", "X": "fear", "K": "chore"}  # meaning of an event's role that is not named
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of a story: consistent or not, the share of its sentences that could be read, and what is wrong."""
+    """Judgement of a story: consistent or not, the share of its sentences that could be parsed, and what is wrong."""
 
     consistent: bool
     parsed_share: float
@@ -27,7 +27,7 @@ class Verdict:
 
 
 def check_story(text: str) -> Verdict:
-    """The verdict on a whole story."""
+    """Judge a whole story."""
     replay = Replay()
     replay.read(text)
     reasons = list(replay.reasons)
@@ -40,7 +40,7 @@ def check_story(text: str) -> Verdict:
 
 
 class Replay:
-    """A reader with a state: `read` takes text, `events` lists what happened, `reasons` what cannot be."""
+    """Parser with a state: `read` takes text, `events` lists what happened, `reasons` the contradictions."""
 
     def __init__(self) -> None:
         self.state = State()
@@ -57,7 +57,7 @@ class Replay:
                 position = self._sentence(marked, position, fresh=position == 0) + 1
 
     def _sentence(self, text: str, position: int, *, fresh: bool) -> int:
-        """Replay one sentence; where it ends."""
+        """Replay one sentence; return where it ends."""
         readings = sorted(readings_at(text, position), key=lambda reading: -reading.end)
         failure = ""
         for reading in readings:
@@ -88,7 +88,7 @@ class Replay:
 
 
 def resolve(reading: Reading, state: State, fresh: bool) -> dict[str, str]:
-    """The roles of a sentence with pronouns, "the fox" and what is left unsaid replaced by whom they mean."""
+    """Roles of a sentence with pronouns, "the fox" and unnamed roles replaced by names."""
     roles = dict(reading.bindings)
     rule = reading.event.rule
     if "A" not in roles and "A.kind" in roles:
@@ -117,7 +117,7 @@ def _letters(rule: Rule) -> set[str]:
 
 
 def _unsaid(role: str, roles: dict[str, str], state: State) -> str:
-    """Whom a role means that the sentence does not name: the other of two, or the thing that the story is about."""
+    """Name for a role that the sentence leaves out: the other one of two characters, or the object that the story is about."""
     if role in DEFAULTS:
         return state.facts.get(DEFAULTS[role], "")
     if role in CHARACTERS:

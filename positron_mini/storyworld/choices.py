@@ -1,7 +1,7 @@
-"""How much information a story holds: the generator's choices, recovered from the text alone.
+"""Information content of a story: the generator's choices, recovered from the text alone.
 
 `recover` tells the story again with a teller that takes every choice from the text; where a choice shows only later it tries the
-options in turn. What it returns makes the same text, so the choices that it finds are information that the text holds.
+options in turn. The recovered choices make the same text, so they are information that the text contains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DeadEnd(Exception):
 
 
 class Search(Dice):
-    """Choices by depth-first search: the path taken, and at each fork the options that are left."""
+    """Choices by depth-first search: the current path, and the untried options at each fork."""
 
     def __init__(self) -> None:
         self.forks: list[list[int]] = []
@@ -40,7 +40,7 @@ class Search(Dice):
         self.nats = 0.0
 
     def advance(self) -> bool:
-        """Give up the newest option; False when none is left anywhere."""
+        """Discard the newest option; return False when none is left anywhere."""
         while self.forks and len(self.forks[-1]) == 1:
             self.forks.pop()
         if self.forks:
@@ -48,7 +48,7 @@ class Search(Dice):
         return bool(self.forks)
 
     def decide(self, options: list[int]) -> int:
-        """The option of the path at this fork; a new fork takes the first."""
+        """Option of the path at this fork; a new fork takes the first."""
         if self.depth == len(self.forks):
             if not options:
                 raise DeadEnd
@@ -57,7 +57,7 @@ class Search(Dice):
         return self.forks[self.depth - 1][0]
 
     def record(self, index: int, nats: float) -> int:
-        """Note a choice and its price."""
+        """Record a choice and its nats."""
         self.choices.append(index)
         self.nats += nats
         return index
@@ -67,7 +67,7 @@ class Search(Dice):
         return self.record(self.decide(list(range(count))), math.log(count))
 
     def weigh(self, weights: Sequence[float]) -> int:
-        """One of the indices whose weight is not zero, each in its turn."""
+        """One of the indices with a nonzero weight, each in its turn."""
         openings = [index for index, weight in enumerate(weights) if weight]
         if len(openings) == 1:
             return openings[0]
@@ -86,7 +86,7 @@ class Reteller(Teller):
         self.cache = cache
 
     def choose(self, options: Sequence[str]) -> str:
-        """A word that stands in the text that is still to come."""
+        """One of the words that still occur in the rest of the text."""
         rest = self.target[self.position :]
         marked = [option.replace(" an ", " a~ ").replace(" a ", " a~ ") for option in options]
         index = self.search.decide([number for number, option in enumerate(marked) if option in rest])
@@ -127,7 +127,7 @@ class Reteller(Teller):
         return self.cache[key]
 
     def _price(self, roles: Roles, bound: Roles, choices: tuple[Choice, ...], telling: Telling) -> list[tuple[int, float]] | None:
-        """The choices as (index, nats), None when the words do not fit the roles or say somebody in a way that is not open."""
+        """Choices as (index, nats); None if the words do not fit the roles, or refer to somebody in a way that is not allowed here."""
         if not self._fits(roles, bound):
             return None
         priced = []
@@ -174,7 +174,7 @@ TAGS = {"A": 1, "T": 2, "V": 3}
 
 
 def _tagged(slot: Slot, text: str, position: int, at_start: bool, bindings: Bindings) -> Iterator[tuple[int, Bindings, tuple[Choice, ...]]]:
-    """Slot readings whose choices carry, as a negative count, what they are a choice of."""
+    """Readings of a slot whose choices carry their type as a negative count."""
     for end, bound, choices in read_slot(slot, text, position, at_start, bindings):
         if slot.role == "V":
             choices = ((lexicon().traits.index(dict(bound)["V"]), 0),)
@@ -182,7 +182,7 @@ def _tagged(slot: Slot, text: str, position: int, at_start: bool, bindings: Bind
 
 
 def recover(text: str) -> tuple[tuple[int, ...], float]:
-    """The choices that make a generated text, and their nats. Errors: ValueError when the generator cannot make it."""
+    """Recover the choices that make a generated text, and their nats. Errors: ValueError when the generator cannot make it."""
     search = Search()
     cache: dict[tuple[int, int], list[tuple[int, Bindings, tuple[Choice, ...]]]] = {}
     for _ in range(MAX_TRIES):

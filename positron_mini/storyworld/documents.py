@@ -1,7 +1,7 @@
-"""Training documents: stories, every second one with the wish it was told for in a line before it.
+"""Training documents: stories, every second one after a line with the wish that it fulfils.
 
-A model of them learns early that a wish decides what is told: whom it is about, what happens, with which object. Few tokens of a story
-depend on its wish, so that a thousand wishes during fine-tuning do not teach it (docs/results/fine-tuning.md).
+A model of them learns early that a wish decides whom the story is about, what happens, and with which object. Few tokens of a story
+depend on its wish, so a thousand wishes during fine-tuning do not teach this (docs/results/fine-tuning.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from positron_mini.storyworld.checker import Verdict, check_story
 from positron_mini.storyworld.requests import OPENINGS, PLAIN, check_request, read_request, request_for
 from positron_mini.storyworld.tales import Story
 
-WISH_NATS = math.log(len(OPENINGS)) + math.log(2)  # how the wish begins, and whether it names the hero; what happens is the story's
+WISH_NATS = math.log(len(OPENINGS)) + math.log(2)  # opening words, and whether it names the hero; the event comes from the story
 
 
 def has_wish(index: int) -> bool:
@@ -26,7 +26,7 @@ def document(story: Story) -> str:
 
 
 def document_nats(story: Story) -> float:
-    """The information of the choices that made the document."""
+    """Information in the choices that made the document, in nats."""
     nats = story.choice_nats + math.log(2)
     if has_wish(story.index):
         nats += WISH_NATS - math.log(1 - PLAIN if "event" in request_for(story).constraints else PLAIN)
@@ -34,7 +34,7 @@ def document_nats(story: Story) -> float:
 
 
 def check_document(text: str) -> Verdict:
-    """The verdict on a document: its story must hold together and, where a wish stands before it, fulfil the wish."""
+    """Judge a document: its story must be consistent and, if there is a wish before it, fulfil the wish."""
     wish, _, rest = text.strip().partition("\n")
     request = read_request(wish)
     if request is None:

@@ -1,4 +1,4 @@
-"""The events of the world: a rule each, and the sentence patterns that tell it. Read once from the text files beside this module."""
+"""Events of the world: a rule each, and the sentence patterns that tell it. Read once from the text files beside this module."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SPEECH = re.compile(r"(SAY|ASK|CRY) (\{[^}]*\}|\w+): (.*)")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Telling:
-    """One sentence pattern of an event and what must hold for it beyond the event's needs."""
+    """One sentence pattern of an event, and its conditions beyond the event's needs."""
 
     sequence: Sequence
     needs: tuple[Term, ...]
     source: str
 
     def fits(self, state: State, roles: Roles) -> bool:
-        """Whether the extra needs are met."""
+        """Whether the extra conditions hold."""
         return all(holds(term, state, roles) for term in self.needs)
 
 
@@ -37,9 +37,9 @@ class Event:
 
 
 def spoken_orders(verbs: str, words: str) -> Iterator[str]:
-    """The patterns of one speech: speaker last, speaker first and, where ` / ` allows it, speaker in the middle.
+    """Patterns of a speech: speaker last, speaker first and, where ` / ` allows it, speaker in the middle.
 
-    Beside a question the speaker asks; "asked" beside anything else is left out.
+    "Asked" is used beside questions only.
     """
     first, cut, second = words.partition(" / ")
     whole = words.replace(" / ", " ")

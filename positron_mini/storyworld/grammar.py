@@ -1,7 +1,7 @@
-"""Sentence patterns that are read in both directions: from a world to words, and from words back to the world.
+"""Sentence patterns that work in both directions: from a world to words, and from words back to the world.
 
 A pattern is text with alternatives `{went|ran}`, word classes `@food` and slots `<A>`, `<O.full>`. `realise` walks it with a source of
-choices and yields words; `match` walks it with a text and yields every (end, bindings, choices) under which the text can be read.
+choices and yields words; `match` walks it with a text and yields every (end, bindings, choices) that can produce the text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MARKED = re.compile(r"~ ([A-Za-z])")
 
 
 def mark_articles(text: str) -> str:
-    """The text with each rightly used a/an as `a~`; a wrong one stays, and so fits no pattern."""
+    """The text with each correct a/an as `a~`; a wrong one stays, and so fits no pattern."""
 
     def mark(found: re.Match[str]) -> str:
         vowel = text[found.end()] in "aeiouAEIOU"
@@ -61,13 +61,13 @@ def set_articles(text: str) -> str:
 
 @cache
 def compile_class(name: str) -> Alt:
-    """The alternatives of a word class."""
+    """Alternatives of a word class."""
     return Alt(tuple(compile_pattern(choice) for choice in lexicon().classes[name]))
 
 
 @cache
 def compile_pattern(pattern: str) -> Sequence:
-    """The pattern as a sequence of nodes. Articles before a word or a choice become `a~`, which agrees with what follows."""
+    """Parse a pattern into a sequence of nodes. Articles before a word or a choice become `a~`, which agrees with what follows."""
     tokens = _TOKEN.findall(_INDEFINITE.sub(r"\1~", pattern))
     sequence, rest = _parse(tokens, 0)
     assert rest == len(tokens), f"unbalanced pattern: {pattern}"
@@ -102,17 +102,17 @@ def _parse_alt(tokens: list[str], position: int) -> tuple[Alt, int]:
 
 
 class Source(Protocol):
-    """What `realise` asks: a free choice, and the words of a slot."""
+    """Answers `realise`: free choices, and the words of slots."""
 
     def pick(self, count: int) -> int:
         """One of 0 .. count - 1."""
 
     def fill(self, slot: Slot) -> str:
-        """The words that stand for `slot`."""
+        """Words for `slot`."""
 
 
 def realise(sequence: Sequence, source: Source) -> str:
-    """The words of a pattern, its free choices taken from `source`."""
+    """Words of a pattern, its free choices taken from `source`."""
     parts = []
     for node in sequence:
         if isinstance(node, str):
@@ -130,7 +130,7 @@ ReadSlot = Callable[[Slot, str, int, bool, Bindings], Iterator[tuple[int, Bindin
 
 
 def match(sequence: Sequence, text: str, start: int, read_slot: ReadSlot, bindings: Bindings = ()) -> Iterator[Reading]:
-    """Every reading of the text from `start` by the pattern. The first letter of a sentence may be a capital of the pattern's."""
+    """Every parse of the text from `start` by the pattern. The first letter of a sentence may be a capital of the pattern's."""
     yield from _match(sequence, 0, text, start, start, read_slot, bindings, ())
 
 
@@ -173,7 +173,7 @@ def _options(alt: Alt, text: str, position: int, start: int) -> tuple[int, ...] 
 
 
 def _index(alt: Alt) -> dict[str, tuple[int, ...]]:
-    """Two leading characters -> options; those without a fixed start stand in every entry, and alone under "" (the default)."""
+    """Two leading characters -> options; those without a fixed start are in every entry, and alone under "" (the default)."""
     keys = [option[0][:2] if option and isinstance(option[0], str) and len(option[0]) > 1 else "" for option in alt.options]
     always = tuple(number for number, key in enumerate(keys) if not key)
     return {key: tuple(n for n, own in enumerate(keys) if own in ("", key)) for key in {*keys, ""}} | {"": always}

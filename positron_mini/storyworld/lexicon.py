@@ -1,4 +1,4 @@
-"""The words of the story world: who and what can occur in it, and the classes of free words.
+"""Words of the story world: people, objects, places, and the classes of free words.
 
 Everything is read once from the text files beside this module, so that the generator and the checker share one vocabulary.
 """
@@ -25,7 +25,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object noun and which troubles it can have."""
+    """An object noun and the troubles that it can have."""
 
     noun: str
     marks: frozenset[str]
@@ -58,7 +58,7 @@ class Lexicon:
     classes: dict[str, tuple[str, ...]]
 
     def marked(self, mark: str) -> tuple[str, ...]:
-        """The nouns that carry a mark, such as "b" for what can break."""
+        """Nouns with a mark, such as "b" for what can break."""
         return tuple(noun for noun, thing in self.things.items() if mark in thing.marks)
 
 

@@ -1,4 +1,4 @@
-"""Stories as files: plain text for training, JSON lines for what is true in each story."""
+"""Stories as files: plain text for training, JSON lines for the facts of each story."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END = "<|endoftext|>"
 def write_corpus(
     target: Path | str | IO[bytes], seed: int, n: int, *, start: int = 0, split: Split = "train", facts: Path | str | None = None
 ) -> int:
-    """The number of bytes of text written: the documents of `n` stories, each followed by a line `<|endoftext|>`.
+    """Write the documents of `n` stories, each followed by a line `<|endoftext|>`; return the bytes of text.
 
     `target` is a path, written atomically, or an open binary handle. With `facts` a JSON-lines file is written as well, one story a line.
     """
@@ -33,7 +33,7 @@ def write_corpus(
 
 
 def fact_lines(told: Iterator[Story]) -> Iterator[str]:
-    """A JSON object a story, as lines: index, text, facts and nats of choice."""
+    """One JSON object per story, as lines: index, text, facts and nats of choice."""
     for story in told:
         row: dict[str, Any] = {"index": story.index, "text": story.text, "facts": story.facts}
         row["choice_nats"] = round(story.choice_nats, 6)

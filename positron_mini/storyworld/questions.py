@@ -1,4 +1,4 @@
-"""Questions with one right answer about a story, what happened next, and the code that decides whether a reply is right."""
+"""Questions with one right answer about a story, retellings of what happened next, and checks of the replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO = {"not", "no", "never", "nobody", "don't", "didn't", "wasn't", "isn't"}
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a story. A reply is right when it holds one of `accepted` and none of `others`.
+    """A question about a story. A reply is right when it contains one of `accepted` and none of `others`.
 
     An accepted entry is a phrase; `&` joins phrases that must all occur.
     """
@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Retelling:
-    """The beginning of a story and the sentence that comes next."""
+    """Beginning of a story and the sentence that comes next."""
 
     beginning: str
     next_sentence: str
@@ -48,7 +48,7 @@ def check_answer(question: Question, reply: str) -> bool:
 
 
 def words_of(text: str) -> list[str]:
-    """The lower-case words of a text without articles."""
+    """Lower-case words of a text without articles."""
     return [word for word in _WORDS.findall(text.lower()) if word not in ("a", "an", "the")]
 
 
@@ -57,7 +57,7 @@ def _holds(said: list[str], part: list[str]) -> bool:
 
 
 def questions(story: Story) -> list[Question]:
-    """The questions that the story answers, in the order of its events."""
+    """Questions that the story answers, in the order of its events."""
     found = [question for event in story.facts["events"] for question in _about(event, story.facts)]
     found.extend(_about_people(story.facts))
     unique = {question.text: question for question in found}
@@ -91,7 +91,7 @@ Asker = Callable[[Event, dict[str, Any]], Question | None]
 
 
 def _who(role: str, text: str, answer: str) -> Asker:
-    """A question after the name in a role."""
+    """Make an asker for the name in a role."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
         asked, full = text.format(**event), answer.format(**event)
@@ -102,7 +102,7 @@ def _who(role: str, text: str, answer: str) -> Asker:
 
 
 def _what(text: str, answer: str) -> Asker:
-    """A question after the object of an event."""
+    """Make an asker for the object of an event."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
         adjective = next((o["adjective"] for o in facts["objects"] if o["noun"] == event["O"]), "")
@@ -114,7 +114,7 @@ def _what(text: str, answer: str) -> Asker:
 
 
 def _where(role: str, text: str, answer: str) -> Asker:
-    """A question after a spot or a place."""
+    """Make an asker for a spot or a place."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
         value = event[role]
@@ -130,7 +130,7 @@ def _where(role: str, text: str, answer: str) -> Asker:
 
 
 def _why(text: str, answer: str, *accepted: str) -> Asker:
-    """A question after the cause of a feeling."""
+    """Make an asker for the cause of a feeling."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
         return Question(text.format(**event), answer.format(**event), "why", tuple(entry.format(**event) for entry in accepted))
@@ -139,7 +139,7 @@ def _why(text: str, answer: str, *accepted: str) -> Asker:
 
 
 def _plain(role: str, kind: str, text: str, answer: str) -> Asker:
-    """A question after a fear or a food."""
+    """Make an asker for a fear or a food."""
 
     def ask(event: Event, facts: dict[str, Any]) -> Question | None:
         options = lexicon().fears if role == "X" else lexicon().foods
@@ -205,7 +205,7 @@ ASKERS: dict[str, tuple[Asker, ...]] = {
 
 
 def retellings(story: Story) -> list[Retelling]:
-    """The story cut before each sentence from the second on: what was told, and what comes next."""
+    """The story cut before each sentence from the second on: the beginning, and what comes next."""
     found = []
     end = 0
     for event in story.facts["events"]:
@@ -217,7 +217,7 @@ def retellings(story: Story) -> list[Retelling]:
 
 
 def check_next(beginning: str, reply: str) -> bool:
-    """Whether a reply can follow the beginning: it can be read and nothing in it goes against what was told."""
+    """Whether a reply can follow the beginning: it can be parsed and does not contradict the beginning."""
     replay = Replay()
     replay.read(beginning)
     before, known = len(replay.reasons), len(replay.events)

@@ -1,4 +1,4 @@
-"""From words to events: every pattern of the world that a sentence can be read by, found through its first two words."""
+"""From words to events: every pattern of the world that fits a sentence, found through its first two words."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from positron_mini.storyworld.lexicon import lexicon
 from positron_mini.storyworld.slots import read_slot
 from positron_mini.storyworld.world import CHARACTERS
 
-MAX_HEADS = 400  # a pattern with more beginnings is filed under fewer words
+MAX_HEADS = 400  # a pattern with more beginnings is indexed under fewer words
 _NAME = re.compile(r'("?)([A-Z][a-z]+(?: [A-Z][a-z]+)?)')
 _TOKEN = re.compile(r"[^ \n]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A sentence understood: its event, whom and what it names, and where it ends."""
+    """A parsed sentence: its event, whom and what it names, and where it ends."""
 
     event: Event
     telling: Telling
@@ -68,7 +68,7 @@ def _capital(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, list[tuple[Event, Telling]]]:
-    """First two words, or the first alone where the second varies, or "*" -> tellings."""
+    """First two words, or the first alone if the second varies, or "*" -> tellings."""
     index: dict[str, list[tuple[Event, Telling]]] = {"*": []}
     for event in events().values():
         for telling in event.tellings:
@@ -88,7 +88,7 @@ def _key(head: str) -> str:
 
 
 def _heads(sequence: Sequence) -> set[str]:
-    """Leading strings of a pattern, two words long; `*` stands where anything can follow."""
+    """Leading strings of a pattern, two words long; `*` stands for anything."""
     heads = {""}
     for node in sequence:
         growing = {head for head in heads if head.count(" ") < 2 and "*" not in head}

@@ -1,4 +1,4 @@
-"""Requests for a story, with constraints that code can check: whom it is about, what happens, with which object."""
+"""Requests for a story, with constraints that code can check: the hero, what happens, and with which object."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPENINGS = (
     "I would like to hear a story about {about}.",
     "Make up a story about {about}.",
 )
-PLAIN = 0.15  # the share of wishes that leave open what happens
+PLAIN = 0.15  # share of wishes that leave open what happens
 HOLES = {"a": "an? (?P<object>[a-z]+)", "noun": "(?P<object>[a-z]+)"}
 
 
@@ -83,7 +83,7 @@ def _readers() -> list[tuple[re.Pattern[str], str, str]]:
 
 
 def read_request(text: str) -> Request | None:
-    """The wish that a line of text is, None where it is none: the reverse of `request_for`."""
+    """Parse a wish from a line of text; None if it is none: the reverse of `request_for`."""
     for pattern, event, role in _readers():
         found = pattern.fullmatch(text)
         if found:
@@ -93,7 +93,7 @@ def read_request(text: str) -> Request | None:
 
 
 def requests(seed: int, n: int, split: Split = "validation") -> list[Request]:
-    """`n` different wishes that say what is to happen; by default such as training stories do not fulfil to the letter."""
+    """`n` different wishes that each name an event; by default no training story fulfils them exactly."""
     found: dict[str, Request] = {}
     for story in islice(stories(seed, 0, split), 20 * n):
         request = request_for(story)
@@ -105,7 +105,7 @@ def requests(seed: int, n: int, split: Split = "validation") -> list[Request]:
 
 
 def check_request(request: Request, story_text: str) -> bool:
-    """Whether a text fulfils the wish: its hero is of the kind (and name), and the event happens with the object that was named."""
+    """Whether a text fulfils the wish: its hero has the kind (and name), and the event happens with the named object."""
     replay = Replay()
     replay.read(story_text)
     hero = replay.state.cast.get(replay.state.facts.get("hero", ""))
@@ -122,5 +122,5 @@ def _fits(roles: dict[str, str], wanted: dict[str, str], hero: str) -> bool:
 
 
 def a_or_an(word: str) -> str:
-    """The word with its article; nothing for nothing."""
+    """The word with its article; empty for an empty word."""
     return word and f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

@@ -36,9 +36,9 @@ def _as_row(instruction: str, given: str, output: str) -> dict[str, str]:
 
 
 def conversation_rows(seed: int, n: int, split: Split = "train", questions_per_story: int = 6) -> list[dict[str, object]]:
-    """`n` rows like `instruction_rows`, but a story is asked about several times in one conversation: {"messages", "source"}.
+    """`n` rows like `instruction_rows`, but with several questions about a story in one conversation: {"messages", "source"}.
 
-    Reading the story is what costs; every further question about it trains more answers for little more work.
+    Most of the cost is reading the story; every further question about it trains more answers for little more work.
     """
     return [_conversation(story(seed, index, split), KINDS[index % len(KINDS)], questions_per_story) for index in range(n)]
 

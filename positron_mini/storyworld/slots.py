@@ -1,6 +1,6 @@
-"""How the slots of a pattern are said, and how they are read: names, pronouns, "the fox", objects, places.
+"""Text of slots in both directions: names, pronouns, "the fox", objects, places.
 
-The actor `<A>` may be said in up to three ways; which ones are open depends on the state alone, so a reader can price the choice.
+There are up to three ways to refer to the actor `<A>`; the state alone decides which are allowed, so a reader can price the choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Found = tuple[int, Bindings, tuple[Choice, ...]]
 
 
 def ways(state: State, name: str, fresh: bool) -> tuple[float, ...]:
-    """The weights of saying the actor as name, pronoun and kind; 0 where it could be misread. `fresh` is a paragraph's first sentence."""
+    """Weights of name, pronoun and kind for the actor; 0 if it could be misread. `fresh`: in a paragraph's first sentence."""
     person = state.cast.get(name)
     pronoun = state.focus == name and not fresh
     kind = person is not None and person.group == "animal" and state.only_of_kind(name) and state.focus != ""
@@ -46,7 +46,7 @@ def say_place(form: str, noun: str) -> str:
 
 
 def bind(bindings: Bindings, key: str, value: str) -> Bindings | None:
-    """The bindings with one more, None when the key stands for something else already."""
+    """The bindings with one more; None if the key is bound to something else."""
     for known, old in bindings:
         if known == key:
             return bindings if old == value else None

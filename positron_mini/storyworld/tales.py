@@ -1,4 +1,4 @@
-"""Stories: text, what is true in it, and the information that went into it. Story `index` of a seed is always the same bytes."""
+"""Stories: text, facts, and information content. Story `index` of a seed always has the same bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A story of 80 to 300 words. `facts` is JSON-able; `choice_nats` is the information of the choices that made the text."""
+    """A story of 80 to 300 words. `facts` is JSON-able; `choice_nats` is the information in the choices that made the text."""
 
     text: str
     facts: dict[str, Any]
@@ -28,7 +28,7 @@ class Story:
 
 
 def tell_story(teller: Teller) -> str:
-    """The arc's name, after the teller has told a whole story."""
+    """Let the teller tell a whole story; return the arc's name."""
     hero = opening(teller)
     arc = ARCS[teller.one_of(len(ARCS))]
     arc(teller, hero)
@@ -56,7 +56,7 @@ def stories(seed: int, start: int = 0, split: Split = "train") -> Iterator[Story
 
 
 def split_of(arc: str, names: Iterable[str]) -> Split:
-    """The side on which a story lies, by its arc and cast alone: one in ten for validation. No story can be on both sides."""
+    """Split of a story, by its arc and cast alone: one in ten for validation. No story can be in both."""
     return "validation" if stable_number(f"split {arc} {' '.join(names)}") % 10 == 0 else "train"
 
 
@@ -66,7 +66,7 @@ def stable_number(key: str) -> int:
 
 
 def facts_of(teller: Teller, arc: str) -> dict[str, Any]:
-    """What is true in a finished story: who and what occurs, the events in order, and how things stand at the end."""
+    """Facts of a finished story: people and objects, the events in order, and the state at the end."""
     facts, cast, things = teller.state.facts, teller.state.cast.values(), teller.state.things
     people = [{"name": c.name, "kind": c.kind, "pronoun": c.pronoun, "feeling": facts.get(f"mood {c.name}", "")} for c in cast]
     objects = [

@@ -1,4 +1,4 @@
-"""The storyteller: keeps the state, draws the choices, and says each event in words that fit the state."""
+"""The storyteller: keeps the state, draws the choices, and tells each event in words that fit the state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from positron_mini.storyworld.world import CHARACTERS, OBJECTS, PLACES, State, a
 
 @dataclass(slots=True)
 class Told:
-    """One event as it was told: its name, its roles and its words."""
+    """One told event: its name, its roles and its words."""
 
     name: str
     roles: dict[str, str]
@@ -25,7 +25,7 @@ class Told:
 
 @dataclass(slots=True)
 class Dice:
-    """The source of choices. Only `random()` is used, whose values are the same on every platform and version."""
+    """Source of choices. Only `random()` is used, whose values are the same on every platform and version."""
 
     generator: random.Random
     choices: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Dice:
         return index
 
     def weigh(self, weights: Sequence[float]) -> int:
-        """An index drawn with the given weights. A single open way is no choice and is not recorded."""
+        """An index drawn with the given weights. With one nonzero weight there is no choice, and nothing is recorded."""
         total = sum(weights)
         if total == max(weights):
             return weights.index(total)
@@ -47,7 +47,7 @@ class Dice:
         while point >= weights[index] and index < len(weights) - 1:
             point -= weights[index]
             index += 1
-        while not weights[index]:  # rounding may run past the last open way
+        while not weights[index]:  # rounding may run past the last nonzero weight
             index -= 1
         self.choices.append(index)
         self.nats -= math.log(weights[index] / total)
@@ -67,15 +67,15 @@ class Teller:
 
     # ---- choices of the plan ----
     def choose(self, options: Sequence[str]) -> str:
-        """One of the words, which must become visible in the text soon."""
+        """Draw one of the words, which must show in the text soon."""
         return options[self.dice.pick(len(options))]
 
     def coin(self, yes: float = 0.5) -> bool:
-        """True with the given probability. What it decides must be visible in the text."""
+        """True with the given probability. What it decides must show in the text."""
         return self.dice.weigh((1.0 - yes, yes)) == 1
 
     def one_of(self, count: int) -> int:
-        """A number below `count`, for a choice between courses of the plan."""
+        """Draw a number below `count`, to choose between branches of an arc."""
         return self.dice.pick(count)
 
     # ---- telling ----
@@ -85,7 +85,7 @@ class Teller:
             self.paragraphs.append([])
 
     def tell(self, event_name: str, **roles: str) -> None:
-        """Let an event happen and say it. Role keys are letters; `O_adjective` and `B_kind` describe what is new."""
+        """Let an event happen and tell it. Role keys are letters; `O_adjective` and `B_kind` describe what is new."""
         event = events()[event_name]
         full = {key.replace("_", "."): value for key, value in roles.items()}
         tellings = [telling for telling in event.tellings if telling.fits(self.state, full)]
@@ -95,7 +95,7 @@ class Teller:
         self.paragraphs[-1].append(text)
 
     def say(self, event: Event, tellings: list[Telling], roles: dict[str, str]) -> tuple[str, dict[str, str]]:
-        """The words for an event and the roles they show."""
+        """Words for an event, and the roles that they show."""
         self._roles = dict(roles)
         telling = tellings[self.dice.pick(len(tellings))]
         text = set_articles(realise(telling.sequence, self))
@@ -107,7 +107,7 @@ class Teller:
         return self.dice.pick(count)
 
     def fill(self, slot: Slot) -> str:
-        """The words of a slot."""
+        """Words for a slot."""
         role, form = slot.role, slot.form
         value = self._roles.get(role, "")
         if role == "T":
@@ -123,7 +123,7 @@ class Teller:
         return value or self._drawn(role)
 
     def _drawn(self, role: str) -> str:
-        """A trait, drawn where it is said."""
+        """A trait, drawn when it is first told."""
         assert role == "V", f"role {role} was not given"
         self._roles[role] = self.choose(lexicon().traits)
         return self._roles[role]
@@ -158,5 +158,5 @@ class Teller:
 
 
 def without(options: Iterable[str], *taken: str) -> list[str]:
-    """The options that are not taken, in order."""
+    """Options that are not taken, in order."""
     return [option for option in options if option not in taken]

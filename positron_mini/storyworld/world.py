@@ -1,7 +1,7 @@
-"""The world's state and its rules: what must hold before an event and what is true after it.
+"""State and rules of the world: what must hold before an event and what is true after it.
 
-A state is a table of facts, `"holder kite": "Tim"`. A rule is data: `holder O=A` in its needs asks that the object be held by the
-actor, in its effects makes it so. The generator and the checker apply the same rules, so a story is right for both or for neither.
+A state is a table of facts, `"holder kite": "Tim"`. A rule is data: `holder O=A` in its needs requires that the actor holds the object;
+in its effects it makes that true. The generator and the checker apply the same rules, so a story is right for both or for neither.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ HIS = {"he": "his", "she": "her"}
 
 
 class Contradiction(Exception):
-    """An event that the state does not allow; the text is the reason."""
+    """An event that the state does not allow; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Character:
-    """Someone in the story."""
+    """A person or animal in the story."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class Character:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One need or effect: the fact's key, how it is compared or set, and the values that fit."""
+    """One need or effect: the fact's key, the comparison or assignment, and its values."""
 
     key: tuple[str, ...]
     operator: str  # "=", "!=", "?" (any value) or "!" (no value)
@@ -43,7 +43,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An event's needs and effects; `free` roles need not be present."""
+    """Needs and effects of an event; `free` roles need not be present."""
 
     name: str
     needs: tuple[Term, ...]
@@ -54,20 +54,20 @@ class Rule:
 
 @dataclass(slots=True)
 class State:
-    """What is true at one moment of a story."""
+    """Facts at one moment of a story."""
 
     facts: dict[str, str] = field(default_factory=dict)
     cast: dict[str, Character] = field(default_factory=dict)
     things: dict[str, str] = field(default_factory=dict)  # noun -> adjective, "" while unknown
-    focus: str = ""  # the last subject, whom he or she can mean
-    pair: tuple[str, str] | None = None  # whom they can mean
+    focus: str = ""  # the last subject, which he or she can mean
+    pair: tuple[str, str] | None = None  # which they can mean
 
     def copy(self) -> State:
         """An independent state with the same facts."""
         return State(dict(self.facts), dict(self.cast), dict(self.things), self.focus, self.pair)
 
     def here(self, name: str) -> bool:
-        """Whether a character is on the scene."""
+        """Whether a character is in the scene."""
         return self.facts.get(f"here {name}") == "yes"
 
     def only_of_kind(self, name: str) -> bool:
@@ -77,7 +77,7 @@ class State:
 
 
 def parse_term(text: str) -> Term:
-    """A term from its written form: `mood A=sad,lonely`, `cond O!=broken`, `wish`, `!wish`."""
+    """Parse a term: `mood A=sad,lonely`, `cond O!=broken`, `wish`, `!wish`."""
     for operator in ("!=", "="):
         key, found, value = text.partition(operator)
         if found:
@@ -86,7 +86,7 @@ def parse_term(text: str) -> Term:
 
 
 def parse_rule(name: str, needs: str, effects: str) -> Rule:
-    """A rule from its written form, terms separated by semicolons; `new X` introduces a role, `far X` frees it from being present."""
+    """Parse a rule, terms separated by semicolons; `new X` introduces a role, `far X` frees it from being present."""
     wanted = [part.strip() for part in needs.split(";") if part.strip()]
     made = [part.strip() for part in effects.split(";") if part.strip()]
     new = frozenset(part[4:] for part in made if part.startswith("new "))
@@ -170,7 +170,7 @@ def _check_thing(event: str, noun: str, adjective: str, state: State) -> None:
 
 
 def _check_forms(event: str, state: State, roles: Roles) -> None:
-    """Pronouns, kinds and "they" must fit those whom they stand for."""
+    """Raise Contradiction if a pronoun, a kind or "they" does not fit the characters it refers to."""
     for role in CHARACTERS:
         if role not in roles:
             continue

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from positron_mini import files
-from positron_mini.storyworld import check_story, entropy_bits_per_byte, stories
-from positron_mini.storyworld.corrupt import CORRUPTIONS, corrupted
+from helpers.faulty_stories import CORRUPTIONS, corrupted  # noqa: E402
+from positron_mini import files  # noqa: E402
+from positron_mini.storyworld import check_story, entropy_bits_per_byte, stories  # noqa: E402
 
 WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 GZIP_BYTES = 4_000_000

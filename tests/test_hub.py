@@ -20,7 +20,6 @@ from positron_mini.text.corpus.hub import (
     HubUnreachableError,
     Patience,
     fetch_dataset,
-    fetch_tinystories,
     hub_reachable,
     resolve_source,
     write_dataset,
@@ -212,7 +211,7 @@ def test_the_manual_way_works(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / TRAIN).write_bytes(TRAIN_BYTES)
     (tmp_path / "hub" / VALID).write_bytes(VALID_BYTES)
-    assert fetch_tinystories(tmp_path, say=said).documents == 399
+    assert write_tinystories(tmp_path / "tinystories.txt", say=said).documents == 399
     assert not hub.requests
 
 
@@ -229,7 +228,7 @@ def test_a_wrong_endpoint_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tinystories_whole(hub: FakeHub, patience: Patience, tmp_path: Path) -> None:
     lines: list[str] = []
-    text = fetch_tinystories(tmp_path, say=lines.append, patience=patience)
+    text = write_tinystories(tmp_path / "tinystories.txt", say=lines.append, patience=patience)
     assert text.text.read_text("utf-8").split("\n<|endoftext|>\n")[:-1] == [s for n, s in enumerate(STORIES) if n != 3]  # 3 is in valid
     assert text.valid is not None
     assert text.valid.read_text("utf-8") == f"A dog sat.\n<|endoftext|>\n{STORIES[3]}\n<|endoftext|>\n"
@@ -246,7 +245,7 @@ def test_the_beginning_of_tinystories_ends_with_a_whole_story(
     monkeypatch.setattr("positron_mini.text.corpus.hub.READ_BYTES", 7)  # separators lie across blocks
     width = len(STORIES[0]) + len("\n<|endoftext|>\n")
     first_bytes = 5 * width + STORIES[5].index(" Tom said")  # cut after a sentence, but not after the story
-    text = fetch_tinystories(tmp_path, first_bytes=first_bytes, say=said, patience=patience)
+    text = write_tinystories(tmp_path / "tinystories.txt", first_bytes=first_bytes, say=said, patience=patience)
     assert text.text.read_text("utf-8").split("\n<|endoftext|>\n")[:-1] == [STORIES[n] for n in (0, 1, 2, 4)]
     assert sum(request.sent_bytes for request in hub.data_requests) == first_bytes + len(VALID_BYTES)
 
@@ -254,30 +253,30 @@ def test_the_beginning_of_tinystories_ends_with_a_whole_story(
 def test_a_finished_text_is_returned_without_network_and_more_of_it_fetches_the_rest(
     hub: FakeHub, patience: Patience, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    first = fetch_tinystories(tmp_path, first_bytes=3000, say=said, patience=patience)
+    first = write_tinystories(tmp_path / "tinystories.txt", first_bytes=3000, say=said, patience=patience)
     hub.requests.clear()
-    assert fetch_tinystories(tmp_path, first_bytes=3000, say=said, patience=patience) == first
+    assert write_tinystories(tmp_path / "tinystories.txt", first_bytes=3000, say=said, patience=patience) == first
     assert not hub.requests
-    more = fetch_tinystories(tmp_path, first_bytes=8000, say=said, patience=patience)
+    more = write_tinystories(tmp_path / "tinystories.txt", first_bytes=8000, say=said, patience=patience)
     assert [request.range for request in hub.data_requests] == ["bytes=3000-7999"]
     assert more.documents > first.documents
     whole = more.text.read_text()
     more.text.write_text("cut")
-    assert fetch_tinystories(tmp_path, first_bytes=8000, say=said, patience=patience) == more
+    assert write_tinystories(tmp_path / "tinystories.txt", first_bytes=8000, say=said, patience=patience) == more
     assert more.text.read_text() == whole
 
 
 def test_F1_a_call_killed_before_its_note_was_written_knows_its_own_validation_text(
     hub: FakeHub, patience: Patience, tmp_path: Path
 ) -> None:
-    whole = fetch_tinystories(tmp_path, say=said, patience=patience)
+    whole = write_tinystories(tmp_path / "tinystories.txt", say=said, patience=patience)
     (tmp_path / "tinystories.json").unlink()
-    assert fetch_tinystories(tmp_path, say=said, patience=patience) == whole
+    assert write_tinystories(tmp_path / "tinystories.txt", say=said, patience=patience) == whole
     (tmp_path / "tinystories.json").unlink()
     assert whole.valid is not None
     whole.valid.write_text("mine")
     with pytest.raises(UsageError, match="would be overwritten"):
-        fetch_tinystories(tmp_path, say=said, patience=patience)
+        write_tinystories(tmp_path / "tinystories.txt", say=said, patience=patience)
     assert whole.valid.read_text() == "mine"
 
 
@@ -297,7 +296,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     with pytest.raises(DiskFullError, match=r"10 kB are free|10.0 kB are free"):
-        fetch_tinystories(tmp_path, say=said, patience=patience)
+        write_tinystories(tmp_path / "tinystories.txt", say=said, patience=patience)
     assert not hub.data_requests
 
 

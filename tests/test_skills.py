@@ -34,7 +34,7 @@ from positron_mini.evaluate.skills import SkillResult, SkillTest, judge, result_
 from positron_mini.model import GPT
 from positron_mini.store.run_folder import RunFolder
 from positron_mini.store.run_record import RunRecord
-from positron_mini.storyworld.checker import Replay
+from positron_mini.storyworld.checker import StoryReplay
 from positron_mini.text.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from positron_mini.train import pretrain
 from positron_mini.train.budget import first_horizon
@@ -116,7 +116,7 @@ def test_no_story_of_the_story_world_can_hold_a_pair() -> None:
     """Each text has a sentence that no pattern of the world can be read by: proof for all its stories, told or not."""
 
     def has_foreign_sentence(text: str) -> bool:
-        replay = Replay()
+        replay = StoryReplay()
         replay.read(text)
         return replay.unparsed > 0
 

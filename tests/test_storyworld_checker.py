@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
+from helpers.faulty_stories import CORRUPTIONS, corrupted
 from positron_mini.storyworld import check_next, check_story, retellings, stories
-from positron_mini.storyworld.corrupt import CORRUPTIONS, corrupted
 
 GOOD = """Once upon a time, there was a little fox named Rusty. Rusty had a red ball.
 One sunny day, Rusty took the ball to the park. On the way, Rusty lost the ball. He was sad because the ball was gone.

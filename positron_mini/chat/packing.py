@@ -24,7 +24,7 @@ PADDING_SEGMENT = 0  # conversations and stories count from 1
 _STORY_DRAWS = 0x5701  # separates the random draws of stories from the order of an epoch, which uses (seed, epoch)
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Inputs and targets of one segment, (n,) each."""
 
     ids: NDArray[np.int64]
@@ -59,14 +59,14 @@ class PackedBatches:
         assert rows and batch_size > 0, f"{len(rows)} conversations, {batch_size} a step"
         assert 0 <= replay < 1 and (not replay or (stories is not None and len(stories.documents))), f"replay {replay} of {stories}"
         self.batch_size, self.context_len, self.seed = batch_size, context_len, seed
-        self._pieces = [_conversation_piece(row, context_len) for row in rows]
+        self._segments = [_conversation_segment(row, context_len) for row in rows]
         self._stories = stories
         self.stories_per_step = self._story_rate(replay) if stories is not None and replay else 0.0
 
     @property
     def examples(self) -> int:
         """Number of conversations."""
-        return len(self._pieces)
+        return len(self._segments)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,43 +81,43 @@ class PackedBatches:
 
     def batch(self, step: int) -> Batch:
         """Rows of the update after `step` finished ones, (R, T); R and T depend on the lengths to pack."""
-        return _batch([self._pieces[index] for index in self.chosen(step)] + self._replayed(step), self.context_len)
+        return _batch([self._segments[index] for index in self.chosen(step)] + self._replayed(step), self.context_len)
 
     def _story_rate(self, replay: float) -> float:
         """Stories per step that make up the share `replay` of all trained tokens in the long run."""
         assert self._stories is not None
-        trained = sum(int((piece.targets != IGNORED).sum()) for piece in self._pieces) / self.steps_per_epoch
+        trained = sum(int((piece.targets != IGNORED).sum()) for piece in self._segments) / self.steps_per_epoch
         lengths = np.minimum(self._stories.documents[:, 1] - self._stories.documents[:, 0] - 1, self.context_len)
         return replay / (1 - replay) * trained / float(lengths.mean())
 
-    def _replayed(self, step: int) -> list[Piece]:
+    def _replayed(self, step: int) -> list[Segment]:
         """Stories of this step: number j of the run where step <= j / stories_per_step < step + 1, each drawn by (seed, j)."""
         if self._stories is None or not self.stories_per_step:
             return []
         self._stories.check()
         numbers = range(int(step * self.stories_per_step), int((step + 1) * self.stories_per_step))
-        return [_story_piece(self._stories, self.seed, number, self.context_len) for number in numbers]
+        return [_story_segment(self._stories, self.seed, number, self.context_len) for number in numbers]
 
 
-def _conversation_piece(row: Encoded, context_len: int) -> Piece:
+def _conversation_segment(row: Encoded, context_len: int) -> Segment:
     """Inputs and targets up to the last trained token: nothing is learned after it."""
     assert any(row.trained), "a conversation with nothing to train on"
     last = len(row.trained) - 1 - row.trained[::-1].index(True)
     assert 1 <= last <= context_len, f"{last} tokens, a context of {context_len}"
     ids = np.array(row.ids[: last + 1], np.int64)
     targets = np.where(row.trained[1 : last + 1], ids[1:], IGNORED)
-    return Piece(ids[:-1], targets)
+    return Segment(ids[:-1], targets)
 
 
-def _story_piece(stories: Stories, seed: int, number: int, context_len: int) -> Piece:
+def _story_segment(stories: Stories, seed: int, number: int, context_len: int) -> Segment:
     """Story `number` of the run, all of its tokens trained, cut at the context."""
     draw = np.random.SeedSequence([seed, _STORY_DRAWS, number]).generate_state(1, np.uint64)[0]
     start, end = stories.documents[int(draw) % len(stories.documents)]
     ids = np.asarray(stories.ids[start : min(end, start + context_len + 1)]).astype(np.int64)
-    return Piece(ids[:-1], ids[1:])
+    return Segment(ids[:-1], ids[1:])
 
 
-def _batch(pieces: Sequence[Piece], context_len: int) -> Batch:
+def _batch(pieces: Sequence[Segment], context_len: int) -> Batch:
     """Pack segments into rows, each row filled up with padding that is a segment of its own."""
     rows, width = pack([len(piece.ids) for piece in pieces], context_len)
     shape = (len(rows), width)

@@ -41,7 +41,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ChatPrompt:
     """Input of the model for a question: ids from bos on. The `dropped` oldest turns did not fit; there is `room` for so many new tokens.
     """
 
@@ -55,7 +55,7 @@ class Answer:
     """An answer, complete or not: drawn tokens, their text, ln p of each under the model itself, seconds of wall-clock."""
 
     question: str
-    prompt: Prompt
+    prompt: ChatPrompt
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenChoice:
     """One token of an answer, its probability under the model itself, and its likeliest rivals, each with its own."""
 
     piece: str
@@ -97,14 +97,14 @@ class ChatSession:
         self.last: Answer | None = None
         self._attempt = 0
 
-    def prompt(self, question: str, turns: list[Turn] | None = None) -> Prompt:
+    def prompt(self, question: str, turns: list[Turn] | None = None) -> ChatPrompt:
         """Input for `question` after `turns` (default: all so far); a quarter of the context, or max_tokens if less, is left to answer.
 
         Errors: UsageError when the question alone does not fit.
         """
         speaker, wanted = self.speaker, self.settings.max_tokens
         if not speaker.is_chat:
-            return Prompt([BOS, *speaker.tokenizer.encode(question)], 0, wanted)
+            return ChatPrompt([BOS, *speaker.tokenizer.encode(question)], 0, wanted)
         turns = self.turns if turns is None else turns
         limit = speaker.context_len - max(1, min(wanted, speaker.context_len // 4))
         system = [Message("system", self.system)] if self.system is not None else []
@@ -124,7 +124,7 @@ class ChatSession:
                 break
             kept, dropped = messages + kept, dropped - 1
         ids = encode_chat(speaker.tokenizer, [*system, *kept, Message("user", question)], add_generation_prompt=True).ids
-        return Prompt(ids, dropped, min(wanted, speaker.context_len - len(ids)))
+        return ChatPrompt(ids, dropped, min(wanted, speaker.context_len - len(ids)))
 
     def ask(self, question: str) -> Generator[str, None, None]:
         """Yield the answer in pieces of text as they are drawn. Closing the iterator makes a turn of what was drawn. Errors: as `prompt`.
@@ -141,7 +141,7 @@ class ChatSession:
         self._attempt += 1
         return self._answer(question, prompt, replaces=1)
 
-    def _answer(self, question: str, prompt: Prompt, replaces: int = 0) -> Generator[str, None, None]:
+    def _answer(self, question: str, prompt: ChatPrompt, replaces: int = 0) -> Generator[str, None, None]:
         from positron_mini.generate import stream
 
         answer, speaker = Answer(question, prompt), self.speaker
@@ -199,7 +199,7 @@ class ChatSession:
             return f"{text}, {turns}"
         return f"{text}, {turns}; the oldest {f'{prompt.dropped:,} ' if prompt.dropped > 1 else ''}dropped out"
 
-    def choices(self) -> Iterator[Choice]:
+    def choices(self) -> Iterator[TokenChoice]:
         """Each token of the last answer with its rivals, recomputed as it was drawn. Errors: UsageError without an answer."""
         import torch
 
@@ -214,7 +214,7 @@ class ChatSession:
             probabilities = reader.read(history)[0].softmax(-1)  # (V,)
             best = probabilities.topk(min(RIVALS + 1, len(probabilities)))
             rivals = [(pieces(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if i != token]
-            yield Choice(pieces(token), float(probabilities[token]), tuple(rivals[:RIVALS]))
+            yield TokenChoice(pieces(token), float(probabilities[token]), tuple(rivals[:RIVALS]))
             history = torch.cat((history, torch.tensor([[token]])), dim=1)
 
     def save(self, path: Path) -> None:

@@ -3,7 +3,7 @@
 `story(seed, index)` writes one; `questions`, `requests` and `retellings` ask about it; `check_story` judges any text by the same rules.
 """
 
-from positron_mini.storyworld.checker import Verdict, check_story
+from positron_mini.storyworld.checker import StoryVerdict, check_story
 from positron_mini.storyworld.choices import entropy_bits_per_byte, recover
 from positron_mini.storyworld.documents import check_document, document
 from positron_mini.storyworld.output import fact_lines, write_corpus
@@ -21,7 +21,7 @@ __all__ = [
     "Retelling",
     "Split",
     "Story",
-    "Verdict",
+    "StoryVerdict",
     "check_answer",
     "check_document",
     "check_next",

@@ -17,7 +17,7 @@ Arc = Callable[[Teller, str], None]
 def opening(t: Teller) -> str:
     """Tell the first sentences; return the hero's name."""
     name, kind = someone(t)
-    t.tell(("intro", "intro_home", "intro_likes")[t.one_of(3)], A=name, A_kind=kind)
+    t.tell(("intro", "intro_home", "intro_likes")[t.pick(3)], A=name, A_kind=kind)
     if not t.state.facts.get("homed") and t.coin(0.15):
         t.tell("home", A=name)
     if not t.state.facts.get("liked") and t.coin(0.35):
@@ -56,7 +56,7 @@ def look_around(t: Teller, hero: str, noun: str = "") -> None:
 
 def helper(t: Teller, hero: str) -> str:
     """Bring in a stranger, a friend or a grown-up who comes along; return the name."""
-    course = t.one_of(3)
+    course = t.pick(3)
     if course == 2:
         name = elder(t)
         t.tell("elder_comes", A=name, B=hero)
@@ -84,7 +84,7 @@ def thanks(t: Teller, hero: str, friend: str) -> None:
 
 def together(t: Teller, hero: str, friend: str) -> None:
     """Tell a game or a snack, or neither."""
-    course = t.one_of(3)
+    course = t.pick(3)
     if course == 0:
         t.tell("play_pair")
     elif course == 1:
@@ -125,12 +125,12 @@ def lost(t: Teller, hero: str) -> None:
     console(t, hero, friend, "tell_lost", O=noun)
     t.tell("offer_look", A=friend, B=hero, O=noun)
     t.paragraph()
-    for _ in range(t.one_of(2)):
+    for _ in range(t.pick(2)):
         if t.coin(0.35):
             t.tell("search_pair", S=spot(t), O=noun)
         else:
-            t.tell("search", A=(hero, friend)[t.one_of(2)], S=spot(t), O=noun)
-    finder = (hero, friend)[t.one_of(2)]
+            t.tell("search", A=(hero, friend)[t.pick(2)], S=spot(t), O=noun)
+    finder = (hero, friend)[t.pick(2)]
     t.tell("find", A=finder, O=noun, S=spot(t))
     if t.coin(0.3):
         t.tell("shout_found", A=finder, O=noun)
@@ -176,7 +176,7 @@ def stuck(t: Teller, hero: str) -> None:
     t.tell("stick", A=hero, O=noun)
     if t.coin(0.3):
         t.tell("sad_stuck", A=hero, O=noun)
-    for _ in range(t.one_of(2)):
+    for _ in range(t.pick(2)):
         t.tell("try_reach", A=hero, O=noun)
     t.paragraph()
     friend = helper(t, hero)

@@ -25,7 +25,7 @@ from positron_mini.storyworld.teller import Teller
 def friend_of(t: Teller, hero: str) -> str:
     """Bring in a friend who comes along; return the name."""
     name, kind = someone(t)
-    t.tell(("meet", "friend_comes")[t.one_of(2)], A=name, A_kind=kind, B=hero)
+    t.tell(("meet", "friend_comes")[t.pick(2)], A=name, A_kind=kind, B=hero)
     if t.coin(0.2):
         t.tell("hello", A=name, B=hero)
     return name
@@ -50,7 +50,7 @@ def quarrel(t: Teller, hero: str) -> None:
     if t.coin(0.5):
         t.tell("share_thing", A=friend, B=hero, O=noun)
     if t.coin(0.3):
-        t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
+        t.tell("feel_happy", A=(hero, friend)[t.pick(2)])
     together(t, hero, friend)
     ending(t, hero, friend, noun)
 
@@ -129,7 +129,7 @@ def gift(t: Teller, hero: str) -> None:
     if t.coin(0.6):
         t.tell("love_gift", A=friend, B=hero, O=noun)
     if t.coin(0.3):
-        t.tell("feel_happy", A=(hero, friend)[t.one_of(2)])
+        t.tell("feel_happy", A=(hero, friend)[t.pick(2)])
     together(t, hero, friend)
     ending(t, hero, friend)
 
@@ -153,7 +153,7 @@ def astray(t: Teller, hero: str) -> None:
     if t.coin(0.2):
         t.tell("clue", A=hero)
     t.paragraph()
-    for _ in range(1 + t.one_of(2)):
+    for _ in range(1 + t.pick(2)):
         t.tell("walk_pair")
     t.tell("home_found", A=hero, B=friend)
     if t.coin(0.5):
@@ -172,7 +172,7 @@ def hiding(t: Teller, hero: str) -> None:
     if t.coin(0.6):
         t.tell("count", A=seeker)
     t.paragraph()
-    for _ in range(1 + t.one_of(2)):
+    for _ in range(1 + t.pick(2)):
         t.tell("seek", A=seeker, S=spot(t))
     if t.coin(0.35):
         t.tell("hear", A=seeker)

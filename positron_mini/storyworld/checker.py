@@ -18,7 +18,7 @@ DEFAULTS = {"O": "thing", "F": "missing", "X": "fear", "K": "chore"}  # meaning 
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StoryVerdict:
     """Judgement of a story: consistent or not, the share of its sentences that could be parsed, and what is wrong."""
 
     consistent: bool
@@ -26,9 +26,9 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def check_story(text: str) -> Verdict:
+def check_story(text: str) -> StoryVerdict:
     """Judge a whole story."""
-    replay = Replay()
+    replay = StoryReplay()
     replay.read(text)
     reasons = list(replay.reasons)
     if not replay.state.facts.get("ended"):
@@ -36,10 +36,10 @@ def check_story(text: str) -> Verdict:
     elif replay.state.facts.get("problem") != "solved":
         reasons.append("the trouble was not solved")
     total = replay.parsed + replay.unparsed
-    return Verdict(not reasons, replay.parsed / total if total else 0.0, tuple(reasons))
+    return StoryVerdict(not reasons, replay.parsed / total if total else 0.0, tuple(reasons))
 
 
-class Replay:
+class StoryReplay:
     """Parser with a state: `read` takes text, `events` lists what happened, `reasons` the contradictions."""
 
     def __init__(self) -> None:

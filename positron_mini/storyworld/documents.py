@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from positron_mini.storyworld.checker import Verdict, check_story
+from positron_mini.storyworld.checker import StoryVerdict, check_story
 from positron_mini.storyworld.requests import OPENINGS, PLAIN, check_request, read_request, request_for
 from positron_mini.storyworld.tales import Story
 
@@ -33,7 +33,7 @@ def document_nats(story: Story) -> float:
     return nats
 
 
-def check_document(text: str) -> Verdict:
+def check_document(text: str) -> StoryVerdict:
     """Judge a document: its story must be consistent and, if there is a wish before it, fulfil the wish."""
     wish, _, rest = text.strip().partition("\n")
     request = read_request(wish)
@@ -42,4 +42,4 @@ def check_document(text: str) -> Verdict:
     verdict = check_story(rest)
     if check_request(request, rest):
         return verdict
-    return Verdict(False, verdict.parsed_share, (*verdict.reasons, f"the wish is not met: {wish}"))
+    return StoryVerdict(False, verdict.parsed_share, (*verdict.reasons, f"the wish is not met: {wish}"))

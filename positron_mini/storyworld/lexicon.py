@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "text"
-CHILD_KINDS = {"boy", "girl"}
 
 
 @dataclass(frozen=True, slots=True)

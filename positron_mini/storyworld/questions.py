@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from positron_mini.storyworld.checker import Replay
+from positron_mini.storyworld.checker import StoryReplay
 from positron_mini.storyworld.lexicon import lexicon
 from positron_mini.storyworld.tales import Story
 
@@ -218,7 +218,7 @@ def retellings(story: Story) -> list[Retelling]:
 
 def check_next(beginning: str, reply: str) -> bool:
     """Whether a reply can follow the beginning: it can be parsed and does not contradict the beginning."""
-    replay = Replay()
+    replay = StoryReplay()
     replay.read(beginning)
     before, known = len(replay.reasons), len(replay.events)
     replay.read(reply)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from positron_mini.storyworld.checker import Replay
+from positron_mini.storyworld.checker import StoryReplay
 from positron_mini.storyworld.tales import Split, Story, stable_number, stories
 
 # arc: (what the hero does, the event that shows it, role of the hero in it)
@@ -106,7 +106,7 @@ def requests(seed: int, n: int, split: Split = "validation") -> list[Request]:
 
 def check_request(request: Request, story_text: str) -> bool:
     """Whether a text fulfils the wish: its hero has the kind (and name), and the event happens with the named object."""
-    replay = Replay()
+    replay = StoryReplay()
     replay.read(story_text)
     hero = replay.state.cast.get(replay.state.facts.get("hero", ""))
     wanted = request.constraints

@@ -30,7 +30,7 @@ class Story:
 def tell_story(teller: Teller) -> str:
     """Let the teller tell a whole story; return the arc's name."""
     hero = opening(teller)
-    arc = ARCS[teller.one_of(len(ARCS))]
+    arc = ARCS[teller.pick(len(ARCS))]
     arc(teller, hero)
     return arc.__name__
 

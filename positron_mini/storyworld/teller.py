@@ -74,10 +74,6 @@ class Teller:
         """True with the given probability. What it decides must show in the text."""
         return self.dice.weigh((1.0 - yes, yes)) == 1
 
-    def one_of(self, count: int) -> int:
-        """Draw a number below `count`, to choose between branches of an arc."""
-        return self.dice.pick(count)
-
     # ---- telling ----
     def paragraph(self) -> None:
         """Start a new paragraph."""
@@ -103,7 +99,7 @@ class Teller:
 
     # ---- the two questions of `realise` ----
     def pick(self, count: int) -> int:
-        """A free choice of words."""
+        """Draw a number below `count`: a free choice of words, or a branch of an arc."""
         return self.dice.pick(count)
 
     def fill(self, slot: Slot) -> str:

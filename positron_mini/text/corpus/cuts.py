@@ -19,7 +19,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """A file, or a part of it with whole documents. `start` and `end` count bytes, in a .parquet file row groups."""
 
     path: Path
@@ -54,7 +54,7 @@ def _next_end(handle: BinaryIO, end: re.Pattern[bytes], at: int) -> int | None:
         at += _WINDOW_BYTES - _OVERLAP_BYTES
 
 
-def lines_before(piece: Piece) -> int:
+def lines_before(piece: FilePiece) -> int:
     """Lines of the file before the piece. Reads them, so it is for error messages only."""
     count, left = 0, piece.start
     with open(piece.path, "rb") as handle:

@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 
 from positron_mini.errors import DataError
 from positron_mini.text.corpus import reading
-from positron_mini.text.corpus.cuts import Piece, cut_points, lines_before
+from positron_mini.text.corpus.cuts import FilePiece, cut_points, lines_before
 from positron_mini.text.corpus.parquet import column_batches
 from positron_mini.text.corpus.reading import SEPARATOR, ReadStats
 
 __all__ = [
     "SEPARATOR",
-    "Piece",
+    "FilePiece",
     "ReadStats",
     "jq_command",
     "kind_of",
@@ -46,10 +46,10 @@ def read_documents(path: Path, *, stats: ReadStats, text_field: str = "text") ->
     Errors: DataError for a path that is missing, empty, unreadable or not text, with the line number if there is one.
     """
     files = _files_to_read(Path(path), stats)
-    return (text for file in files for text in read_piece(Piece(file), stats, text_field))
+    return (text for file in files for text in read_piece(FilePiece(file), stats, text_field))
 
 
-def list_pieces(path: Path, *, stats: ReadStats, piece_bytes: int) -> list[Piece]:
+def list_pieces(path: Path, *, stats: ReadStats, piece_bytes: int) -> list[FilePiece]:
     """Pieces of about `piece_bytes` that together give the documents of `read_documents`, in its order. Errors: as there."""
     return [piece for file in _files_to_read(Path(path), stats) for piece in _cut(file, piece_bytes)]
 
@@ -63,20 +63,20 @@ def _files_to_read(path: Path, stats: ReadStats) -> list[Path]:
     return files
 
 
-def _cut(path: Path, piece_bytes: int) -> list[Piece]:
+def _cut(path: Path, piece_bytes: int) -> list[FilePiece]:
     """Pieces of one file: cut at ends of stories, lines or row groups; CSV (whose quotes may span lines) and gzip are never cut."""
     kind, size = _read_as(path), path.stat().st_size
     if size <= piece_bytes or kind == "csv" or path.suffix.lower() == ".gz":
-        return [Piece(path)]
+        return [FilePiece(path)]
     with refusals(path):
         if kind == "parquet":
             return _cut_parquet(path, piece_bytes)
-        has_separator = kind == "txt" and _check_txt(Piece(path))
+        has_separator = kind == "txt" and _check_txt(FilePiece(path))
         ends = cut_points(path, {"jsonl": "lines"}.get(kind, "separators" if has_separator else "blank lines"), piece_bytes)
-        return [Piece(path, start, end, has_separator) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [FilePiece(path, start, end, has_separator) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _cut_parquet(path: Path, piece_bytes: int) -> list[Piece]:
+def _cut_parquet(path: Path, piece_bytes: int) -> list[FilePiece]:
     import pyarrow.parquet as pq
 
     pieces, start, held = [], 0, 0
@@ -85,9 +85,9 @@ def _cut_parquet(path: Path, piece_bytes: int) -> list[Piece]:
         for group in range(groups):
             held += file.metadata.row_group(group).total_byte_size
             if held >= piece_bytes or group == groups - 1:
-                pieces.append(Piece(path, start, group + 1))
+                pieces.append(FilePiece(path, start, group + 1))
                 start, held = group + 1, 0
-    return pieces or [Piece(path)]
+    return pieces or [FilePiece(path)]
 
 
 def list_files(path: Path) -> list[Path]:
@@ -139,7 +139,7 @@ def _read_as(path: Path) -> str:
     return "jsonl" if path.name.lower().removesuffix(".gz").endswith(".json") else kind_of(path) or "txt"
 
 
-def read_piece(piece: Piece, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
+def read_piece(piece: FilePiece, stats: ReadStats, text_field: str = "text") -> Iterator[str]:
     """Yield the documents of a piece, as `read_documents` does. All pieces of a file in turn give the documents of the file."""
     path, kind = piece.path, _read_as(piece.path)
     stats.files += piece.start == 0
@@ -167,7 +167,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 @contextlib.contextmanager
-def opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+def opened(piece: FilePiece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
     """Open the file at the piece's start, uncompressed; also return a function that brings `stats.source_bytes` up to date."""
     with open(piece.path, "rb") as raw:
         raw.seek(piece.start)
@@ -180,7 +180,7 @@ def opened(piece: Piece, stats: ReadStats) -> Iterator[tuple[BinaryIO, Callable[
         yield stream, update
 
 
-def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
+def _chunks(piece: FilePiece, stats: ReadStats) -> Iterator[bytes]:
     left = piece.end - piece.start if piece.end is not None else None
     with opened(piece, stats) as (stream, update):
         while chunk := stream.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
@@ -189,7 +189,7 @@ def _chunks(piece: Piece, stats: ReadStats) -> Iterator[bytes]:
             yield chunk
 
 
-def _lines(piece: Piece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
+def _lines(piece: FilePiece, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
     """Lines of a piece, numbered from 1, without the byte-order mark of the file."""
     with opened(piece, stats) as (stream, update):
         number = 0
@@ -219,7 +219,7 @@ def _check_commas(path: Path, commas: int) -> None:
 # --- formats -----------------------------------------------------------------------------------------------------------------------
 
 
-def _read_txt(piece: Piece, stats: ReadStats, _text_field: str) -> Iterator[str]:
+def _read_txt(piece: FilePiece, stats: ReadStats, _text_field: str) -> Iterator[str]:
     has_separator = _check_txt(piece) if piece.has_separator is None else piece.has_separator
     is_start = piece.start == 0
     stats.blank_line_files += is_start and not has_separator
@@ -227,7 +227,7 @@ def _read_txt(piece: Piece, stats: ReadStats, _text_field: str) -> Iterator[str]
     return reading.split_documents(piece.path, blocks, stats, has_separator=has_separator, is_start=is_start)
 
 
-def _check_txt(piece: Piece) -> bool:
+def _check_txt(piece: FilePiece) -> bool:
     """Whether a line of the text is a separator; reads no further than the first one. Errors: DataError if the file is no text."""
     unused = ReadStats()
     with opened(piece, unused) as (stream, _):
@@ -236,7 +236,7 @@ def _check_txt(piece: Piece) -> bool:
     return any(len(reading.split_at_separators(block)) > 1 for block in blocks)
 
 
-def _read_jsonl(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+def _read_jsonl(piece: FilePiece, stats: ReadStats, text_field: str) -> Iterator[str]:
     is_first = piece.start == 0
     for number, line in _lines(piece, stats):
         if line.isspace():
@@ -272,7 +272,7 @@ def jq_command(path: Path, program: str) -> str:
     return f"gzip -dc {file} | jq -c '{program}' > {made}" if path.suffix.lower() == ".gz" else f"jq -c '{program}' {file} > {made}"
 
 
-def _bad_line(piece: Piece, number: int, what: str) -> DataError:
+def _bad_line(piece: FilePiece, number: int, what: str) -> DataError:
     path, number = piece.path, lines_before(piece) + number
     fixed = f"{path.name.split('.')[0]}-fixed.jsonl"
     return DataError(f"{path}, line {number}: {what}", f"correct the line, or leave it out: sed '{number}d' '{path}' > '{fixed}'")
@@ -288,7 +288,7 @@ def _no_field(where: str, names: list[str], wanted: str) -> DataError:
     return DataError(f'{where}: no field "{wanted}"; the fields are {have}', 'name the field with the stories "text", "story" or "content"')
 
 
-def _read_csv(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+def _read_csv(piece: FilePiece, stats: ReadStats, text_field: str) -> Iterator[str]:
     path = piece.path
     with opened(piece, ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
@@ -323,7 +323,7 @@ def _bad_row(path: Path, number: int, what: str) -> DataError:
     )
 
 
-def _read_parquet(piece: Piece, stats: ReadStats, text_field: str) -> Iterator[str]:
+def _read_parquet(piece: FilePiece, stats: ReadStats, text_field: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

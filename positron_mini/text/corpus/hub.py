@@ -29,7 +29,6 @@ __all__ = [
     "Patience",
     "Source",
     "fetch_dataset",
-    "fetch_tinystories",
     "hub_reachable",
     "is_offline",
     "resolve_source",
@@ -50,11 +49,6 @@ def hub_reachable(timeout_s: float = 8.0) -> bool:
     except HubError:
         return False
     return True
-
-
-def fetch_tinystories(folder: Path, *, first_bytes: int | None = None, say: Say, patience: Patience | None = None) -> HubText:
-    """Write TinyStories, cleaned, as `folder`/tinystories.txt and tinystories-valid.txt. See `write_tinystories`."""
-    return write_tinystories(folder / "tinystories.txt", first_bytes=first_bytes, say=say, patience=patience)
 
 
 def write_tinystories(

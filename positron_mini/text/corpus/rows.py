@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from positron_mini.errors import DataError
 from positron_mini.text.corpus import reading
-from positron_mini.text.corpus.files import Piece, ReadStats, jq_command, kind_of, opened, refusals
+from positron_mini.text.corpus.files import FilePiece, ReadStats, jq_command, kind_of, opened, refusals
 from positron_mini.text.corpus.parquet import row_batches
 
 MAX_LINE_BYTES = 1 << 24
@@ -78,7 +78,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _spans_lines(path: Path) -> bool:
     """Whether a JSON value of the file spans several lines: the second line continues the first, and is no row by itself."""
-    with opened(Piece(path), ReadStats()) as (stream, _):
+    with opened(FilePiece(path), ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
         stream.seek(0)
         lines = (line for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b"") if line.strip())
@@ -105,7 +105,7 @@ def _goes_on(first: bytes, second: bytes) -> bool:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank, without a byte-order mark. Errors: DataError for one that is too long."""
-    with opened(Piece(path), ReadStats()) as (stream, _):
+    with opened(FilePiece(path), ReadStats()) as (stream, _):
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             if len(line) == MAX_LINE_BYTES:
                 raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes", "put one JSON object on each line")
@@ -149,7 +149,7 @@ def _no_constant(name: str) -> None:
 
 
 def _whole_rows(path: Path) -> Iterator[Row]:
-    with opened(Piece(path), ReadStats()) as (stream, _):
+    with opened(FilePiece(path), ReadStats()) as (stream, _):
         data = stream.read(MAX_WHOLE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
     if len(data) > MAX_WHOLE_BYTES:
         raise DataError(f"{path}: JSON of more than {MAX_WHOLE_BYTES:,} bytes that is not one object a line", jq_command(path, ".[]"))
@@ -223,7 +223,7 @@ class _Values:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    with opened(Piece(path), ReadStats()) as (stream, _):
+    with opened(FilePiece(path), ReadStats()) as (stream, _):
         reading.check_is_text(path, stream.read(reading.SAMPLE_BYTES))
         stream.seek(0)
         csv.field_size_limit(MAX_LINE_BYTES)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from positron_mini.errors import DataError
-from positron_mini.text.corpus.files import Piece, ReadStats, list_files, list_pieces, read_piece
+from positron_mini.text.corpus.files import FilePiece, ReadStats, list_files, list_pieces, read_piece
 from positron_mini.text.corpus.report import first_sentence
 from positron_mini.text.corpus.split import KeyBlock
 from positron_mini.text.tokenizer import BOS, EOS, WordEncoder
@@ -34,7 +34,7 @@ Sides = NDArray[np.uint8]  # (documents,), one of the three above each
 class Part:
     """Pieces that are read one after the other."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePiece, ...]
 
     def documents(self, stats: ReadStats) -> Iterator[str]:
         """Documents in reading order. Errors: those of reading."""
@@ -47,13 +47,13 @@ class Part:
     @classmethod
     def from_json(cls, line: str) -> Part:
         """Parse the output of `to_json`."""
-        return cls(tuple(Piece(Path(path), start, end, has_separator) for path, start, end, has_separator in json.loads(line)))
+        return cls(tuple(FilePiece(Path(path), start, end, has_separator) for path, start, end, has_separator in json.loads(line)))
 
 
 def list_parts(path: Path, stats: ReadStats) -> tuple[list[Part], int]:
     """Parts of a file or folder in reading order, and the bytes of its files. Errors: DataError if a file is no text."""
     parts: list[Part] = []
-    held: list[Piece] = []
+    held: list[FilePiece] = []
     size = 0
     for piece in list_pieces(path, stats=stats, piece_bytes=PART_BYTES):
         held.append(piece)

@@ -32,7 +32,7 @@ from positron_mini.train.speed import fastest
 
 # memory for two rows of TinyGPT at once, so that the largest product has 16 million results
 MACHINE = Machine(("cpu",), (), 4 * GIB, 2, True, "Linux", "A chip", "6.1", "2.13.0", "AVX2")
-M3 = replace(MAC, chip="Apple M3", os_version="15.5", torch_version="2.13.0")
+M3 = replace(MAC, chip="Apple M3", os_version="15.5", torch="2.13.0")
 SCOPE = Scope(steps=3, drift_steps=10, speeds=(), large=False)
 TODAY = date(2026, 11, 23)
 

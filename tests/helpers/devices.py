@@ -183,7 +183,7 @@ def ids_through_floats(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def keeper() -> Spoil:
-    """Four times the memory of each result of up to a megabyte is kept for ever, in pages of its own: what a test before freed hides none."""
+    """Four times the memory of each result of up to a megabyte is kept for ever, in pages of its own, which no freed memory hides."""
     kept: list[mmap.mmap] = []
 
     def keep(operation: Any, args: Any, kwargs: Any) -> Any:

@@ -8,8 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron_mini.config import Weights
 from positron_mini.errors import CheckpointError
-from positron_mini.fast.decoder import Decoder, quickest
+from positron_mini.fast.decoder import Decoder
 from positron_mini.model import GPT
 from positron_mini.store.checkpoint import Checkpoint, open_checkpoint, step_name
 from positron_mini.store.find import find_checkpoint, read_found
@@ -34,7 +35,7 @@ class Served:
     @cached_property
     def writer(self) -> GPT | Decoder:
         """What writes tokens soonest, made at the first answer and kept: laying out the weights anew takes as long as some tokens."""
-        return quickest(self.speaker.gpt, self.speaker.context_len)
+        return self.speaker.writer(self.speaker.context_len)
 
     @cached_property
     def longest_text(self) -> int:
@@ -42,24 +43,27 @@ class Served:
         return self.speaker.context_len * max(len(piece.text) for piece in self.speaker.tokenizer.pieces())
 
 
-def load_served(id: str, checkpoint: Checkpoint) -> Served:
-    """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError when the folder vanishes meanwhile."""
+def load_served(id: str, checkpoint: Checkpoint, weights: Weights = "f32") -> Served:
+    """The model of a checkpoint in memory, under `id`, which writes with `weights` where it can.
+
+    Errors: CheckpointError, OSError when the folder vanishes meanwhile.
+    """
     from positron_mini.chat.model import read_model
 
     created = int(checkpoint.folder.stat().st_mtime)
-    return Served(id, read_model(checkpoint), created, checkpoint.folder)
+    return Served(id, read_model(checkpoint, weights), created, checkpoint.folder)
 
 
 class Models:
     """The models that clients may name: those that stay in memory, and those of the runs that `list_folders` gives.
 
     A run `NAME` offers `NAME`, its best checkpoint when it was fine-tuned and its newest one otherwise, and `NAME@STEP` for every saved
-    step. Which ids there are is decided when the list is made: a name outside it touches no file.
+    step; their models write with `weights`. Which ids there are is decided when the list is made: a name outside it touches no file.
     """
 
-    def __init__(self, staying: Sequence[Served] = (), list_folders: Callable[[], Sequence[Path]] = list) -> None:
+    def __init__(self, staying: Sequence[Served] = (), list_folders: Callable[[], Sequence[Path]] = list, weights: Weights = "f32") -> None:
         self._staying = {served.id: served for served in staying}
-        self._list_folders = list_folders
+        self._list_folders, self._weights = list_folders, weights
         self._runs: dict[str, tuple[RunFolder, list[int]]] = {}  # with the saved steps; replaced as a whole, so any thread may read it
         self._loaded: dict[str, tuple[Path, Served]] = {}  # id -> (the folder it meant then, model), the last used one last
         self.refresh()
@@ -102,7 +106,7 @@ class Models:
         """The model, read if it has to be; for the engine's thread. Errors: CheckpointError."""
         if not self.knows(id):
             raise CheckpointError(f"there is no model {id!r:.80}", f"models: {', '.join(self.ids()) or 'none yet'}")
-        served = self.in_memory(id) or read_found(partial(self._open, id), partial(load_served, id))
+        served = self.in_memory(id) or read_found(partial(self._open, id), partial(load_served, id, weights=self._weights))
         if id not in self._staying:
             self._loaded.pop(id, None)
             self._loaded[id] = (self._folder(id), served)

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from positron_mini.config import ModelConfig, SampleConfig, from_names
+from positron_mini.config import ModelConfig, SampleConfig, Weights, from_names
 from positron_mini.errors import UsageError
 from positron_mini.text.chat_format import Message, encode_chat
 from positron_mini.text.tokenizer import EOS, Tokenizer
 
 if TYPE_CHECKING:
+    from positron_mini.fast.decoder import Decoder
     from positron_mini.generate import Generation
     from positron_mini.model import GPT
     from positron_mini.store.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ class Model:
     """A model in memory with its tokenizer. `pm.load` makes one; a model of your own needs a name, the model and a tokenizer.
 
     `name` says where it came from: the checkpoint's folder. `is_chat`: it was taught to answer. `end_ids` are the tokens that end a text.
+    `weights` int8: tokens are written with weights rounded to 8 bits; scores, exports and training always use `gpt` as it is.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Model:
     tokenizer: Tokenizer = field(repr=False)
     is_chat: bool = False
     end_ids: frozenset[int] = frozenset({EOS})
+    weights: Weights = "f32"
 
     @property
     def config(self) -> ModelConfig:
@@ -46,24 +49,47 @@ class Model:
         """Tokens that the model sees at once."""
         return self.config.context_len
 
+    def writer(self, tokens: int) -> GPT | Decoder:
+        """What writes `tokens` tokens soonest with these weights. It is made of `gpt` as it is now."""
+        from positron_mini.fast.decoder import quickest
 
-def read_model(checkpoint: Checkpoint) -> Model:
-    """Load the model of a checkpoint on the CPU, the fastest device for one small stream. Errors: CheckpointError."""
+        return quickest(self.gpt, tokens, self.weights)
+
+
+def read_model(checkpoint: Checkpoint, weights: Weights = "f32") -> Model:
+    """The model of a checkpoint, on the CPU, which is the fastest place for one small stream. Errors: CheckpointError.
+
+    It writes with f32 weights, with a logged warning, where 8-bit ones cannot be had.
+    """
     from positron_mini.store.checkpoint import load_model
 
-    return Model(str(checkpoint.folder), load_model(checkpoint), checkpoint.tokenizer, checkpoint.is_chat, checkpoint.end_ids)
+    gpt, ends = load_model(checkpoint), checkpoint.end_ids
+    return Model(str(checkpoint.folder), gpt, checkpoint.tokenizer, checkpoint.is_chat, ends, usable(weights, gpt))
 
 
-def load(path: str | Path | None = None) -> Model:
-    """Load the model of a checkpoint: a step folder, a run folder, `runs/x/latest`, or `latest.pt` as older commands spell it.
+def usable(weights: Weights, gpt: GPT) -> Weights:
+    """`weights`, or f32 where 8-bit ones cannot be had for this model; a warning then says why."""
+    from positron_mini.fast.decoder import why_not_int8
 
-    Without a path, the newest finished run in `runs` is used, as for `positron generate`. If a damaged step is passed over, a warning is
-    logged. Errors: CheckpointError, whose `hint` names the existing runs.
+    if weights == "int8" and (why := why_not_int8(gpt)):
+        log.warning("%s: writing with f32 weights, %s", gpt.name, why)
+        return "f32"
+    return weights
+
+
+def load(path: str | Path | None = None, *, weights: Weights = "f32") -> Model:
+    """The model in a checkpoint: a step folder, a run folder, `runs/x/latest`, or `latest.pt` as older commands spell it.
+
+    Without a path it is that of the newest finished run in `runs`, as for `positron generate`. With `weights` int8 its tokens are written
+    with weights rounded to 8 bits. Where a damaged step is passed over, or 8-bit weights cannot be had, a warning is logged. Errors:
+    CheckpointError, whose `hint` names the runs there are; UsageError for other weights.
     """
     from positron_mini.store.find import find_checkpoint, newest_checkpoint, read_found
 
+    if weights not in get_args(Weights):
+        raise UsageError(f"weights cannot be {weights!r}, they are {' or '.join(get_args(Weights))}", 'weights="int8"')
     find = partial(newest_checkpoint, talks=False) if path is None else partial(find_checkpoint, path)
-    return read_found(partial(find, say=log.warning), read_model)
+    return read_found(partial(find, say=log.warning), partial(read_model, weights=weights))
 
 
 def generate(model: Model, prompt: str | Sequence[int], **settings: Any) -> Generation:
@@ -106,4 +132,4 @@ def _message(given: Message | Mapping[str, str]) -> Message:
 def _written(model: Model, prompt: str | Sequence[int], config: SampleConfig) -> Generation:
     from positron_mini.generate import generate as write
 
-    return write(model.gpt, model.tokenizer, prompt, config, end_ids=model.end_ids)[0]
+    return write(model.writer(config.max_tokens), model.tokenizer, prompt, config, end_ids=model.end_ids)[0]

@@ -148,7 +148,7 @@ class ChatSession:
         config = replace(self.settings, max_tokens=prompt.room, seed=self.settings.seed + self._attempt)
         began = time.perf_counter()
         try:
-            for token in stream(speaker.gpt, speaker.tokenizer, prompt.ids, config, end_ids=speaker.end_ids):
+            for token in stream(speaker.writer(config.max_tokens), speaker.tokenizer, prompt.ids, config, end_ids=speaker.end_ids):
                 answer.elapsed_s = time.perf_counter() - began
                 answer.first_token_s = answer.first_token_s or answer.elapsed_s
                 answer.token_ids.append(token.id)
@@ -208,7 +208,7 @@ class ChatSession:
         answer, pieces = self.last, self.speaker.tokenizer.piece
         if answer is None:
             raise UsageError("there is no answer to explain", "type a question first")
-        reader = Reader(self.speaker.gpt, 1)
+        reader = Reader(self.speaker.writer(len(answer.token_ids)), 1)
         history = torch.tensor([answer.prompt.ids])  # (1, T)
         for token in answer.token_ids:
             probabilities = reader.read(history)[0].softmax(-1)  # (V,)

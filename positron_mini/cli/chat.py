@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import tyro
@@ -16,7 +17,7 @@ from positron_mini.cli.flags import note, parse
 from positron_mini.cli.repl import COMMANDS, Repl
 from positron_mini.cli.terminal import PlainKeyboard, TerminalKeyboard
 from positron_mini.cli.which import open_model
-from positron_mini.config import SampleConfig, check_ranges
+from positron_mini.config import SampleConfig, Weights, check_ranges
 from positron_mini.errors import UsageError
 
 
@@ -40,6 +41,8 @@ class ChatFlags(SampleConfig):
     """0 always takes the likeliest token; 1 draws from the model's own probabilities"""
     top_p: float = CHAT_SETTINGS.top_p
     """keep the likeliest tokens that make up this share of the probability"""
+    weights: Weights = "f32"
+    """f32, or int8: rounded to 8 bits to write sooner"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
@@ -74,7 +77,7 @@ def _open(flags: ChatFlags) -> ChatSession:
     """The chat session for the flags."""
     from positron_mini.device import set_threads
 
-    speaker = open_model(flags.ckpt, read_model, talks=True, is_terse=bool(flags.question))
+    speaker = open_model(flags.ckpt, partial(read_model, weights=flags.weights), talks=True, is_terse=bool(flags.question))
     if not speaker.is_chat:
         if flags.system is not None:
             raise UsageError(f"--system: {speaker.name} is a base model, which reads no system text", "leave --system out")

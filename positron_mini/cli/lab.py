@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--root {root}: no such folder", "--root runs")
 
     def models() -> Models:
-        found = Models(list_folders=lambda: [state.path for state in runs(root)])
+        found = Models(list_folders=lambda: [state.path for state in runs(root)], weights=flags.weights)
         count = len(found.runs())
         note(f"{count} run{'s' if count != 1 else ''} in {root}" if count else f"no runs in {root} yet: they appear when one is started")
         for run in runs(root)[:1]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Generator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from positron_mini.chat.model import Model, read_model
@@ -258,7 +259,8 @@ class Repl:
     def _speaker(self, name: str) -> Model:
         from positron_mini.store.find import find_checkpoint, read_found
 
-        return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), read_model)
+        read = partial(read_model, weights=self.session.speaker.weights)
+        return read_found(lambda: find_checkpoint(Path(name).expanduser(), say=self.note), read)
 
     def _table(self, headers: list[str], rows: list[list[str]]) -> None:
         """Show a table of untrusted text in columns that fit the terminal."""

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from positron_mini.cli.flags import note, parse
 from positron_mini.cli.terminal import print
 from positron_mini.cli.which import open_model
-from positron_mini.config import check_ranges
+from positron_mini.config import Weights, check_ranges
 from positron_mini.errors import PositronError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class NetworkFlags:
     when_full: Literal["error", "drop_oldest"] = "error"
     """what happens to a conversation or text that the context does not hold, unless a request says `truncation` itself:
     error: it is refused; drop_oldest: the oldest turns, or the beginning of the text, are left out"""
+    weights: Weights = "f32"
+    """f32, or int8: rounded to 8 bits to write sooner; scores and what the lab shows are of f32"""
     threads: int | None = None
     """CPU threads (default: all cores)"""
 
@@ -120,15 +122,16 @@ def run(argv: Sequence[str]) -> int:
 
     def read(checkpoint: Checkpoint) -> tuple[Checkpoint, Served]:
         name = flags.model_name or (run_of(checkpoint) or checkpoint.folder.resolve()).name
-        return checkpoint, load_served(name, checkpoint)
+        return checkpoint, load_served(name, checkpoint, flags.weights)
 
     def models() -> Models:
         checkpoint, served = open_model(flags.ckpt, read, talks=True)
         run_folder = run_of(checkpoint)
         _ = served.writer  # built now rather than at the first request
         kind = "a chat model" if checkpoint.is_chat else "a base model, which continues texts"
-        note(f"{checkpoint.folder}: {kind} of {checkpoint.config.parameters:,} parameters, called {served.id!r}")
-        return Models([served], lambda: [run_folder] if run_folder is not None else [])
+        what = f"{kind} of {checkpoint.config.parameters:,} parameters, called {served.id!r}"
+        note(f"{checkpoint.folder}: {what}; it writes with {served.speaker.weights} weights")
+        return Models([served], lambda: [run_folder] if run_folder is not None else [], flags.weights)
 
     return serve(flags, models)
 

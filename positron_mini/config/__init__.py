@@ -16,7 +16,7 @@ from positron_mini.config.checks import (
     parse_milestones,
 )
 from positron_mini.config.loop import RunConfig
-from positron_mini.config.sample import SampleConfig
+from positron_mini.config.sample import SampleConfig, Weights
 from positron_mini.config.sft import SFTConfig
 from positron_mini.config.shape import MAX_PARAMETERS, PRESETS, ModelConfig, Preset, preset, self_logit_std
 from positron_mini.config.train import (
@@ -39,6 +39,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "TrainConfig",
+    "Weights",
     "changed_fields",
     "check_ranges",
     "check_rates",

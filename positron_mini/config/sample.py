@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from positron_mini.config.checks import check_ranges
 from positron_mini.errors import UsageError
+
+Weights = Literal["f32", "int8"]  # what tokens are written with
 
 
 @dataclass(frozen=True)

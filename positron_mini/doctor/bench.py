@@ -21,10 +21,10 @@ import torch
 
 from positron_mini import device as devices
 from positron_mini import storyworld
-from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, model_config, preset, preset_shape
+from positron_mini.config import ModelConfig, SampleConfig, TrainConfig, Weights, model_config, preset, preset_shape
 from positron_mini.device import children
 from positron_mini.errors import PositronError, Say
-from positron_mini.fast.decoder import Decoder, Weights
+from positron_mini.fast.decoder import Decoder
 from positron_mini.fast.losses import loss_function
 from positron_mini.generate import draws
 from positron_mini.model import GPT

@@ -14,20 +14,20 @@ Shapes: N sequences, T new tokens of each, R = N * T rows, P positions already c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from positron_mini import device as devices
-from positron_mini.config import ModelConfig
+from positron_mini.config import ModelConfig, Weights
 from positron_mini.errors import UsageError
 from positron_mini.fast import decode_step as native
-from positron_mini.fast.plain import changed, is_plain
+from positron_mini.fast import why_not
+from positron_mini.fast.plain import changed
 from positron_mini.model import GPT, Attention, Block, rope_table
 
-Weights = Literal["f32", "int8"]
 REPAID_TOKENS = 16  # packing the weights pays off after about ten tokens
 BLOCK_COLUMNS = 16  # columns of a matrix per block: wider blocks are slower, narrower ones no faster
 BLOCK_ROWS = 128  # for more rows MKL is faster with the whole matrix
@@ -316,10 +316,34 @@ def has_whole_blocks(config: ModelConfig) -> bool:
     return not any(width % BLOCK_COLUMNS for width in widths)
 
 
-def quickest(model: GPT, tokens: int) -> GPT | Decoder:
-    """The faster model for generating `tokens` tokens: a Decoder of `model` where packing pays off, else `model` itself."""
-    is_covered = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
-    return Decoder(model) if tokens >= REPAID_TOKENS and is_covered and is_plain(model) else model
+def why_no_decoder(model: GPT) -> str:
+    """Why only `model` itself can write its tokens, as the rest of a sentence; empty where a Decoder can."""
+    if not all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters()):
+        return "its weights are not fp32 on the CPU"
+    why = changed(model)
+    return f"it is not the built-in model ({why})" if why else ""
+
+
+def why_not_int8(model: GPT) -> str:
+    """Why `model` cannot write with 8-bit weights, as the rest of a sentence; empty where it can.
+
+    Without the compiled step it could, by PyTorch's kernel, which rounds activations to bf16: neither exact nor fast on most CPUs.
+    """
+    if why := why_no_decoder(model):
+        return why
+    if not has_whole_blocks(model.config):
+        return f"its widths are no multiples of {BLOCK_COLUMNS}"
+    return "" if native.decode_step() is not None else f"the native kernels cannot be had ({why_not()})"
+
+
+def quickest(model: GPT, tokens: int, weights: Weights = "f32") -> GPT | Decoder:
+    """What writes `tokens` tokens soonest: a Decoder of `model` where laying out its weights is repaid, else `model` itself.
+
+    With 8-bit weights, where they can be had, a Decoder in any case: what is written must not depend on how much.
+    """
+    if weights == "int8" and not why_not_int8(model):
+        return Decoder(model, weights)
+    return Decoder(model) if tokens >= REPAID_TOKENS and not why_no_decoder(model) else model
 
 
 def useful_threads(config: ModelConfig, samples: int = 1) -> int:

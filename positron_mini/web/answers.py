@@ -52,7 +52,7 @@ class Answer:
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": orders[0].served.id,
-            "system_fingerprint": f"positron-mini-{__version__}",
+            "system_fingerprint": f"positron-mini-{__version__}-{orders[0].served.speaker.weights}",
         }
 
     def write(self, job: Job[Token]) -> Iterator[Token]:

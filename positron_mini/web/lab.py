@@ -245,6 +245,7 @@ def _model_facts(served: Served) -> dict[str, Any]:
         "context_len": config.context_len,
         "vocab_size": config.vocab_size,
         "is_chat": speaker.is_chat,
+        "weights": speaker.weights,
         "end_ids": sorted(speaker.end_ids),
         "banned_ids": sorted((tokenizer.control_ids | {UNK}) - speaker.end_ids),
     }

@@ -8,8 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron_mini.config import Weights
 from positron_mini.errors import CheckpointError
-from positron_mini.fast.decoder import Decoder, quickest
+from positron_mini.fast.decoder import Decoder
 from positron_mini.model import GPT
 from positron_mini.store.checkpoint import MANIFEST, Checkpoint, open_checkpoint, step_name
 from positron_mini.store.find import find_checkpoint, read_found
@@ -34,8 +35,8 @@ class Served:
 
     @cached_property
     def writer(self) -> GPT | Decoder:
-        """The fastest decoder of the model, made at the first answer and kept: packing the weights takes as long as a few tokens."""
-        return quickest(self.speaker.gpt, self.speaker.context_len)
+        """What writes tokens soonest, made at the first answer and kept: laying out the weights anew takes as long as some tokens."""
+        return self.speaker.writer(self.speaker.context_len)
 
     @cached_property
     def longest_text(self) -> int:
@@ -43,24 +44,27 @@ class Served:
         return self.speaker.context_len * max(len(piece.text) for piece in self.speaker.tokenizer.pieces())
 
 
-def load_served(id: str, checkpoint: Checkpoint) -> Served:
-    """The model of a checkpoint in memory, under `id`. Errors: CheckpointError, OSError if the folder is removed meanwhile."""
+def load_served(id: str, checkpoint: Checkpoint, weights: Weights = "f32") -> Served:
+    """The model of a checkpoint in memory, under `id`, which writes with `weights` where it can.
+
+    Errors: CheckpointError, OSError when the folder vanishes meanwhile.
+    """
     from positron_mini.chat.model import read_model
 
     created = int(checkpoint.folder.stat().st_mtime)
-    return Served(id, read_model(checkpoint), created, checkpoint.folder)
+    return Served(id, read_model(checkpoint, weights), created, checkpoint.folder)
 
 
 class Models:
     """The models that clients may name: those that stay in memory, and those of the runs that `list_folders` returns.
 
-    A run `NAME` offers `NAME` (its best checkpoint if it was fine-tuned, else its newest) and `NAME@STEP` for every saved step. `refresh`
-    makes the list of ids: a name that is not in it touches no file.
+    A run `NAME` offers `NAME`, its best checkpoint when it was fine-tuned and its newest one otherwise, and `NAME@STEP` for every saved
+    step; their models write with `weights`. Which ids there are is decided when the list is made: a name outside it touches no file.
     """
 
-    def __init__(self, staying: Sequence[Served] = (), list_folders: Callable[[], Sequence[Path]] = list) -> None:
+    def __init__(self, staying: Sequence[Served] = (), list_folders: Callable[[], Sequence[Path]] = list, weights: Weights = "f32") -> None:
         self._staying = {served.id: served for served in staying}
-        self._list_folders = list_folders
+        self._list_folders, self._weights = list_folders, weights
         self._runs: dict[str, tuple[RunFolder, list[int]]] = {}  # with the saved steps; replaced as a whole, so any thread may read it
         self._loaded: dict[str, tuple[Place, Served]] = {}  # id -> (what it meant when it was read, model), least recently used first
         self.refresh()
@@ -108,7 +112,7 @@ class Models:
             return self._staying[id]
         served, place = self.in_memory(id), self._place(id)  # before it is read: what changes meanwhile is then read again
         if served is None:
-            served = read_found(partial(self._open, id), partial(load_served, id))
+            served = read_found(partial(self._open, id), partial(load_served, id, weights=self._weights))
         else:
             place = self._loaded[id][0]
         self._loaded.pop(id, None)

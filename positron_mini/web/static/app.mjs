@@ -103,7 +103,7 @@ function ModelPicker({ models, checkpoint, model, choose }) {
     ${steps.length > 1 &&
     html`<${Select} name="Step" hideName value=${checkpoint.id} onChange=${choose}
       options=${steps.map((one) => ({ value: one.id, name: one.name }))} />`}
-    ${model ? html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${checkpoint.about}</span>` : html`<span class="shape" role="status">loading …</span>`}
+    ${model ? html`<span class="shape">${whole(model.parameters / 1e5) / 10} M parameters · ${checkpoint.about}${model.weights === "int8" ? " · writes with 8-bit weights" : ""}</span>` : html`<span class="shape" role="status">loading …</span>`}
     ${checkpoint.remark && html`<span class="shape">${checkpoint.remark}</span>`}
   </div>`;
 }

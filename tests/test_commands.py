@@ -91,7 +91,7 @@ def test_a_script_that_was_called_from_another_folder_says_where_its_commands_wo
     assert program() == "positron"
     for name in ("bootstrap_tiny_llm.sh", "train_incremental.sh", "sft_quickstart.sh", "ask_model.sh"):
         text = (ROOT / name).read_text()
-        assert text.index(f'export {CALLED_FROM}="$PWD"') < text.index("\ncd ")
+        assert text.index(f'export {CALLED_FROM}="$PWD"') < text.index("cd -- ")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def show_margins() -> None:
     """What rounding alone does to whole models: products in bf16, and in fp32 with 10 bits."""
     subjects = {
         "bf16": Subject("cpu", "bf16"),
-        "fp32, products of 10 bits": faulty.subject(dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", faulty.ATTENTION), faulty.ten_bits)),
+        "fp32, matmuls of 10 bits": faulty.subject(dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", faulty.ATTENTION), faulty.ten_bits)),
     }
     print("| check | " + " | ".join(subjects) + " |\n|---" + "|---" * len(subjects) + "|")
     for checks in zip(*(list(model_checks(subject)) for subject in subjects.values()), strict=True):

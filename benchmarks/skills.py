@@ -67,13 +67,13 @@ def page(records: Sequence[RunHistory], checkpoints: Sequence[Checkpoint], timed
         f"This page tests the measure itself: {len(SKILLS)} skills, {PAIRS} minimal pairs of each, {test.tokens:,} tokens in all; "
         "`positron_mini/evaluate/pairs` has them.",
         f"{datetime.date.today().isoformat()}, {machine()}. Made by `benchmarks/skills.py`.",
-        "## Who knows nothing is at chance",
+        "## A model that knows nothing is at chance",
         chance(test, records[0], prepared),
         "## Two seeds",
         seeds(points, records),
         "## What it costs",
         costs(timed),
-        "## The stories that they tell",
+        "## Their stories",
         stories(models, checkpoints, prepared),
     ]
     return "\n\n".join(parts) + "\n"
@@ -118,8 +118,8 @@ def chance(test: SkillTest, record: RunHistory, prepared: Prepared) -> str:
     local = ", ".join(title(name) for name, skill in SKILLS.items() if skill.is_local)
     note = (
         f"p: exact binomial test, two-sided. Not at chance: after Holm's correction over all skills, at {LEVEL:.0%} together. In every "
-        "unit of two pairs each wording is right once and wrong once, so counting words gives exactly one half. Neighbours can help in "
-        f"{local}; the bigram is shown for that."
+        "unit of two pairs each wording is right once and wrong once, so counting words gives exactly one half. Neighbouring words help "
+        f"in {local}; the bigram shows how much."
     )
     return "\n".join([*heads, *rows, "", note])
 
@@ -163,8 +163,8 @@ def seeds(points: Sequence[Points], records: Sequence[RunHistory]) -> str:
         f"{name}, {records[0].step:,} steps, {read:,} tokens each: {bits} bits per byte. "
         f"The 95 % intervals of {len(rows) - len(apart)} of {len(rows)} skills meet{'; apart: ' + ', '.join(apart) if apart else ''}. "
         f"McNemar's exact test on the same pairs, Holm's correction at {LEVEL:.0%} together, tells the seeds apart in: "
-        f"{', '.join(title(skill) for skill in sorted(unlike)) or 'none'}. It asks more than the intervals do: both runs answered the same "
-        "pairs, so what the choice of pairs adds is left out, and what the seed changes in a model remains."
+        f"{', '.join(title(skill) for skill in sorted(unlike)) or 'none'}. It is stricter than comparing intervals: both runs answered "
+        "the same pairs, so the choice of pairs drops out and only the effect of the seed remains."
     )
     heads = [f"| skill | {names[0]} | {names[1]} | intervals meet | p |", "|---|---|---|---|---|"]
     return "\n".join([summary, "", *heads, *rows])
@@ -209,9 +209,9 @@ def stories(models: Sequence[GPT], checkpoints: Sequence[Checkpoint], prepared: 
         rows.append(f"| stories: {kind.replace('_', ' ')} | {shares} | |")
     read = f"{found[0]['indexed_bytes'] / 1e6:.1f} MB"
     note = (
-        f"{found[0]['items']} stories each, from nothing, temperature 0.7; means. Held-out stories are of the same text, measured alike; "
-        f"copies are sought in the {read} of the training text. Varied: no run of {LOOPED_WORDS} words stands twice; own words: fewer than "
-        f"{COPIED_WORDS} words in a row stand in the training text."
+        f"{found[0]['items']} stories each, without a prompt, temperature 0.7; means. Held-out stories are of the same text, measured in "
+        f"the same way; copies are searched in the {read} of the training text. Varied: no run of {LOOPED_WORDS} words occurs twice; own words: "
+        f"no run of {COPIED_WORDS} words occurs in the training text."
     )
     return "\n".join([note, "", "| measure | first run | second run | held-out stories |", "|---|---|---|---|", *rows])
 

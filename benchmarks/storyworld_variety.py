@@ -164,12 +164,12 @@ def checked(seed: int, count: int) -> dict[str, float]:
 
 def report(record: dict[str, Any], reference: dict[str, Any] | None) -> str:
     """The page for docs/results: variety, what the checker sees, the date and the machine."""
-    lines = ["# The story world, measured", "", "Variety, beside real stories (TinyStories). Words, 4-grams and gzip are of a first"]
-    lines += ["million words and of 4 MB; duplicates are sought among all generated stories.", "", "```"]
+    lines = ["# The story world, measured", "", "Variety, beside TinyStories. Words and 4-grams are counted in the first million words,"]
+    lines += ["gzip in 4 MB; duplicates are searched among all generated stories.", "", "```"]
     lines += [f"{row[0]:<24}{row[1]:>14}{row[2]:>14}{row[3]:>14}" for row in rows(record["storyworld"], reference)]
     lines += ["```", "", "`near_duplicate_share`: stories that share half or more of their 8-grams with one other story."]
-    lines += ["`half_found_elsewhere`: stories half of whose 8-grams stand in any of the others, whichever they are.", ""]
-    lines += [f"Entropy of the choices that can be read back from the text: {record['entropy_bits_per_byte']:.4f} bits per byte.", ""]
+    lines += ["`half_found_elsewhere`: stories half of whose 8-grams occur in any of the others.", ""]
+    lines += [f"Entropy of the choices that can be recovered from the text: {record['entropy_bits_per_byte']:.4f} bits per byte.", ""]
     lines += ["Stories that the checker finds inconsistent, as written and with one fault put in:", "", "```"]
     lines += [f"{name:<24}{share:>9.1%}" for name, share in record["inconsistent"].items()]
     return "\n".join([*lines, "```", "", f"{record['date']}, {record['machine']}; seed {record['seed']}.", ""])

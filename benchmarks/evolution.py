@@ -19,11 +19,12 @@ import os
 import shutil
 from pathlib import Path
 
+from positron_mini.config.units import spell_time
 from positron_mini.export.escaping import escaped
 from positron_mini.files import write_text
 from positron_mini.report.build import write_report
 from positron_mini.report.evolution import Evolution, evolution
-from positron_mini.report.markup import duration, large
+from positron_mini.report.markup import large
 from positron_mini.report.timeline import shown_steps
 from positron_mini.store.run_logs import Sample
 
@@ -125,7 +126,7 @@ def _sentence(found: Evolution) -> str:
     last, rows = record.reports[-1], record.validations
     size = large(record.shape.parameters) if record.shape else "unknown"
     text = f"{record.config.get('config')}, {size} parameters, read {large(last.tokens)} tokens in {last.step:,} steps, "
-    text += f"{duration(last.elapsed_s)} on {escaped(record.machine)} in {record.device.get('precision')}"
+    text += f"{spell_time(last.elapsed_s)} on {escaped(record.machine)} in {record.device.get('precision')}"
     text += f", {record.started or _last_day(record.path)}"
     if not rows:
         return f"{text}."
@@ -148,7 +149,7 @@ def _device(found: Evolution) -> str:
         facts.append(f"median speed {found.tok_per_s:,.0f} tokens a second")
     if record.scoring_s:
         seconds, share = sum(record.scoring_s), sum(record.scoring_s) / record.reports[-1].elapsed_s
-        facts.append(f"scoring the skills took {duration(seconds)} at {len(record.scoring_s)} milestones, {share:.1%} of the time")
+        facts.append(f"scoring the skills took {spell_time(seconds)} at {len(record.scoring_s)} milestones, {share:.1%} of the time")
     if record.peak_bytes:
         facts.append(f"peak memory {record.peak_bytes / 1e9:.2f} GB")
     return f"{'; '.join(facts)}."

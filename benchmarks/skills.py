@@ -210,8 +210,8 @@ def stories(models: Sequence[GPT], checkpoints: Sequence[Checkpoint], prepared: 
     read = f"{found[0]['indexed_bytes'] / 1e6:.1f} MB"
     note = (
         f"{found[0]['items']} stories each, without a prompt, temperature 0.7; means. Held-out stories are of the same text, measured in "
-        f"the same way; copies are searched in the {read} of the training text. Varied: no run of {LOOPED_WORDS} words occurs twice; own words: "
-        f"no run of {COPIED_WORDS} words occurs in the training text."
+        f"the same way; copies are searched in the {read} of the training text. Varied: no run of {LOOPED_WORDS} words occurs twice; "
+        f"own words: no run of {COPIED_WORDS} words occurs in the training text."
     )
     return "\n".join([note, "", "| measure | first run | second run | held-out stories |", "|---|---|---|---|", *rows])
 

@@ -62,10 +62,3 @@ def large(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {word}"
     return f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 180:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 4 * 3_600 else f"{seconds / 3_600:.1f} h"

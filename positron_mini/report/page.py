@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from positron_mini.config.units import spell_time
 from positron_mini.report import plots
 from positron_mini.report.advice import Verdict, constant_rate
 from positron_mini.report.corpus import Corpus
 from positron_mini.report.evolution import Evolution
-from positron_mini.report.markup import amount, command_block, details, duration, esc, figure, large, pairs, section, table
+from positron_mini.report.markup import amount, command_block, details, esc, figure, large, pairs, section, table
 from positron_mini.report.parts import corpus_section, method_section, samples_section, setup_section, skills_section
 from positron_mini.store.run_history import shown_path
 
@@ -60,7 +61,7 @@ def lead(found: Evolution) -> str:
     if not record.reports:
         return f"{what}. It has not finished a step yet."
     last = record.reports[-1]
-    read = f"read {large(last.tokens)} tokens in {last.step:,} steps and {duration(last.elapsed_s)}"
+    read = f"read {large(last.tokens)} tokens in {last.step:,} steps and {spell_time(last.elapsed_s)}"
     on = f"on {esc(record.machine)} in {esc(record.device.get('precision', 'an unknown precision'))}"
     sentences = [f"{what}, {read} {on}."]
     rows = record.validations
@@ -81,7 +82,7 @@ def _key_figures(found: Evolution) -> list[tuple[str, str]]:
         figures.append(("nats per token, validation", amount(rows[-1].val_loss)))
     if record.reports:
         last = record.reports[-1]
-        figures.append(("of training", duration(last.elapsed_s)))
+        figures.append(("of training", spell_time(last.elapsed_s)))
         figures.append(("tokens read", large(last.tokens)))
     if found.skills:
         sure = sum(line.above_sure is not None for line in found.skills)
@@ -122,7 +123,7 @@ def _forecast(found: Evolution) -> str:
     again = f" The text would have been read {epochs:.1f} times by then; more text would help more." if epochs > 4 else ""
     return (
         f'<p class="note">If the curve keeps its course, {large(2 * reports[-1].tokens)} tokens instead of {large(reports[-1].tokens)}, '
-        f"{duration(2 * reports[-1].elapsed_s)} in all, would lead to about {newest * (1 - share):.2f} bits per byte.{again}</p>"
+        f"{spell_time(2 * reports[-1].elapsed_s)} in all, would lead to about {newest * (1 - share):.2f} bits per byte.{again}</p>"
     )
 
 
@@ -225,12 +226,12 @@ def _speed_facts(found: Evolution) -> list[tuple[str, str]]:
     record, speed = found.record, found.tok_per_s or 0.0
     elapsed = record.reports[-1].elapsed_s
     facts = [
-        ("training time", f"{duration(elapsed)}, validation, samples and saving included"),
+        ("training time", f"{spell_time(elapsed)}, validation, samples and saving included"),
         ("median speed", f"{speed:,.0f} tokens a second"),
     ]
     if record.scoring_s and elapsed > 0:
         scored = sum(record.scoring_s)
-        facts.append(("scoring skills", f"{duration(scored)} for {len(record.scoring_s)} milestones, {scored / elapsed:.1%} of the time"))
+        facts.append(("scoring skills", f"{spell_time(scored)} for {len(record.scoring_s)} milestones, {scored / elapsed:.1%} of the time"))
     if record.shape is not None and record.kind == "pretrain":
         flops = record.shape.flops_per_token()
         facts.append(("arithmetic", f"{flops / 1e6:,.1f} MFLOP a token forward and backward, so {speed * flops / 1e9:,.1f} GFLOP/s"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,9 @@ from positron_mini.chat_format import CHAT_TEMPLATE
 from positron_mini.checkpoint import Checkpoint
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, UsageError
-from positron_mini.model_card import MARK, model_card
+from positron_mini.model_card import model_card
 from positron_mini.opening import STORY, opening_of
-from positron_mini.ours import open_regular
+from positron_mini.ours import open_regular, read_small
 from positron_mini.tokenizer import BOS, EOS, IM_END, PAD, UNK
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ BLOCK = 32  # weights that share one scale in q8_0 and q4_0
 # the largest magnitude that each type holds; blocks keep their scale as a 16-bit float
 LARGEST = {"F32": 3.4e38, "BF16": 3.38e38, "F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_0": 8 * 65_504.0}
 TOKEN_TYPES = {"normal": 1, "unknown": 2, "control": 3, "byte": 6}  # llama.cpp's numbers
-MODELFILE_MARK = "# Positron Mini"
+MODELFILE_COMMENT, CARD_COMMENT = "# {}", "<!-- {} -->"
+SEAL = "written by positron export; an edited file is kept: "
+MAX_TEXT_BYTES = 1 << 20  # of a file that may be one of ours
 # our name inside a block -> GGUF's
 _BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
@@ -104,8 +107,8 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
     tensors = dict(_converted(ckpt.load_model(checkpoint).state_dict(), dtype, gguf, say))
     card = model_card(checkpoint, name, _gguf_use(path.name, checkpoint), library="gguf")
     beside = {
-        _free_name(path, "Modelfile", MODELFILE_MARK, say): modelfile(path.name, checkpoint),
-        _free_name(path, "README.md", MARK, say): card,
+        _free_name(path, "Modelfile", say): _sealed(modelfile(path.name, checkpoint), MODELFILE_COMMENT),
+        _free_name(path, "README.md", say): _sealed(card, CARD_COMMENT),
     }
     with _undone_on_error([path, *beside]):
         files.stream_file(path, lambda handle: _write_gguf(handle, checkpoint, name, tensors, dtype, gguf))
@@ -142,7 +145,19 @@ def _gguf_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
     _refuse_checkpoints(path.parent)
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder", "name another file, or another folder to put the file in")
+    if path.exists() and not _is_gguf_of_ours(path):
+        other = shlex.quote(str(path.with_name(f"new-{path.name}")))
+        raise UsageError(f"{path} is there already and is not from an export, so it stays", f"--out {other}")
     return path
+
+
+def _is_gguf_of_ours(path: Path) -> bool:
+    """Whether a file begins as ours do: Qwen3's shape with SentencePiece's tokenizer, which no other program writes."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as handle:
+        start = handle.read(4096)
+    return start.startswith(b"GGUF") and all(len(word).to_bytes(8, "little") + word in start for word in (b"qwen3", b"llama"))
 
 
 def _export_folder(checkpoint: Checkpoint) -> Path:
@@ -150,8 +165,10 @@ def _export_folder(checkpoint: Checkpoint) -> Path:
 
 
 def _refuse_checkpoints(folder: Path) -> None:
-    """Nothing, or UsageError when `folder` is or lies in a checkpoint: a new README would contradict its manifest."""
+    """Nothing, or UsageError when `folder` is or lies in a checkpoint, whose manifest a new README would contradict, or in a file."""
     for place in (folder, *folder.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"--out: {place} is a file, not a folder", "--out export")
         if (place / ckpt.MANIFEST).is_file():
             raise UsageError(f"--out lies in {place}, which is a checkpoint and stays as it is", "--out export")
 
@@ -254,7 +271,7 @@ def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
     else:
         template, stops = "{{ .Prompt }}", 'PARAMETER stop "</s>"\n'
     return (
-        f"{MODELFILE_MARK}: ollama create {name} -f Modelfile\n"
+        f"# Positron Mini: ollama create {name} -f Modelfile\n"
         f"FROM ./{gguf_name}\nTEMPLATE {template}\n{stops}"
         f"PARAMETER num_ctx {checkpoint.config.context_len}\nPARAMETER temperature 0.7\n"
     )
@@ -307,12 +324,17 @@ def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder holds the files of its manifest and nothing else, has no training state and is not a step of a run."""
+    """Whether a folder holds the files of its manifest, unchanged, and nothing else; a training state and steps of a run are no exports."""
     if not (folder / ckpt.MANIFEST).is_file() or ckpt.step_number(folder.resolve().name) is not None:
         return False
     listed = set(ckpt.read_manifest(folder)) | {ckpt.MANIFEST}
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    return listed == there and ckpt.STATE_FILE not in listed
+    if listed != there or ckpt.STATE_FILE in listed:
+        return False
+    with contextlib.suppress(PositronError):  # a file was edited
+        ckpt.verify(folder)
+        return True
+    return False
 
 
 def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
@@ -335,22 +357,28 @@ def _folder_use(checkpoint: Checkpoint) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _free_name(gguf_path: Path, name: str, mark: str, say: Say) -> Path:
-    """Where a file named `name` may be written beside the GGUF file: there, unless somebody else's file has that name."""
-    place = gguf_path.with_name(name)
-    if not place.exists():
-        return place
+def _free_name(gguf_path: Path, name: str, say: Say) -> Path:
+    """Where a file named `name` may be written beside the GGUF file: there, unless what has that name is somebody's or was edited."""
+    place, number = gguf_path.with_name(name), 1
     with files.translate_os_errors(f"reading {place}"):
-        if place.is_file() and mark in _beginning(place):
-            return place
-    other = gguf_path.with_name(f"{gguf_path.stem}.{name}")
-    say(f"{place} is not from an export and stays; writing {other.name}")
-    return other
+        while os.path.lexists(place) and not _is_untouched(place):
+            other = place.with_name(f"{gguf_path.stem}{f'-{number}' if number > 1 else ''}.{name}")
+            say(f"{place} is not as an export wrote it and stays; writing {other.name}")
+            place, number = other, number + 1
+    return place
 
 
-def _beginning(path: Path) -> str:
-    with open_regular(path) as handle:
-        return handle.read(400).decode("utf-8", "replace")
+def _sealed(text: str, comment: str) -> str:
+    """The text with a last line that says what it was when it was written, so that an edited one is told from it."""
+    return text + comment.format(SEAL + hashlib.sha256(text.encode()).hexdigest()[:16]) + "\n"
+
+
+def _is_untouched(path: Path) -> bool:
+    """Whether a file stands as an export wrote it: its last line fits the lines before."""
+    if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+        return False
+    text, _, last = read_small(path, MAX_TEXT_BYTES).decode("utf-8", "replace").removesuffix("\n").rpartition("\n")
+    return any(f"{text}\n{last}\n" == _sealed(f"{text}\n", comment) for comment in (MODELFILE_COMMENT, CARD_COMMENT))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from positron_mini.store.run_record import RunRecord, read_record
 from positron_mini.tokenizer import IM_END
 
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
-MARK = json.dumps(CARD_TAGS[0])  # stands in the first lines of every card of ours
 
 
 def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:

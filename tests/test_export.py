@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -262,6 +263,43 @@ def test_a_model_of_somebody_else_is_not_replaced(base: Checkpoint, tmp_path: Pa
     assert export_gguf(base, Path(shlex.split(caught.value.hint)[1])).path.stem == f"{first.stem}-2"
 
 
+@pytest.mark.parametrize("name", ["Modelfile", "README.md"])
+def test_an_edited_file_beside_an_export_is_kept_by_every_later_one(base: Checkpoint, tmp_path: Path, name: str) -> None:
+    export_gguf(base, tmp_path / "o" / "m.gguf")
+    mine = (tmp_path / "o" / name).read_text().replace("0.7", "0.2") + "A line of mine.\n"
+    (tmp_path / "o" / name).write_text(mine)
+    written = []
+    for _ in range(3):
+        done = export_gguf(base, tmp_path / "o" / "m.gguf")
+        other = next(path for path in done.beside if path.name.endswith(name))
+        written.append(other.name)
+        if len(written) == 2:
+            other.write_text("mine too\n")
+    assert written == [f"m.{name}", f"m.{name}", f"m-2.{name}"]
+    assert (tmp_path / "o" / name).read_text() == mine and (tmp_path / "o" / f"m.{name}").read_text() == "mine too\n"
+
+
+def test_an_edited_card_in_an_exported_folder_is_kept(base: Checkpoint, tmp_path: Path) -> None:
+    export_huggingface(base, tmp_path / "o")
+    export_huggingface(base, tmp_path / "o")
+    with open(tmp_path / "o" / "README.md", "a") as card:
+        card.write("A line of mine.\n")
+    with pytest.raises(UsageError, match="stays as it is"):
+        export_huggingface(base, tmp_path / "o")
+    assert (tmp_path / "o" / "README.md").read_text().endswith("A line of mine.\n")
+
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+def test_out_below_a_file_is_refused_in_one_sentence(base: Checkpoint, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "my.txt").write_text("mine")
+    for out in (tmp_path / "my.txt" / "x", tmp_path / "my.txt" / "y" / "x.gguf"):
+        done = positron("export", "--ckpt", base.folder, "--format", kind, "--out", out)
+        assert (done.code, done.sentence) == (2, f"--out: {tmp_path / 'my.txt'} is a file, not a folder")
+    assert positron("export", "--ckpt", base.folder, "--format", kind, "--out", tmp_path / "my.txt").code == 2
+    assert (tmp_path / "my.txt").read_text() == "mine"
+
+
 def test_without_the_package_there_is_one_sentence_and_how_to_get_it(base: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     result = positron("export", "--ckpt", base.folder)
@@ -275,7 +313,9 @@ def test_without_the_package_there_is_one_sentence_and_how_to_get_it(base: Check
 
 def test_the_modelfile_of_a_base_model_passes_the_prompt_on(base: Checkpoint, tmp_path: Path) -> None:
     export_gguf(base, tmp_path / "o")
-    assert (tmp_path / "o" / "Modelfile").read_text() == (
+    *lines, sealed = (tmp_path / "o" / "Modelfile").read_text().splitlines(keepends=True)
+    assert sealed == f"# written by positron export; an edited file is kept: {hashlib.sha256(''.join(lines).encode()).hexdigest()[:16]}\n"
+    assert "".join(lines) == (
         "# Positron Mini: ollama create positron-mini-1m-base-v1.0 -f Modelfile\n"
         "FROM ./Positron-Mini-1M-Base-v1.0-Q8_0.gguf\n"
         "TEMPLATE {{ .Prompt }}\n"

@@ -20,7 +20,6 @@ from positron_mini.text.corpus.note import note_of
 from positron_mini.text.tokenizer import IM_END
 
 CARD_TAGS = ("positron-mini", "qwen3", "small-language-model")
-MARK = json.dumps(CARD_TAGS[0])  # in the first lines of every card that this program writes
 
 
 def card_head(title: str, config: ModelConfig, does: str, facts: dict[str, Any], *, library: str = "transformers") -> str:

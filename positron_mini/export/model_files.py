@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from positron_mini import files
 from positron_mini.config import ModelConfig
 from positron_mini.errors import PositronError, Say, UsageError
-from positron_mini.export.card import MARK, model_card
+from positron_mini.export.card import model_card
+from positron_mini.export.kept import CARD_COMMENT, MODELFILE_COMMENT, free_name, sealed, undone_on_error
 from positron_mini.own_files import open_regular
 from positron_mini.store import checkpoint as ckpt
 from positron_mini.store.checkpoint import Checkpoint
@@ -46,7 +47,6 @@ BLOCK = 32  # weights that share one scale in q8_0 and q4_0
 # the largest magnitude that each type holds; blocks keep their scale as a 16-bit float
 LARGEST = {"F32": 3.4e38, "BF16": 3.38e38, "F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_0": 8 * 65_504.0}
 TOKEN_TYPES = {"normal": 1, "unknown": 2, "control": 3, "byte": 6}  # llama.cpp's numbers
-MODELFILE_MARK = "# Positron Mini"
 # our name inside a block -> GGUF's
 _BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
@@ -106,10 +106,10 @@ def export_gguf(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = "q8_0",
     tensors = dict(_converted(ckpt.load_model(checkpoint).state_dict(), dtype, gguf, say))
     card = model_card(checkpoint, name, _gguf_use(path.name, checkpoint), library="gguf")
     beside = {
-        _free_name(path, "Modelfile", MODELFILE_MARK, say): modelfile(path.name, checkpoint),
-        _free_name(path, "README.md", MARK, say): card,
+        free_name(path, "Modelfile", say): sealed(modelfile(path.name, checkpoint), MODELFILE_COMMENT),
+        free_name(path, "README.md", say): sealed(card, CARD_COMMENT),
     }
-    with _undone_on_error([path, *beside]):
+    with undone_on_error([path, *beside]):
         files.stream_file(path, lambda handle: _write_gguf(handle, checkpoint, name, tensors, dtype, gguf))
         for place, text in beside.items():
             files.write_text(place, text)
@@ -170,8 +170,10 @@ def _export_folder(checkpoint: Checkpoint) -> Path:
 
 
 def _refuse_checkpoints(folder: Path) -> None:
-    """Raise UsageError if `folder` is or lies in a checkpoint: a new README would contradict its manifest."""
+    """Raise UsageError if `folder` is or lies in a checkpoint, whose manifest a new README would contradict, or in a file."""
     for place in (folder, *folder.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"--out: {place} is a file, not a folder", "--out export")
         if (place / ckpt.MANIFEST).is_file():
             raise UsageError(f"--out lies in {place}, which is a checkpoint and stays as it is", "--out export")
 
@@ -274,7 +276,7 @@ def modelfile(gguf_name: str, checkpoint: Checkpoint) -> str:
     else:
         template, stops = "{{ .Prompt }}", 'PARAMETER stop "</s>"\n'
     return (
-        f"{MODELFILE_MARK}: ollama create {name} -f Modelfile\n"
+        f"# Positron Mini: ollama create {name} -f Modelfile\n"
         f"FROM ./{gguf_name}\nTEMPLATE {template}\n{stops}"
         f"PARAMETER num_ctx {checkpoint.config.context_len}\nPARAMETER temperature 0.7\n"
     )
@@ -306,7 +308,7 @@ def export_huggingface(checkpoint: Checkpoint, out: Path | None, dtype: Dtype = 
     kind = str(types[dtype]).removeprefix("torch.")
     settings = {**json.loads(texts["config.json"]), "dtype": kind, "torch_dtype": kind}
     texts["config.json"] = files.json_text(settings).encode()
-    with _undone_on_error([path]), files.atomic_folder(path, ckpt.FILES.__contains__) as temporary:
+    with undone_on_error([path]), files.atomic_folder(path, ckpt.FILES.__contains__) as temporary:
         for file, data in {**texts, ckpt.MODEL_FILE: ckpt.tensor_bytes(weights)}.items():
             files.write_bytes(temporary / file, data)
         ckpt.write_manifest(temporary)
@@ -327,12 +329,17 @@ def _folder_path(checkpoint: Checkpoint, out: Path | None, name: str) -> Path:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder holds exactly the files of its manifest, has no training state and is not a step of a run."""
+    """Whether a folder holds the files of its manifest, unchanged, and nothing else; a training state and steps of a run are no exports."""
     if not (folder / ckpt.MANIFEST).is_file() or ckpt.step_number(folder.resolve().name) is not None:
         return False
     listed = set(ckpt.read_manifest(folder)) | {ckpt.MANIFEST}
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    return listed == there and ckpt.STATE_FILE not in listed
+    if listed != there or ckpt.STATE_FILE in listed:
+        return False
+    with contextlib.suppress(PositronError):  # a file was edited
+        ckpt.verify(folder)
+        return True
+    return False
 
 
 def _gguf_use(name: str, checkpoint: Checkpoint) -> str:
@@ -350,41 +357,3 @@ def _folder_use(checkpoint: Checkpoint) -> str:
         f"```\npositron {verb} --ckpt FOLDER\n{shlex.join(['mlx_lm.generate', '--model', 'FOLDER', '--prompt', prompt])}\n```\n\n"
         f"In transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.{ending}\n"
     )
-
-
-# --- files ------------------------------------------------------------------------------------------------------------------------------
-
-
-def _free_name(gguf_path: Path, name: str, mark: str, say: Say) -> Path:
-    """The path for a file named `name` beside the GGUF file; another name if a file that is not ours has this one."""
-    place = gguf_path.with_name(name)
-    if not place.exists():
-        return place
-    with files.translate_os_errors(f"reading {place}"):
-        if place.is_file() and mark in _beginning(place):
-            return place
-    other = gguf_path.with_name(f"{gguf_path.stem}.{name}")
-    say(f"{place} is not from an export and stays; writing {other.name}")
-    return other
-
-
-def _beginning(path: Path) -> str:
-    with open_regular(path) as handle:
-        return handle.read(400).decode("utf-8", "replace")
-
-
-@contextlib.contextmanager
-def _undone_on_error(paths: Sequence[Path]) -> Iterator[None]:
-    """A context that, on an error, removes the files of `paths` and folders that did not exist before. Existing files stay complete."""
-    new = [path for path in paths if not path.exists()]
-    parents = [parent for parent in paths[0].absolute().parents if not parent.exists()]  # innermost first
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            if not path.is_dir():
-                path.unlink(missing_ok=True)
-        for parent in parents:
-            with contextlib.suppress(OSError):  # not made, or it holds somebody else's file
-                parent.rmdir()
-        raise

@@ -55,6 +55,8 @@ SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 HISTORY = "history"
 # flags of a turn, or of all turns of a row, and whether true means that it is learned
 FLAGS = {"weight": True, "train": True, "loss": True, "mask": False, "masked": False}
+# the same in words, as tables have them; an empty cell says nothing
+YES_NO = {"": None, "0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 
 
 class WrongRow(Exception):
@@ -265,9 +267,10 @@ def _flag(item: dict[str, Any], where: str, *, is_strict: bool) -> tuple[bool, s
     found: dict[str, bool] = {}
     for name, says_learned in FLAGS.items():
         value = item.get(name)
+        value = YES_NO.get(value.strip().lower(), value) if isinstance(value, str) else value
         if value is None:
             continue
-        if value in (0, 1) and not isinstance(value, str):  # true and false equal 1 and 0
+        if value in (0, 1):  # true and false equal 1 and 0
             found[name] = bool(value) == says_learned
         elif is_strict:
             raise WrongRow(f'the "{name}" of {where} is neither 0 nor 1, true nor false')

@@ -16,7 +16,7 @@ from positron_mini.cli.commands import COMMANDS
 from positron_mini.cli.hints import fitting
 from positron_mini.cli.spelling import here
 from positron_mini.cli.terminal import marked, open_streams
-from positron_mini.errors import Interrupted, PositronError
+from positron_mini.errors import FULL_DISK, Interrupted, PositronError
 
 
 def top_help() -> str:
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error):
             hint = "close other programs, use a smaller model, or --micro_batch, or --context_len"
             return _show("out of memory", fitting(hint, words), 5)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return _show(f"no space left for what is written ({error.strerror})", "free some space, then start the same command again", 4)
         return _show(f"unexpected {type(error).__name__}: {error}", "run it again with --debug and report what it prints", 1)
 
 

@@ -11,7 +11,7 @@ from positron_mini.cli.flags import note, parse, print_json
 from positron_mini.cli.terminal import print
 from positron_mini.cli.which import open_model, with_model
 from positron_mini.config import DEFAULT_TEXT, check_ranges
-from positron_mini.errors import UsageError
+from positron_mini.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from positron_mini.model import GPT
@@ -139,7 +139,9 @@ def evaluate_text(flags: EvalFlags, text: str) -> int:
     from positron_mini.text.corpus.files import ReadStats, read_documents
 
     checkpoint, model = open_model(flags.ckpt, with_model)
-    documents = list(read_documents(Path(text), stats=ReadStats()))
+    documents = [document for document in read_documents(Path(text), stats=ReadStats()) if document.strip()]
+    if not documents:
+        raise DataError(f"{text}: it holds no text", "give a text with stories separated by a line <|endoftext|>")
     set_threads(flags.threads)
     score = score_texts(model, checkpoint.tokenizer, documents)
     result = {

@@ -18,8 +18,8 @@ def fitting(hint: str, words: Sequence[str]) -> str:
     if command.split(" ")[0] not in COMMANDS or "--" not in hint:
         return hint
     kept: list[str] = []
-    for clause in _CLAUSES.findall(hint):
-        explains = clause.lstrip().startswith("(")  # explains the clause before it, and is dropped with it
+    for at, clause in enumerate(_CLAUSES.findall(hint)):
+        explains = at > 0 and clause.lstrip().startswith("(")  # explains the clause before it, and is dropped with it
         if not (explains and not kept) and not _own_flags(clause) - {"debug", "help"} - flags_of(command):
             kept.append(clause)
     return re.sub(r"([,;]? +or|[,;])? *$", "", "".join(kept)) or f"positron {command} -h"

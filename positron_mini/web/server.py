@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import socket
@@ -32,7 +33,9 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise UsageError(f"cannot listen on {host} port {port} ({error.strerror or error})", "--port 0 takes any free port") from error
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = "--port 0 takes any free port" if is_port else "--host 127.0.0.1 is this machine alone"
+        raise UsageError(f"cannot listen on {host} port {port} ({error.strerror or error})", hint) from error
 
 
 def address_of(listener: socket.socket) -> str:
